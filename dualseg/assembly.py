@@ -1,0 +1,127 @@
+"""From a resolved configuration to objects: the one place that knows both. Everything it builds takes plain arguments."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from hydra.utils import instantiate
+from torch import nn
+
+from dualseg.data import SemiSupervisedDataModule
+from dualseg.data.volumes import VolumeSource
+from dualseg.inference import SlidingWindow
+from dualseg.methods import SegmentationMethod
+from dualseg.runs.callbacks import Checkpoints, ProgressBar, SliceWriter, Throughput
+from dualseg.runs.checkpoints import AtomicCheckpointIO
+from dualseg.runs.curves import CurveLogger
+from dualseg.runs.folder import RunFolder
+
+Config = Mapping[str, Any]
+
+
+def build_source(config: Config) -> VolumeSource:
+    """`data.source`."""
+    return instantiate(config["data"]["source"])
+
+
+def build_data(config: Config) -> SemiSupervisedDataModule:
+    """`data` and `batch`."""
+    settings = {k: v for k, v in config["data"].items() if k not in ("name", "root", "source", "stride", "augmentation")}
+    augmentation = config["data"]["augmentation"]
+    return SemiSupervisedDataModule(
+        build_source(config),
+        augmentation=instantiate(augmentation) if augmentation else (),
+        labeled_per_batch=config["batch"]["labeled"],
+        unlabeled_per_batch=config["batch"]["unlabeled"],
+        seed=config["seed"],
+        **settings,
+    )
+
+
+def build_networks(config: Config, source: VolumeSource) -> dict[str, nn.Module]:
+    """`networks`: the initial weights are a function of the seed alone."""
+    pl.seed_everything(config["seed"], verbose=False)
+    shape = {"in_channels": source.channels, "num_classes": len(source.class_names)}
+    return {
+        name: instantiate({k: v for k, v in network.items() if k != "architecture"}, **shape)
+        for name, network in config["networks"].items()
+    }
+
+
+def build_sliding_window(config: Config) -> SlidingWindow:
+    """`inference`, with the patch and stride of `data`."""
+    return SlidingWindow(
+        config["data"]["patch_size"],
+        config["data"]["stride"],
+        config["inference"]["batch_size"],
+        torch.channels_last_3d if config["trainer"]["channels_last"] else torch.contiguous_format,
+    )
+
+
+def build_method(config: Config, source: VolumeSource) -> SegmentationMethod:
+    """`method` with its `networks`."""
+    settings = {k: v for k, v in config["method"].items() if k != "name"}
+    # _convert_=all: the networks and plain containers arrive as they are
+    return instantiate(
+        settings,
+        networks=build_networks(config, source),
+        class_names=source.class_names,
+        sliding_window=build_sliding_window(config),
+        seed=config["seed"],
+        distance_unit=config["inference"]["distance_unit"],
+        _convert_="all",
+    )
+
+
+def build_trainer(config: Config, folder: RunFolder, resumed_at: int, resume_command: str) -> pl.Trainer:
+    """`trainer` and `logger`, writing into the run folder."""
+    settings = config["trainer"]
+    iterations, validate_every = settings["max_iterations"], settings["validate_every"]
+    loggers = [CurveLogger(folder.curves_file, resumed_at)]
+    if config["logger"]:
+        loggers.append(instantiate(config["logger"], save_dir=str(folder.curves_file.parent)))
+    callbacks = [
+        Checkpoints(folder.checkpoints, settings["checkpoint_every"], settings["checkpoints_kept"], resume_command),
+        Throughput(),
+        SliceWriter(folder.slices),
+    ]
+    if settings["progress_bar"]:
+        callbacks.append(ProgressBar())
+    return pl.Trainer(
+        max_steps=iterations,
+        max_epochs=1,  # the sample stream of a run is one epoch: iterations are the unit
+        val_check_interval=min(validate_every or iterations, iterations),
+        limit_val_batches=1.0 if validate_every else 0,
+        num_sanity_val_steps=0,
+        log_every_n_steps=min(settings["log_every"], iterations),
+        accelerator=settings["accelerator"],
+        devices=settings["devices"],
+        strategy=settings["strategy"],
+        precision=settings["precision"],
+        use_distributed_sampler=False,
+        logger=loggers,
+        callbacks=callbacks,
+        plugins=[AtomicCheckpointIO()],
+        enable_checkpointing=False,
+        enable_progress_bar=settings["progress_bar"],
+        enable_model_summary=False,
+        default_root_dir=str(folder.path),
+    )
+
+
+def build_evaluator(config: Config, progress_bar: bool, callbacks: list[pl.Callback], default_root_dir: Path) -> pl.Trainer:
+    """A trainer that only evaluates, on one device."""
+    settings = config["trainer"]
+    return pl.Trainer(
+        accelerator=settings["accelerator"],
+        devices=1,
+        precision=settings["precision"],
+        logger=False,
+        callbacks=callbacks,
+        enable_checkpointing=False,
+        enable_progress_bar=progress_bar,
+        enable_model_summary=False,
+        default_root_dir=str(default_root_dir),
+    )

@@ -1,0 +1,225 @@
+"""Volumes -> batches: labeled and unlabeled patches mixed, iteration by iteration."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from monai.transforms import MapTransform
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from dualseg.data.reading import EvaluationVolume, VolumeReader, fingerprint
+from dualseg.data.sampling import IterationBatchSampler, SampleKey, case_index, sample_seed
+from dualseg.data.splits import Split, split_cases
+from dualseg.data.transforms import training_transform
+from dualseg.data.volumes import VolumeSource
+from dualseg.errors import DualsegError
+
+PATCH_MULTIPLE = 16
+LABELED, UNLABELED = 0, 1  # the two sample streams
+
+
+class PatchDataset(Dataset[dict[str, Any]]):
+    """One random patch per `SampleKey`, a pure function of (seed, key).
+
+    Args:
+        volumes: case -> (image (C, w, h, d), label (w, h, d) or None), in memory.
+        split: which cases feed which stream.
+        labeled, unlabeled: size of the halves of the global batch.
+    """
+
+    def __init__(
+        self,
+        volumes: dict[str, tuple[Tensor, Tensor | None]],
+        split: Split,
+        labeled: int,
+        unlabeled: int,
+        patch_size: Sequence[int],
+        augmentation: Sequence[MapTransform],
+        seed: int,
+    ) -> None:
+        self.volumes = volumes
+        self.split = split
+        self.labeled, self.unlabeled = labeled, unlabeled
+        self.transform = training_transform(patch_size, augmentation)
+        self.seed = seed
+
+    def __getitem__(self, key: SampleKey) -> dict[str, Any]:
+        if key.position < self.labeled:
+            draw = key.iteration * self.labeled + key.position
+            case = self.split.labeled[case_index(self.seed, LABELED, draw, len(self.split.labeled))]
+        else:
+            draw = key.iteration * self.unlabeled + key.position - self.labeled
+            case = self.split.unlabeled[case_index(self.seed, UNLABELED, draw, len(self.split.unlabeled))]
+        image, label = self.volumes[case]
+        sample = {"image": image} if label is None else {"image": image, "label": label[None]}
+        self.transform.set_random_state(seed=sample_seed(self.seed, key))
+        patch = self.transform(sample)
+        # contiguous plain tensors: MONAI's MetaTensors are slow to send between processes
+        result: dict[str, Any] = {"case": case, "image": patch["image"].as_tensor().contiguous()}
+        if label is not None:
+            result["label"] = patch["label"].as_tensor()[0].long()
+        return result
+
+
+def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """{"image": (N, C, W, H, D) float32, "label": (N_l, W, H, D) int64, "case": N names}, labeled samples first."""
+    return {
+        "image": torch.stack([sample["image"] for sample in samples]),
+        "label": torch.stack([sample["label"] for sample in samples if "label" in sample]),
+        "case": [sample["case"] for sample in samples],
+    }
+
+
+class EvaluationDataset(Dataset[EvaluationVolume]):
+    """Whole volumes with their labels, read one at a time; kept in memory where they come again (`cache`)."""
+
+    def __init__(self, reader: VolumeReader, cases: Sequence[str], cache: bool) -> None:
+        self.reader, self.cases = reader, cases
+        self.cache: dict[int, EvaluationVolume] | None = {} if cache else None
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def __getitem__(self, index: int) -> EvaluationVolume:
+        if self.cache is not None and index in self.cache:
+            return self.cache[index]
+        volume = self.reader.read_evaluation(self.cases[index], index)
+        if self.cache is not None:
+            self.cache[index] = volume
+        return volume
+
+
+class SemiSupervisedDataModule(pl.LightningDataModule):
+    """Mixes labeled and unlabeled patches into every batch; validation and test give whole volumes.
+
+    All training volumes are read, checked and hashed once, before the first iteration, and then stay in memory.
+    Labels of unlabeled cases are never opened. The trainer's `max_steps` is the length of the run.
+
+    Args:
+        source: the dataset.
+        patch_size: training patch, voxels of the (down-sampled) grid, multiples of 16.
+        labeled, labeled_ratio, held_out_validation, held_out_test: see `split_cases`.
+        labeled_per_batch, unlabeled_per_batch: halves of the global batch, over all ranks together.
+        downsample: see `VolumeReader`.
+        augmentation: MONAI dictionary transforms on "image" and "label", applied before the random crop.
+        num_workers: processes that prepare batches; the stream does not depend on it.
+        seed: of the sample stream.
+
+    Raises:
+        DualsegError: impossible patch, split or batch; unreadable or invalid volumes (in `setup`).
+    """
+
+    def __init__(
+        self,
+        source: VolumeSource,
+        patch_size: Sequence[int],
+        labeled: int | None = None,
+        labeled_ratio: float | None = None,
+        held_out_validation: int = 0,
+        held_out_test: int = 0,
+        labeled_per_batch: int = 2,
+        unlabeled_per_batch: int = 2,
+        downsample: float = 1.0,
+        augmentation: Sequence[MapTransform] = (),
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if len(patch_size) != 3 or any(size < 1 or size % PATCH_MULTIPLE for size in patch_size):
+            mend = [max(PATCH_MULTIPLE, round(size / PATCH_MULTIPLE) * PATCH_MULTIPLE) for size in patch_size]
+            raise DualsegError(f"data.patch_size={list(patch_size)}: needs three multiples of 16, for example {mend}.")
+        if labeled_per_batch < 1 or unlabeled_per_batch < 0:
+            raise DualsegError(f"batch.labeled={labeled_per_batch}, batch.unlabeled={unlabeled_per_batch}: need at least 1 and 0.")
+        self.source = source
+        self.patch_size = tuple(patch_size)
+        self.labeled_per_batch, self.unlabeled_per_batch = labeled_per_batch, unlabeled_per_batch
+        self.augmentation = list(augmentation)
+        self.num_workers = num_workers
+        self.seed = seed
+        self.reader = VolumeReader(source, downsample)
+        self.split = split_cases(
+            source.train_cases, source.test_cases, labeled, labeled_ratio, held_out_validation, held_out_test
+        )
+        if unlabeled_per_batch and not self.split.unlabeled:
+            raise DualsegError(
+                f"data.labeled={len(self.split.labeled)}: leaves no unlabeled volume, but the method takes "
+                f"{unlabeled_per_batch} per batch; lower data.labeled or use method=supervised."
+            )
+        self.volumes: dict[str, tuple[Tensor, Tensor | None]] = {}
+        self._validation: EvaluationDataset | None = None
+
+    @property
+    def cases_used(self) -> dict[str, int]:
+        """Number of cases of each role that this run reads."""
+        return {
+            "labeled": len(self.split.labeled),
+            "unlabeled": len(self.split.unlabeled) if self.unlabeled_per_batch else 0,
+            "validation": len(self.split.validation),
+            "test": len(self.split.test),
+        }
+
+    def setup(self, stage: str) -> None:
+        if stage != "fit" or self.volumes:
+            return
+        unlabeled = self.split.unlabeled if self.unlabeled_per_batch else ()
+        for case in tqdm([*self.split.labeled, *unlabeled], desc="Reading volumes", leave=False):
+            labeled = len(self.volumes) < len(self.split.labeled)
+            self.volumes[case] = self.reader.read_pair(case) if labeled else (self.reader.read_image(case), None)
+        self._validation = EvaluationDataset(self.reader, self.split.validation, cache=True)
+
+    def fingerprint(self) -> str:
+        """Hash of the training data that was read; after `setup("fit")`."""
+        return fingerprint(self.volumes)
+
+    def train_dataloader(self) -> DataLoader[dict[str, Any]]:
+        if self.trainer is None or self.trainer.max_steps < 1:
+            raise DualsegError("trainer.max_iterations (pl.Trainer(max_steps=...)): the length of a run is not given.")
+        world_size = self.trainer.world_size
+        for key, size in (("labeled", self.labeled_per_batch), ("unlabeled", self.unlabeled_per_batch)):
+            if size % world_size:
+                raise DualsegError(f"batch.{key}={size} cannot be dealt out evenly to {world_size} processes; make it a multiple.")
+        # the loops are restored before the loaders are built: a resumed run goes on with the next iteration's batch
+        sampler = IterationBatchSampler(
+            self.labeled_per_batch,
+            self.unlabeled_per_batch,
+            start=self.trainer.global_step,
+            stop=self.trainer.max_steps,
+            rank=self.trainer.global_rank,
+            world_size=world_size,
+        )
+        dataset = PatchDataset(
+            self.volumes,
+            self.split,
+            self.labeled_per_batch,
+            self.unlabeled_per_batch,
+            self.patch_size,
+            self.augmentation,
+            self.seed,
+        )
+        return DataLoader(
+            dataset,
+            batch_sampler=sampler,
+            collate_fn=collate,
+            num_workers=self.num_workers,
+            pin_memory=self.trainer.strategy.root_device.type == "cuda",
+        )
+
+    def val_dataloader(self) -> DataLoader[EvaluationVolume] | list[Any]:
+        if self._validation is None:
+            self._validation = EvaluationDataset(self.reader, self.split.validation, cache=True)
+        return self._evaluation_loader(self._validation)
+
+    def test_dataloader(self) -> DataLoader[EvaluationVolume] | list[Any]:
+        return self._evaluation_loader(EvaluationDataset(self.reader, self.split.test, cache=False))
+
+    def _evaluation_loader(self, dataset: EvaluationDataset) -> DataLoader[EvaluationVolume] | list[Any]:
+        if not len(dataset):
+            return []
+        trainer = self.trainer
+        assert trainer is not None
+        # every volume once over all ranks: a DistributedSampler would repeat some to even the shares out
+        share = range(trainer.global_rank, len(dataset), trainer.world_size)
+        return DataLoader(dataset, sampler=list(share), batch_size=None)

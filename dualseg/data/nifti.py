@@ -1,0 +1,112 @@
+"""NIfTI files in and out: clear failures on bad files, and no half-written file under a final name."""
+
+import gzip
+import os
+import secrets
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+
+from dualseg.errors import DualsegError
+
+_UNREADABLE = (ImageFileError, HeaderDataError, gzip.BadGzipFile, zlib.error, EOFError, OSError, ValueError)
+
+
+def read_nifti(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
+    """Read a 3-D volume, or a 4-D file whose last axis is channels.
+
+    Args:
+        path: a .nii or .nii.gz file.
+
+    Returns:
+        array: (C, W, H, D) float32, C-contiguous, the file's scale and offset applied; C = 1 for a 3-D file.
+        affine: (4, 4) float64, voxel indices -> millimetres (RAS+).
+
+    Raises:
+        DualsegError: the file is missing, truncated, unreadable or not NIfTI; is not a 3-D volume; holds NaN or
+            infinity; or its affine is not invertible.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DualsegError(f"{path}: no such file; check the data root and the case name")
+    try:
+        image = nib.load(path)
+        if not isinstance(image, nib.Nifti1Pair):  # NIfTI-2 included
+            raise ImageFileError(f"a {type(image).__name__}, not NIfTI")
+        if image.get_data_dtype().kind not in "uif":
+            raise ImageFileError(f"voxels of type {image.get_data_dtype()} are not plain numbers")
+        array = np.asarray(image.dataobj, dtype=np.float32)
+    except _UNREADABLE as error:
+        raise DualsegError(f"{path}: cannot be read as NIfTI ({error}); copy or convert the file again") from error
+    if array.ndim not in (3, 4) or min(array.shape[:3]) < 2:
+        shape = " x ".join(map(str, array.shape))
+        raise DualsegError(f"{path}: a volume W x H x D or W x H x D x channels is needed, this file is {shape}")
+    if not np.isfinite(array).all():
+        raise DualsegError(f"{path}: holds NaN or infinite voxels; replace them before training")
+    array = array[None] if array.ndim == 3 else np.moveaxis(array, -1, 0)
+    return np.ascontiguousarray(array), _checked_affine(path, image.affine)
+
+
+def write_nifti(path: str | Path, array: np.ndarray, affine: np.ndarray) -> None:
+    """Write a volume atomically: a temporary file in the target folder, synced, then renamed. Same input, same bytes.
+
+    Args:
+        path: target, ending in .nii or .nii.gz; missing parent folders are made, an existing file is replaced.
+        array: (W, H, D) or (C, W, H, D), stored in its own type (bool as uint8); channels become the file's last axis.
+        affine: (4, 4), voxel indices -> millimetres (RAS+).
+
+    Raises:
+        DualsegError: wrong suffix or shape, affine not invertible, or the file cannot be written.
+    """
+    path = Path(path)
+    suffix = next((s for s in (".nii.gz", ".nii") if path.name.endswith(s)), None)
+    if suffix is None:
+        raise DualsegError(f"{path}: the name of a NIfTI file must end in .nii or .nii.gz")
+    if array.ndim not in (3, 4):
+        raise DualsegError(f"{path}: a NIfTI volume is (W, H, D) or (C, W, H, D), not {array.shape}")
+    if array.dtype == bool:
+        array = array.astype(np.uint8)
+    if array.ndim == 4:
+        array = np.moveaxis(array, 0, -1)
+    image = nib.Nifti1Image(array, _checked_affine(path, np.asarray(affine)), dtype=array.dtype)
+    image.header.set_xyzt_units("mm")
+    with replacing(path, suffix) as temporary:
+        nib.save(image, temporary)  # gzip level 1, no timestamp
+
+
+@contextmanager
+def replacing(path: Path, suffix: str) -> Iterator[Path]:
+    """Give a temporary name beside `path`; when the block ends well, sync that file and rename it to `path`.
+
+    The temporary name is hidden and keeps `suffix`, by which nibabel chooses the format; a random token keeps parallel
+    writers apart. Raises DualsegError naming `path` if the operating system refuses any step.
+    """
+    temporary = path.parent / f".{path.name.removesuffix(suffix)}.{secrets.token_hex(4)}{suffix}"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise DualsegError(f"{path}: cannot be written ({error}); check permissions and free space") from error
+
+
+def _checked_affine(path: Path, affine: np.ndarray) -> np.ndarray:
+    """The affine in float64, or DualsegError: without an invertible one, spacing and millimetres mean nothing."""
+    affine = affine.astype(np.float64)
+    if affine.shape == (4, 4) and np.isfinite(affine).all():
+        spacing = np.linalg.norm(affine[:3, :3], axis=0)
+        # Volume of the unit parallelepiped: 1 for perpendicular axes, 0 if they fall into one plane.
+        if spacing.min() > 0 and abs(np.linalg.det(affine[:3, :3] / spacing)) > 1e-6:
+            return affine
+    raise DualsegError(f"{path}: its affine is not invertible ({affine.tolist()}); set the header's qform or sform")

@@ -1,0 +1,112 @@
+"""From files to checked tensors, down-sampled if asked: what training and evaluation see of a volume."""
+
+import hashlib
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dualseg.data.volumes import Image, VolumeSource
+from dualseg.errors import DualsegError
+
+
+class EvaluationVolume(NamedTuple):
+    """One volume to segment and score on its own grid.
+
+    Attributes:
+        image: (C, w, h, d) float32, down-sampled as in training.
+        label: (W, H, D) uint8 on the volume's own grid.
+        spacing: millimetres per voxel of the own grid.
+        index: place of the case in its split.
+    """
+
+    case: str
+    index: int
+    image: Tensor
+    label: Tensor
+    spacing: tuple[float, float, float]
+
+
+class VolumeReader:
+    """Reads and checks the volumes of a source.
+
+    Args:
+        source: the dataset.
+        downsample: factor >= 1 by which every axis shrinks; 1 keeps the volume as it is.
+
+    Raises:
+        DualsegError: `downsample` below 1; on reading, whatever is wrong with the volume, naming the case.
+    """
+
+    def __init__(self, source: VolumeSource, downsample: float = 1.0) -> None:
+        if downsample < 1:
+            raise DualsegError(f"data.downsample={downsample}: give 1 (full size) or more.")
+        self.source = source
+        self.downsample = downsample
+
+    def read_image(self, case: str) -> Tensor:
+        """(C, w, h, d) float32 for training; the label file is not touched."""
+        return self._shrink(torch.from_numpy(self._image(case).array))
+
+    def read_pair(self, case: str) -> tuple[Tensor, Tensor]:
+        """`read_image` and the label (w, h, d) uint8 on the same, down-sampled grid."""
+        image = self._image(case)
+        return self._shrink(torch.from_numpy(image.array)), self._shrink_label(self._label(case, image))
+
+    def read_evaluation(self, case: str, index: int) -> EvaluationVolume:
+        """The down-sampled image with the label on the volume's own grid."""
+        image = self._image(case)
+        spacing = np.linalg.norm(image.affine[:3, :3], axis=0)
+        label = self._label(case, image)
+        shrunk = self._shrink(torch.from_numpy(image.array))
+        return EvaluationVolume(case, index, shrunk, label, tuple(float(s) for s in spacing))
+
+    def _image(self, case: str) -> Image:
+        image = self.source.read_image(case)
+        where = f"{self.source.name} case {case}: image"
+        if image.array.ndim != 4 or image.array.shape[0] != self.source.channels:
+            raise DualsegError(f"{where} has shape {image.array.shape}; expected ({self.source.channels}, W, H, D).")
+        if not np.isfinite(image.array).all():
+            count = int((~np.isfinite(image.array)).sum())
+            raise DualsegError(f"{where} holds {count} NaN or infinite voxels; repair the file or take the case out of the list.")
+        return image
+
+    def _label(self, case: str, image: Image) -> Tensor:
+        label = self.source.read_label(case)
+        where = f"{self.source.name} case {case}: label"
+        if label.shape != image.array.shape[1:]:
+            raise DualsegError(f"{where} has shape {label.shape}, its image {image.array.shape[1:]}; they must be the same grid.")
+        num_classes = len(self.source.class_names)
+        values = np.unique(label)
+        if values.min() < 0 or values.max() >= num_classes or not np.equal(np.mod(values, 1), 0).all():
+            shown = ", ".join(f"{v:g}" for v in values[:8])
+            raise DualsegError(f"{where} holds the values {shown}; expected whole numbers 0..{num_classes - 1}.")
+        return torch.from_numpy(label.astype(np.uint8, copy=False))
+
+    def _shrink(self, volume: Tensor) -> Tensor:
+        """(C, W, H, D) -> (C, w, h, d), by averaging over the voxels that each coarse voxel covers."""
+        if self.downsample == 1:
+            return volume
+        size = [max(1, round(s / self.downsample)) for s in volume.shape[1:]]
+        return F.interpolate(volume[None], size=size, mode="area")[0]
+
+    def _shrink_label(self, label: Tensor) -> Tensor:
+        """The class that covers most of each coarse voxel; the lower one where two are even."""
+        if self.downsample == 1:
+            return label
+        onehot = F.one_hot(label.long(), len(self.source.class_names)).movedim(-1, 0).float()
+        return self._shrink(onehot).argmax(dim=0).to(torch.uint8)
+
+
+def fingerprint(volumes: dict[str, tuple[Tensor, Tensor | None]]) -> str:
+    """Hash of the content that training reads: case names, images, and the labels of labeled cases only."""
+    digest = hashlib.blake2b(digest_size=16)
+    for case in sorted(volumes):
+        digest.update(case.encode())
+        for tensor in volumes[case]:
+            if tensor is not None:
+                digest.update(str(tuple(tensor.shape)).encode())
+                digest.update(tensor.contiguous().numpy().data)
+    return digest.hexdigest()

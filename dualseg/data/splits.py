@@ -1,0 +1,56 @@
+"""Which cases are labeled, unlabeled, held out for validation and for test."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dualseg.errors import DualsegError
+
+
+@dataclass(frozen=True)
+class Split:
+    """Case names of each role; disjoint. `test` is the dataset's own test list unless cases were held out for it."""
+
+    labeled: tuple[str, ...]
+    unlabeled: tuple[str, ...]
+    validation: tuple[str, ...]
+    test: tuple[str, ...]
+
+
+def split_cases(
+    train_cases: Sequence[str],
+    test_cases: Sequence[str],
+    labeled: int | None = None,
+    labeled_ratio: float | None = None,
+    held_out_validation: int = 0,
+    held_out_test: int = 0,
+) -> Split:
+    """Split a dataset's ordered training list; the first N of it are the labeled ones at N labels.
+
+    Args:
+        train_cases: in the order in which labels are granted.
+        test_cases: the dataset's own test list, used where `held_out_test` is 0.
+        labeled: number of labeled cases; None and no ratio: all of them.
+        labeled_ratio: the same as a fraction of the cases that remain for training, rounded.
+        held_out_validation: the last cases of what remains after `held_out_test` validate.
+        held_out_test: the last cases of `train_cases` are the test split.
+
+    Raises:
+        DualsegError: both or impossible counts.
+    """
+    cases = list(train_cases)
+    for key, count in (("data.held_out_test", held_out_test), ("data.held_out_validation", held_out_validation)):
+        if not 0 <= count < max(len(cases), 1):
+            raise DualsegError(f"{key}={count}: give 0 to {len(cases) - 1}; {len(cases)} training cases are there to hold out from.")
+        if key == "data.held_out_test":
+            test, cases = (cases[-count:], cases[:-count]) if count else (list(test_cases), cases)
+        else:
+            validation, cases = (cases[-count:], cases[:-count]) if count else ([], cases)
+    if labeled is not None and labeled_ratio is not None:
+        raise DualsegError("data.labeled and data.labeled_ratio are both given; keep one (the other null).")
+    if labeled_ratio is not None:
+        key, count = f"data.labeled_ratio={labeled_ratio}", round(labeled_ratio * len(cases))
+    else:
+        key, count = f"data.labeled={labeled}", len(cases) if labeled is None else labeled
+    if not 1 <= count <= len(cases):
+        raise DualsegError(f"{key}: leaves {count} labeled volumes of {len(cases)} training cases; give between 1 and {len(cases)}.")
+    return Split(tuple(cases[:count]), tuple(cases[count:]), tuple(validation), tuple(test))

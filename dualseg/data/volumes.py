@@ -1,0 +1,39 @@
+"""What a dataset on disk offers, whatever its files are: ordered case names, images and labels."""
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Image(NamedTuple):
+    """One image volume. `array`: (C, W, H, D) float32. `affine`: (4, 4) voxel indices -> millimetres (RAS+)."""
+
+    array: np.ndarray
+    affine: np.ndarray
+
+
+class VolumeSource(ABC):
+    """A dataset on disk. Subclass it, and every command can train on your files.
+
+    Attributes:
+        name: short name used in run folders and tables.
+        class_names: name of every class, index 0 is background; K = len(class_names).
+        channels: image channels C.
+        train_cases: case names in the order in which labels are granted: N labels means the first N.
+        test_cases: case names of the dataset's own test split (may be empty).
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    channels: int
+    train_cases: tuple[str, ...]
+    test_cases: tuple[str, ...]
+
+    @abstractmethod
+    def read_image(self, case: str) -> Image:
+        """Read one image. Must not touch the label file. Raises DualsegError naming the file if it cannot."""
+
+    @abstractmethod
+    def read_label(self, case: str) -> np.ndarray:
+        """Read one label map (W, H, D) uint8, values 0..K-1. Called for labeled, validation and test cases only."""

@@ -1,0 +1,69 @@
+"""Sliding-window probabilities of several networks over one volume, through MONAI."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from monai.inferers import sliding_window_inference
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class SlidingWindow:
+    """Windows at 0, s, 2s, ... along each axis, the last clamped to the edge; probabilities averaged where they overlap.
+
+    Volumes smaller than the patch are zero-padded, centred (method.md section 5).
+
+    Args:
+        patch_size: window, voxels.
+        stride: distance between windows per axis, voxels, 1..patch_size.
+        batch_size: windows in one forward pass.
+        memory_format: of the windows; give the networks' own.
+
+    Raises:
+        ValueError: a stride outside 1..patch_size.
+    """
+
+    def __init__(
+        self,
+        patch_size: Sequence[int],
+        stride: Sequence[int],
+        batch_size: int = 4,
+        memory_format: torch.memory_format = torch.channels_last_3d,
+    ) -> None:
+        if len(patch_size) != len(stride) or not all(1 <= s <= p for s, p in zip(stride, patch_size, strict=True)):
+            raise ValueError(f"stride {list(stride)}: needs 1..patch_size {list(patch_size)} on each of three axes.")
+        self.patch_size, self.stride = tuple(patch_size), tuple(stride)
+        self.batch_size = batch_size
+        self.memory_format = memory_format
+        # MONAI takes an overlap fraction and floors patch * (1 - overlap), which for 112 and 18 gives 17. Half a
+        # voxel of slack makes the floor give the stride that was asked for.
+        self.overlap = tuple(0.0 if s == p else 1 - (s + 0.5) / p for s, p in zip(stride, patch_size, strict=True))
+
+    def __call__(
+        self, networks: Mapping[str, nn.Module], image: Tensor, size: Sequence[int] | None = None
+    ) -> dict[str, Tensor]:
+        """Window-averaged probabilities of each network, and their mean as `ensemble` where there are several.
+
+        Args:
+            networks: name -> network that returns (logits, features).
+            image: (C, w, h, d) float32, on the networks' device.
+            size: (W, H, D) of the grid to interpolate the probabilities to; None keeps the image's.
+
+        Returns:
+            name -> (K, W, H, D) float32.
+        """
+
+        def predict(windows: Tensor) -> Tensor:
+            windows = windows.contiguous(memory_format=self.memory_format)
+            return torch.cat([network(windows).logits.float().softmax(dim=1) for network in networks.values()], dim=1)
+
+        stacked = sliding_window_inference(
+            image[None], self.patch_size, self.batch_size, predict, overlap=self.overlap, mode="constant"
+        )
+        assert isinstance(stacked, Tensor)
+        if size is not None and tuple(size) != tuple(image.shape[1:]):
+            stacked = F.interpolate(stacked, size=tuple(size), mode="trilinear", align_corners=False)
+        probabilities = dict(zip(networks, stacked[0].chunk(len(networks)), strict=True))
+        if len(networks) > 1:
+            probabilities["ensemble"] = torch.stack(list(probabilities.values())).mean(dim=0)
+        return probabilities

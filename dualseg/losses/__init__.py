@@ -1,0 +1,29 @@
+"""Loss terms: pure tensor functions, one idea per file. All arithmetic in float32, on log-softmax (method.md section 1)."""
+
+from dualseg.losses.contrast import Prototypes, class_prototypes, contrast, draw_voxels
+from dualseg.losses.cosine import cosine
+from dualseg.losses.cross_pseudo import cross_pseudo
+from dualseg.losses.entropy_filtered import entropy, entropy_filtered, fuse, linear_quantile, reliable_voxels
+from dualseg.losses.rectification import confident_disagreement, rectification
+from dualseg.losses.supervised import supervised_ce, supervised_dice
+from dualseg.losses.uncertainty import kl_divergence, uncertainty
+
+__all__ = [
+    "Prototypes",
+    "class_prototypes",
+    "confident_disagreement",
+    "contrast",
+    "cosine",
+    "cross_pseudo",
+    "draw_voxels",
+    "entropy",
+    "entropy_filtered",
+    "fuse",
+    "kl_divergence",
+    "linear_quantile",
+    "rectification",
+    "reliable_voxels",
+    "supervised_ce",
+    "supervised_dice",
+    "uncertainty",
+]

@@ -1,0 +1,103 @@
+"""Contrast of uncertain voxels with reliable prototypes (method.md section 3; after SSL-contrastive, arXiv:2311.12617)."""
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, distributed
+from torch.nn import functional as F
+
+Contrast = Literal["infonce", "distance"]
+MAX_DRAWN = 4096
+NORM_EPS = 1e-6
+
+
+class Prototypes(NamedTuple):
+    """`vectors`: (K, F) float32, unit length where `present`, else 0. `present`: (K,) bool."""
+
+    vectors: Tensor
+    present: Tensor
+
+    def updated(self, new: "Prototypes", momentum: float) -> "Prototypes":
+        """c_k <- normalise(momentum c_k + (1 - momentum) new); a class absent from `new` keeps its own, a first value
+        is taken as it is."""
+        mixed = F.normalize(momentum * self.vectors + (1 - momentum) * new.vectors, dim=1, eps=NORM_EPS)
+        vectors = mixed.where((self.present & new.present)[:, None], new.vectors.where(new.present[:, None], self.vectors))
+        return Prototypes(vectors, self.present | new.present)
+
+
+@torch.no_grad()
+def class_prototypes(features: Tensor, fused: Tensor, reliable: Tensor, num_classes: int) -> Prototypes:
+    """c_k: normalised mean, over the voxels of R with yhat_fused = k, of the L2-normalised features; no gradient.
+
+    Under distributed training the sums and counts of all ranks are added before the mean.
+
+    Args:
+        features: (N_u, F, W, H, D) features of network i.
+        fused: (N_u, W, H, D) int64.
+        reliable: (N_u, W, H, D) bool, R.
+    """
+    flat = features.movedim(1, -1).reshape(-1, features.shape[1]).float()
+    flat = flat / torch.linalg.vector_norm(flat, dim=1, keepdim=True).clamp(min=NORM_EPS)
+    group = fused.where(reliable, -1).flatten()
+    members = [(group == k)[:, None] for k in range(num_classes)]
+    # `sum` adds up pairwise; a matrix product would lose three digits in one running float32 sum over millions of voxels
+    sums = torch.stack([(flat * member).sum(dim=0) for member in members])
+    counts = torch.stack([member.sum(dim=0) for member in members]).to(flat.dtype)
+    sums_and_counts = torch.cat([sums, counts], dim=1)
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.all_reduce(sums_and_counts)
+    sums, counts = sums_and_counts[:, :-1], sums_and_counts[:, -1]
+    means = sums / counts.clamp(min=1)[:, None]
+    return Prototypes(F.normalize(means, dim=1, eps=NORM_EPS), counts > 0)
+
+
+@torch.no_grad()
+def draw_voxels(unreliable: Tensor) -> Tensor:
+    """Flat indices of n = min(4096, floor(1 % of the unreliable voxels)) of them, uniform, without replacement.
+
+    Draws from torch's global generator: the caller's seed decides.
+    """
+    candidates = unreliable.flatten().nonzero().squeeze(1)
+    n = min(MAX_DRAWN, len(candidates) // 100)
+    return candidates[torch.randperm(len(candidates), device=candidates.device)[:n]]
+
+
+def contrast(
+    features: Tensor,
+    predicted: Tensor,
+    drawn: Tensor,
+    prototypes: Prototypes,
+    kind: Contrast = "infonce",
+    temperature: float = 0.1,
+    margin: float = 1.0,
+) -> Tensor:
+    """Pull drawn uncertain voxels to the prototype of the class they predict, away from the others.
+
+    infonce: -log softmax_k(f(v).c / temperature) over the classes that have a prototype.
+    distance: |f(v) - c_k| + sum over the other classes l of max(0, margin - |f(v) - c_l|).
+    Mean over the drawn voxels whose class has a prototype; 0 with fewer than two prototypes or nothing drawn.
+
+    Args:
+        features: (N_u, F, W, H, D) features of network i.
+        predicted: (N_u, W, H, D) int64, argmax of network i's own probabilities.
+        drawn: (n,) int64 flat voxel indices from `draw_voxels`.
+        prototypes: of network i.
+    """
+    own = predicted.flatten()[drawn]
+    own_present = prototypes.present[own]
+    drawn, own = drawn[own_present], own[own_present]
+    if len(drawn) == 0 or prototypes.present.sum() < 2:
+        return features[:0].float().sum()
+    voxel_features = features.movedim(1, -1).reshape(-1, features.shape[1])[drawn].float()
+    # a voxel whose features dropout left all zero has no direction: no gradient, rather than 1 / eps, which float16
+    # cannot hold
+    voxel_features = voxel_features.where((voxel_features != 0).any(dim=1, keepdim=True), 0.0)
+    f = F.normalize(voxel_features, dim=1, eps=NORM_EPS)
+    if kind == "infonce":
+        logits = (f @ prototypes.vectors.T / temperature).masked_fill(~prototypes.present, -torch.inf)
+        return F.cross_entropy(logits, own)
+    distances = torch.linalg.vector_norm(f[:, None] - prototypes.vectors, dim=2)
+    is_own = F.one_hot(own, len(prototypes.present)).bool()
+    others = ~is_own & prototypes.present
+    push = F.relu(margin - distances).where(others, 0.0).sum(dim=1)
+    return (distances.where(is_own, 0.0).sum(dim=1) + push).mean()

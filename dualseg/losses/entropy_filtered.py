@@ -1,0 +1,84 @@
+"""Entropy-filtered supervision (method.md section 3, CCE part 3; after SSL-contrastive, arXiv:2311.12617)."""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dualseg.errors import DualsegError
+from dualseg.losses.masked import masked_mean
+
+Fusion = Literal["mean", "union"]
+
+
+@torch.no_grad()
+def entropy(log_p: Tensor) -> Tensor:
+    """H = -sum p log p over classes, in nats. (N, K, W, H, D) -> (N, W, H, D) float32, no gradient."""
+    return -(log_p.exp() * log_p).sum(dim=1)
+
+
+def linear_quantile(values: Tensor, q: float) -> Tensor:
+    """The q-quantile with linear interpolation, for any number of elements.
+
+    torch.quantile refuses more than 16 M elements and sorts; two order statistics by selection give the same number.
+    """
+    flat = values.flatten()
+    position = q * (flat.numel() - 1)
+    lower = math.floor(position)
+    low = flat.kthvalue(lower + 1).values
+    if position == lower:
+        return low
+    high = flat.kthvalue(lower + 2).values
+    return torch.lerp(low, high, position - lower)
+
+
+@torch.no_grad()
+def reliable_voxels(entropy_a: Tensor, entropy_b: Tensor, keep_fraction: float = 0.8) -> Tensor:
+    """R: all voxels but those whose entropy lies strictly above the `keep_fraction` quantile in both networks.
+
+    The quantile is taken per network over the whole unlabeled half.
+
+    Args:
+        entropy_a, entropy_b: (N_u, W, H, D) float32.
+
+    Returns:
+        (N_u, W, H, D) bool.
+    """
+    if entropy_a.numel() == 0:
+        return torch.zeros_like(entropy_a, dtype=torch.bool)
+    unreliable_a = entropy_a > linear_quantile(entropy_a, keep_fraction)
+    unreliable_b = entropy_b > linear_quantile(entropy_b, keep_fraction)
+    return ~(unreliable_a & unreliable_b)
+
+
+@torch.no_grad()
+def fuse(p_a: Tensor, p_b: Tensor, fusion: Fusion = "mean") -> Tensor:
+    """yhat_fused: argmax of the mean probabilities, or (`union`, K = 2) foreground where either network says so.
+
+    Args:
+        p_a, p_b: (N_u, K, W, H, D) float32 probabilities.
+
+    Returns:
+        (N_u, W, H, D) int64.
+
+    Raises:
+        DualsegError: `union` with more than two classes.
+    """
+    if fusion == "mean":
+        return (p_a + p_b).argmax(dim=1)
+    if p_a.shape[1] != 2:
+        raise DualsegError(f"method.fusion=union is defined for 2 classes, not {p_a.shape[1]}; use method.fusion=mean.")
+    return p_a.argmax(dim=1) | p_b.argmax(dim=1)
+
+
+def entropy_filtered(log_p: Tensor, fused: Tensor, reliable: Tensor) -> Tensor:
+    """Mean over R of CE(z_i, yhat_fused).
+
+    Args:
+        log_p: (N_u, K, W, H, D) float32, log-softmax of network i's logits.
+        fused: (N_u, W, H, D) int64 from `fuse`.
+        reliable: (N_u, W, H, D) bool, R.
+    """
+    return masked_mean(F.nll_loss(log_p, fused, reduction="none"), reliable)

@@ -1,0 +1,31 @@
+"""Supervised terms, on the labeled half (method.md section 3, "Supervised")."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def supervised_ce(log_p: Tensor, label: Tensor) -> Tensor:
+    """CE(z, y), mean over voxels.
+
+    Args:
+        log_p: (N, K, W, H, D) float32, log-softmax of the logits.
+        label: (N, W, H, D) int64, values 0..K-1.
+    """
+    return F.nll_loss(log_p, label) if len(label) else log_p[:0].sum()
+
+
+def supervised_dice(p: Tensor, label: Tensor, eps: float = 1e-5) -> Tensor:
+    """Dice loss: 1 - (2 sum(p y) + eps) / (sum(p^2) + sum(y^2) + eps), mean over the foreground classes.
+
+    The sums run over the whole batch, one class at a time.
+
+    Args:
+        p: (N, K, W, H, D) float32 probabilities.
+        label: (N, W, H, D) int64, values 0..K-1.
+    """
+    losses = []
+    for k in range(1, p.shape[1]):
+        p_k, y_k = p[:, k], (label == k).to(p.dtype)
+        losses.append(1 - (2 * (p_k * y_k).sum() + eps) / ((p_k * p_k).sum() + y_k.sum() + eps))
+    return torch.stack(losses).mean() if len(label) else p[:0].sum()

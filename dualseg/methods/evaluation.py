@@ -1,0 +1,84 @@
+"""What every method and every trained run share: networks that segment whole volumes and are scored."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from dualseg.inference import SlidingWindow
+from dualseg.metrics.segmentation import SegmentationScores, Summary
+
+Stage = Literal["validation", "test"]
+
+
+class NetworkEvaluation(pl.LightningModule):
+    """Segments volumes with each network and with their ensemble, and scores them on the volumes' own grids.
+
+    Args:
+        networks: name -> network that returns (logits, features).
+        class_names: of all K classes, background first.
+        sliding_window: how volumes are cut.
+        distance_unit: of 95HD and ASD.
+
+    Attributes:
+        results: stage -> network -> Summary, filled at the end of each evaluation, the same on every rank.
+    """
+
+    def __init__(
+        self,
+        networks: Mapping[str, nn.Module],
+        class_names: Sequence[str],
+        sliding_window: SlidingWindow,
+        distance_unit: Literal["voxel", "mm"] = "voxel",
+    ) -> None:
+        super().__init__()
+        self.networks = nn.ModuleDict(networks).to(memory_format=sliding_window.memory_format)
+        self.class_names = tuple(class_names)
+        self.sliding_window = sliding_window
+        names = [*networks, "ensemble"] if len(networks) > 1 else list(networks)
+        self.scores = nn.ModuleDict(
+            {
+                stage: nn.ModuleDict({name: SegmentationScores(self.class_names[1:], distance_unit) for name in names})
+                for stage in ("validation", "test")
+            }
+        )
+        self.results: dict[str, dict[str, Summary]] = {}
+
+    @torch.no_grad()
+    def probabilities(self, image: Tensor, size: Sequence[int] | None = None) -> dict[str, Tensor]:
+        """Name -> (K, W, H, D) probabilities of an image (C, w, h, d), interpolated to `size`; `ensemble` included."""
+        return self.sliding_window(dict(self.networks.items()), image, size)
+
+    def _evaluate(self, stage: Stage, volume: Any) -> dict[str, Tensor]:
+        probabilities = self.probabilities(volume.image, volume.label.shape)
+        for name, p in probabilities.items():
+            self.scores[stage][name].update(p.argmax(dim=0), volume.label, volume.spacing, volume.index)
+        return probabilities
+
+    def _summarise(self, stage: Stage) -> None:
+        self.results[stage] = {name: metric.compute() for name, metric in self.scores[stage].items()}
+        for metric in self.scores[stage].values():
+            metric.reset()
+
+    def validation_step(self, volume: Any, batch_idx: int) -> dict[str, Tensor]:
+        return self._evaluate("validation", volume)
+
+    def test_step(self, volume: Any, batch_idx: int) -> dict[str, Tensor]:
+        return self._evaluate("test", volume)
+
+    def on_validation_epoch_end(self) -> None:
+        self._summarise("validation")
+        results = self.results["validation"]
+        self.log_curves({f"validation/{n}/{m}": v for n, s in results.items() for m, v in s.mean.items()})
+        shown = results.get("ensemble") or next(iter(results.values()))
+        self.log("dice", shown.mean["dice"], prog_bar=True, logger=False)
+
+    def on_test_epoch_end(self) -> None:
+        self._summarise("test")
+
+    def log_curves(self, values: Mapping[str, float]) -> None:
+        """Send values to every logger under the number of finished iterations."""
+        for logger in self.loggers:
+            logger.log_metrics(dict(values), step=self.trainer.global_step)

@@ -1,0 +1,22 @@
+"""One network, labels only: the lower bound with few labels, the upper bound with all."""
+
+from typing import Any
+
+import torch
+
+from dualseg.losses import supervised_ce, supervised_dice
+from dualseg.methods.base import LossTerm, SegmentationMethod
+
+
+class Supervised(SegmentationMethod):
+    """CE + Dice of network `a` on the labeled samples. Arguments as `SegmentationMethod`."""
+
+    def loss_terms(self, batch: dict[str, Any], iteration: int, max_iterations: int) -> list[LossTerm]:
+        label = batch["label"]
+        logits = self.networks["a"](batch["image"][: len(label)]).logits
+        with torch.autocast(logits.device.type, enabled=False):
+            log_p = logits.float().log_softmax(dim=1)
+            return [
+                LossTerm("supervised_ce", "a", supervised_ce(log_p, label), 1.0),
+                LossTerm("supervised_dice", "a", supervised_dice(log_p.exp(), label), 1.0),
+            ]

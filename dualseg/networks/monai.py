@@ -1,0 +1,90 @@
+"""Any other network, MONAI's included, in the place of ours: its features are tapped (method.md section 2)."""
+
+from difflib import get_close_matches
+from typing import Any
+
+from torch import Tensor, nn
+
+from dualseg.errors import DualsegError
+from dualseg.networks.blocks import DIVISOR, SegmentationOutput, crop_output, pad_to_multiple
+
+
+class TappedNetwork(nn.Module):
+    """Makes an image -> logits network return its features too: the input of its last convolution.
+
+    >>> from monai.networks.nets import SegResNet
+    >>> network = TappedNetwork(SegResNet(init_filters=8, in_channels=1, out_channels=2))
+    >>> network.feature_layer, network.feature_channels
+    ('conv_final.2.conv', 8)
+
+    Args:
+        network: (N, C, W, H, D) -> logits (N, K, W, H, D), one tensor, no deep supervision.
+        feature_layer: name, as in `network.named_modules()`, of the Conv3d whose input are the features. Default: the
+            last registered Conv3d; every forward pass then checks that the logits are that layer's output.
+        divisor: sides are padded with zeros at their end to multiples of this; the outputs are cropped back.
+
+    Attributes:
+        feature_channels: F, channels of the features.
+
+    Raises:
+        DualsegError: no such layer here; in `forward`, the network's output or the layer do not fit.
+    """
+
+    feature_channels: int
+
+    def __init__(self, network: nn.Module, feature_layer: str | None = None, divisor: int = DIVISOR) -> None:
+        super().__init__()
+        kind = type(network).__name__
+        convolutions = {name: module for name, module in network.named_modules() if isinstance(module, nn.Conv3d)}
+        if not convolutions:
+            raise DualsegError(f"networks: {kind} has no Conv3d to take features from; choose a 3-D network")
+        if feature_layer is not None and feature_layer not in convolutions:
+            close = get_close_matches(feature_layer, convolutions, n=3, cutoff=0) or [*convolutions][-3:]
+            raise DualsegError(
+                f"feature_layer: {kind} has no Conv3d named '{feature_layer}'; nearest: {', '.join(close)}"
+            )
+        self.network = network
+        self.divisor = divisor
+        self.feature_layer = feature_layer if feature_layer is not None else [*convolutions][-1]
+        self.feature_channels = convolutions[self.feature_layer].in_channels
+        self._layer_was_named = feature_layer is not None
+
+    def forward(self, image: Tensor) -> SegmentationOutput:
+        """(N, C, W, H, D) -> logits (N, K, W, H, D) and features (N, F, W, H, D)."""
+        padded = pad_to_multiple(image, self.divisor)
+        seen: list[tuple[Tensor, Tensor]] = []
+
+        def tap(_: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+            seen.append((inputs[0], output))
+
+        # The hook lives only as long as the call: nothing to copy or pickle, and no activation is kept alive after it.
+        handle = self.network.get_submodule(self.feature_layer).register_forward_hook(tap)
+        try:
+            logits = self.network(padded)
+        finally:
+            handle.remove()
+        return crop_output(self._checked(logits, seen, padded), image.shape[2:])
+
+    def _checked(self, logits: Any, seen: list[tuple[Tensor, Tensor]], image: Tensor) -> SegmentationOutput:
+        kind = type(self.network).__name__
+        if not isinstance(logits, Tensor) or logits.ndim != image.ndim:
+            returned = (
+                f"a tensor of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+            )
+            raise DualsegError(
+                f"networks: {kind} must return one tensor (N, K, W, H, D), not {returned}; "
+                "switch its deep supervision or further heads off"
+            )
+        if not seen or not (self._layer_was_named or seen[-1][1] is logits):
+            raise DualsegError(
+                f"feature_layer: the output of {kind} does not come straight from '{self.feature_layer}'; "
+                "name the Conv3d whose input are the features (see network.named_modules())"
+            )
+        features = seen[-1][0]
+        for name, tensor in (("output", logits), (f"features at '{self.feature_layer}'", features)):
+            if tensor.shape[2:] != image.shape[2:]:
+                raise DualsegError(
+                    f"feature_layer: {kind}'s {name} have sides {tuple(tensor.shape[2:])} for an image of "
+                    f"{tuple(image.shape[2:])}; both must lie on the image's own grid"
+                )
+        return SegmentationOutput(logits, features)

@@ -1,0 +1,392 @@
+"""The report of one run: one HTML page that needs nothing but itself."""
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dualseg import __version__
+from dualseg.errors import DualsegError
+from dualseg.reporting import figures
+from dualseg.reporting.run_folder import (
+    METRICS,
+    CaseRow,
+    Curve,
+    PlaneSlice,
+    RunFolder,
+    case_dice,
+    example_cases,
+    headline_network,
+    read_run_folder,
+    sort_networks,
+)
+
+# Loss terms in the order of method.md section 3; what else was logged follows by name.
+TERM_ORDER = (
+    "total", "supervised_ce", "supervised_dice", "rectification", "cross_pseudo", "uncertainty", "entropy_filtered",
+    "cosine", "contrast",
+)  # fmt: skip
+ABSENT = "\N{EN DASH}"
+
+
+def write_run_report(run: Path, output: Path | None = None) -> Path:
+    """Write the report of a run folder as one self-contained HTML page, and return the page's path.
+
+    The page is written to `output`, by default `<run>/report.html`, and appears there whole or not at all. Parts that
+    the run folder lacks (a killed run's) are named on the page.
+
+    Raises:
+        DualsegError: `run` is no run folder, or the page cannot be written.
+    """
+    run, output = Path(run), Path(output) if output else Path(run) / "report.html"
+    page = render_run(read_run_folder(run))
+    try:
+        _write_atomically(output, page)
+    except OSError as error:
+        raise DualsegError(f"{output}: cannot be written ({error.strerror}); choose another output") from error
+    return output
+
+
+def render_run(run: RunFolder) -> str:
+    """The HTML page of a run."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    splits = [_split(run, split) for split in run.splits]
+    return environment.get_template("run.html.j2").render(
+        title=str(run.config.get("name") or run.path.resolve().name),
+        summary=_summary(run),
+        status=_status(run),
+        splits=splits,
+        losses=_loss_panels(run),
+        schedules=_schedule_panels(run),
+        curve_networks=_curve_networks(run),
+        examples=_examples(run),
+        problems=run.problems,
+        architectures=_architectures(run),
+        facts=list(_flatten(run.manifest)),
+        duration=_duration(run.manifest.get("seconds")),
+        config_text=run.config_text,
+        colour=figures.network_colour,
+        colours=figures,
+        entropy_stops=", ".join(figures.entropy_gradient()),
+        version=__version__,
+    )
+
+
+def _write_atomically(output: Path, text: str) -> None:
+    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(output)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+# --- head of the page ---
+
+
+def _get(tree: Any, *keys: str) -> Any:
+    """The value under nested keys, None where there is none."""
+    for key in keys:
+        tree = tree.get(key) if isinstance(tree, Mapping) else None
+    return tree
+
+
+def _label(node: Any) -> str | None:
+    """What a configured object is called: its name, or the class it is made from."""
+    if isinstance(node, str):
+        return node
+    name = _get(node, "name") or _get(node, "_target_")
+    return str(name).rsplit(".", 1)[-1] if name else None
+
+
+def _architectures(run: RunFolder) -> dict[str, str]:
+    networks = run.config.get("networks")
+    found = {str(k): _label(v) for k, v in networks.items()} if isinstance(networks, Mapping) else {}
+    return {k: v for k, v in found.items() if v and not k.startswith("_")}
+
+
+def _last_iteration(run: RunFolder) -> int | None:
+    done = run.metrics.get("iterations")
+    if isinstance(done, int):
+        return done
+    return max((int(c.iterations[-1]) for c in run.curves.values()), default=None)
+
+
+def _status(run: RunFolder) -> dict[str, Any]:
+    done, planned = _last_iteration(run), _get(run.config, "trainer", "max_iterations")
+    progress = f"{done:,}" if done is not None else "an unknown number"
+    progress += f" of {planned:,} iterations" if isinstance(planned, int) else " iterations"
+    state = "finished" if run.finished else str(run.metrics.get("status") or "not finished")
+    return {"finished": run.finished, "state": state, "progress": progress}
+
+
+def _summary(run: RunFolder) -> str:
+    config, data = run.config, run.manifest.get("data")
+    method = _label(config.get("method"))
+    objective = _get(config, "method", "objective")
+    parts = [f"{method} ({objective})" if method and objective else method]
+    parts += [" + ".join(_architectures(run).values())]
+    dataset = _get(data, "dataset") or _label(config.get("data"))
+    parts += [f"on {dataset}" if dataset else None]
+    counts = [f"{_get(data, key)} {key}" for key in ("labeled", "unlabeled") if _get(data, key) is not None]
+    parts += [" + ".join(counts) + " volumes" if counts else None]
+    seed = run.manifest.get("seed", config.get("seed"))
+    parts += [f"seed {seed}" if seed is not None else None]
+    return " · ".join(part for part in parts if part)
+
+
+# --- results and cases ---
+
+
+def _percent(value: Any) -> str:
+    return f"{100 * value:.2f}" if isinstance(value, int | float) and math.isfinite(value) else ABSENT
+
+
+def _voxels(value: Any) -> str:
+    return f"{value:.2f}" if isinstance(value, int | float) and math.isfinite(value) else ABSENT
+
+
+def _cells(values: Any) -> list[str]:
+    """Dice and Jaccard in per cent, 95HD and ASD in voxels, as text."""
+    show = (_percent, _percent, _voxels, _voxels)
+    return [f(_get(values, metric)) for f, metric in zip(show, METRICS, strict=True)]
+
+
+def _split(run: RunFolder, split: str) -> dict[str, Any]:
+    networks = run.networks(split)
+    rows = [row for row in run.cases if row.split == split]
+    results = []
+    for network in networks:
+        values = _get(run.metrics, split, network)
+        own = [row for row in rows if row.network == network]
+        results.append({"network": network, "class": None, "cells": _cells(values), "empty": _empties(own)})
+        classes = _get(values, "classes")
+        for name, inner in classes.items() if isinstance(classes, Mapping) else ():
+            empty = _empties([row for row in own if row.class_name == str(name)])
+            results.append({"network": network, "class": str(name), "cells": _cells(inner), "empty": empty})
+    headline = headline_network(networks)
+    return {
+        "name": split,
+        "networks": networks,
+        "headline": headline,
+        "summarised": isinstance(run.metrics.get(split), Mapping),
+        "headline_cells": _cells(_get(run.metrics, split, headline or "")),
+        "results": results,
+        "counts": _empties(rows),
+        "rows": len(rows),
+        "cases": len({row.case for row in rows}),
+        "distributions": _distributions(rows, split, networks),
+        "table": _case_table(rows, networks, headline),
+        "classes": len({row.class_name for row in rows}),
+    }
+
+
+def _empties(rows: list[CaseRow]) -> dict[str, int] | None:
+    """How many rows have an empty mask, by which one; None where there are no rows to count."""
+    if not rows:
+        return None
+    return {kind: sum(row.empty == kind for row in rows) for kind in ("prediction", "reference", "both")}
+
+
+def _distributions(rows: list[CaseRow], split: str, networks: list[str]) -> list[dict[str, str]]:
+    if not rows:
+        return []
+    classes = list(dict.fromkeys(row.class_name for row in rows))
+    groups = [("mean over classes" if len(classes) > 1 else "", rows)]
+    if len(classes) > 1:
+        groups += [(name, [row for row in rows if row.class_name == name]) for name in classes]
+    panels = []
+    for name, group in groups:
+        dice = {network: list(case_dice(group, split, network).values()) for network in networks}
+        words = [
+            f"{network}: median {_percent(np.median(v))}, lowest {_percent(min(v))}, highest {_percent(max(v))}"
+            for network, v in dice.items()
+            if v
+        ]
+        alt = f"Dice of each {split} case in per cent{', ' + name if name else ''}. " + "; ".join(words)
+        panels.append({"title": name, "source": figures.dice_distribution(dice), "alt": alt, "words": "; ".join(words)})
+    return panels
+
+
+def _case_table(rows: list[CaseRow], networks: list[str], headline: str | None) -> list[dict[str, Any]]:
+    """One entry a case and class, the headline network's lowest Dice first."""
+    entries: dict[tuple[str, str], dict[str, CaseRow]] = {}
+    for row in rows:
+        entries.setdefault((row.case, row.class_name), {})[row.network] = row
+
+    def order(item: tuple[tuple[str, str], dict[str, CaseRow]]) -> tuple[float, tuple[str, str]]:
+        row = item[1].get(headline or "")
+        return (row.dice if row and math.isfinite(row.dice) else math.inf), item[0]
+
+    return [
+        {
+            "case": case,
+            "class": class_name,
+            "networks": [
+                {"cells": _cells(vars(found[n]) if n in found else None), "empty": found[n].empty if n in found else ""}
+                for n in networks
+            ],
+        }
+        for (case, class_name), found in sorted(entries.items(), key=order)
+    ]
+
+
+# --- curves ---
+
+
+def _loss_name(name: str) -> tuple[str, str] | None:
+    """(term, network) of a logged name; the network of a term both share is empty; None: not a loss."""
+    match name.split("/"):
+        case ["loss", term]:
+            return term, ""
+        case ["loss", network, term]:
+            return term, network
+    return None
+
+
+def _curve_networks(run: RunFolder) -> list[str]:
+    """Networks that own a curve ("" for shared terms), for the legend."""
+    found = {parsed[1] for name in run.curves if (parsed := _loss_name(name))}
+    found |= {n.split("/")[1] for n in run.curves if n.startswith("validation/") and n.endswith("/dice")}
+    return sort_networks(found - {""}) + ([""] if "" in found else [])
+
+
+def _panel(title: str, curves: dict[str, Curve], colours: dict[str, str], *, smooth: bool = True) -> dict[str, str]:
+    ends = []
+    for label, curve in curves.items():
+        finite = curve.values[np.isfinite(curve.values)]
+        tail = finite[-max(len(finite) // 50, 1) :] if smooth else finite[-1:]
+        end = f"{np.mean(tail):.4g}" if len(tail) else "no finite value"
+        bad = len(curve.values) - len(finite)
+        name = f"{label} " if len(curves) > 1 else ""
+        ends.append(f"{name}{end}" + (f" ({bad} of {len(curve.values)} values are not finite)" if bad else ""))
+    words = "; ".join(ends)
+    source = figures.curve_panel(curves, colours, smooth=smooth, legend=not smooth and len(curves) > 1)
+    return {"title": title, "source": source, "alt": f"{title} over iterations, at the end: {words}", "words": words}
+
+
+def _loss_panels(run: RunFolder) -> list[dict[str, str]]:
+    terms: dict[str, dict[str, Curve]] = {}
+    for name, curve in run.curves.items():
+        if parsed := _loss_name(name):
+            terms.setdefault(parsed[0], {})[parsed[1]] = curve
+    known = {term: index for index, term in enumerate(TERM_ORDER)}
+    panels = []
+    for term in sorted(terms, key=lambda t: (known.get(t, len(known)), t)):
+        curves = {network: terms[term][network] for network in sort_networks(terms[term])}
+        panels.append(_panel(term, curves, {n: figures.network_colour(n) for n in curves}))
+    return panels
+
+
+def _schedule_panels(run: RunFolder) -> list[dict[str, str]]:
+    """Validation Dice, ramps and learning rates: drawn as logged, for they are no noisy estimates."""
+
+    def under(prefix: str, suffix: str = "") -> dict[str, Curve]:
+        chosen = {n: c for n, c in run.curves.items() if n.startswith(f"{prefix}/") and n.endswith(suffix)}
+        return {n[len(prefix) + 1 : len(n) - len(suffix)]: c for n, c in chosen.items()}
+
+    dice = under("validation", "/dice")
+    rates = under("lr") | ({"lr": run.curves["lr"]} if "lr" in run.curves else {})
+    panels = []
+    if dice:
+        ordered = {name: dice[name] for name in sort_networks(dice)}
+        colours = {name: figures.network_colour(name) for name in ordered}
+        panels.append(_panel("validation Dice, 0 to 1", ordered, colours, smooth=False))
+    for title, curves in (("ramps", under("ramp")), ("learning rate", rates)):
+        if curves:
+            colours = {n: figures.OTHER_COLOURS[i % len(figures.OTHER_COLOURS)] for i, n in enumerate(sorted(curves))}
+            panels.append(_panel(title, curves, colours, smooth=False))
+    return panels
+
+
+# --- examples ---
+
+
+def _examples(run: RunFolder) -> dict[str, Any]:
+    split = next((s for s in run.splits if any(row.split == s for row in run.cases)), None)
+    if split is None:
+        return {"split": None, "cases": [], "disagreement": False, "classes": []}
+    rows = [row for row in run.cases if row.split == split]
+    networks = sort_networks({row.network for row in rows})
+    dice = {network: case_dice(rows, split, network) for network in networks}
+    headline = headline_network(networks)
+    assert headline is not None  # there are rows, so there is a network
+    cases: list[dict[str, Any]] = []
+    for case, roles in example_cases(dice[headline]).items():
+        scores = ", ".join(f"{n} {_percent(dice[n].get(case))}" for n in networks)
+        planes = _pictures(run.slices(case), case)
+        cases.append({"case": case, "roles": " and ".join(roles), "scores": scores, "planes": planes})
+    shown = [plane for example in cases for plane in example["planes"]]
+    classes = list(dict.fromkeys(row.class_name for row in rows))
+    return {
+        "split": split,
+        "headline": headline,
+        "cases": cases,
+        "disagreement": any(plane["disagreement"] for plane in shown),
+        "classes": list(zip(classes, figures.CLASS_STYLES * len(classes), strict=False)) if len(classes) > 1 else [],
+    }
+
+
+def _pictures(slices: list[PlaneSlice], case: str) -> list[dict[str, Any]]:
+    """The two pictures of each stored plane, all in frames of one shape: as tall as the tallest, within reason."""
+    ratio = min(max([0.6, *(found.ratio for found in slices)]), 1.1)
+    pictures = []
+    for found in slices:
+        reference, prediction = found.reference > 0, found.prediction > 0
+        disagreement = found.disagreement
+        outlined = "" if disagreement is None else f"; the networks disagree on {disagreement.mean():.1%} of the pixels"
+        pictures.append(
+            {
+                "plane": found.plane,
+                "contours": figures.contour_slice(found, ratio),
+                "contours_alt": f"{found.plane} slice of {case} with the contours of the reference "
+                f"({np.sum(reference)} pixels) and the prediction ({np.sum(prediction)} pixels, "
+                f"{np.sum(reference & prediction)} in common)",
+                "uncertainty": figures.uncertainty_slice(found, ratio),
+                "uncertainty_alt": f"{found.plane} slice of {case}: entropy map, mean "
+                f"{found.entropy.mean() / 255:.1%} of log K{outlined}",
+                "disagreement": disagreement is not None,
+            }
+        )
+    return pictures
+
+
+# --- provenance ---
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Any:
+    """(dotted key, text) of every leaf."""
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{name}.")
+        elif isinstance(value, bool):
+            yield name, "yes" if value else "no"
+        elif value is None:
+            yield name, ABSENT
+        elif isinstance(value, list):
+            yield name, ", ".join(map(str, value))
+        else:
+            yield name, str(value)
+
+
+def _duration(seconds: Any) -> str | None:
+    if not isinstance(seconds, int | float) or not math.isfinite(seconds):
+        return None
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -1,0 +1,1 @@
+"""The run folder: layout, checkpoints, curves, provenance, results."""

@@ -1,0 +1,157 @@
+"""What happens around the iterations of a run: checkpoints, Ctrl-C, timing, the slices that the report shows."""
+
+import signal
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, TQDMProgressBar
+
+from dualseg.errors import Interrupted
+from dualseg.inference.slices import display_slices
+from dualseg.runs.files import replacing
+from dualseg.runs.folder import CHECKPOINT, iteration_of
+
+
+class Checkpoints(Callback):
+    """Saves every `every` iterations and after the last, keeps the newest `keep`; Ctrl-C saves and stops.
+
+    Saving happens between iterations, after a validation that is due: then a resumed run neither repeats nor skips it.
+    (Lightning's ModelCheckpoint saves before the validation, which a resumed run then leaves out, and not at the end of
+    a run whose length is no multiple of the cadence.)
+
+    Args:
+        folder: where iteration-NNNNNN.ckpt go.
+        every: iterations between two.
+        keep: how many of the newest stay.
+        resume_command: shown after Ctrl-C.
+    """
+
+    def __init__(self, folder: Path, every: int, keep: int, resume_command: str) -> None:
+        self.folder, self.every, self.keep = folder, every, keep
+        self.resume_command = resume_command
+        self._interrupted = False
+        self._previous_handler: Any = None
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        try:
+            self._previous_handler = signal.signal(signal.SIGINT, self._on_interrupt)
+        except ValueError:  # not in the main thread, where Python allows no handlers
+            self._previous_handler = None
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+        done = trainer.global_step
+        if self._interrupted:
+            self._save(trainer)
+            raise Interrupted(f"stopped after iteration {done}; a checkpoint is written. To go on: {self.resume_command}")
+        if done and done % self.every == 0:
+            self._save(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._save(trainer)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if self._previous_handler is not None:
+            signal.signal(signal.SIGINT, self._previous_handler)
+            self._previous_handler = None
+
+    def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
+        if self._interrupted:
+            raise KeyboardInterrupt
+        self._interrupted = True
+        print("\nCtrl-C: finishing this iteration and writing a checkpoint (again: stop at once) ...", flush=True)
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        path = self.folder / f"iteration-{trainer.global_step:06d}.ckpt"
+        if path.is_file():  # resumed from it a moment ago
+            return
+        trainer.save_checkpoint(path)
+        if trainer.is_global_zero:
+            saved = sorted((p for p in self.folder.iterdir() if CHECKPOINT.fullmatch(p.name)), key=iteration_of)
+            for old in saved[: -self.keep]:
+                old.unlink()
+
+
+class Throughput(Callback):
+    """Curves `time/seconds_per_iteration`, `time/data_wait_share` and, on a GPU, `memory/gpu_gib` (peak).
+
+    The share is of the time between one iteration's end and the next one's start in which batches are waited for.
+    """
+
+    def __init__(self) -> None:
+        self._reset()
+
+    def _reset(self) -> None:
+        self._iterations, self._waited, self._ended = 0, 0.0, time.perf_counter()
+        self._began = self._ended
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+        self._waited += time.perf_counter() - self._ended
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._iterations += 1
+        self._ended = time.perf_counter()
+        if trainer.global_step % trainer.log_every_n_steps == 0:
+            seconds = self._ended - self._began
+            values = {"time/seconds_per_iteration": seconds / self._iterations, "time/data_wait_share": self._waited / seconds}
+            if pl_module.device.type == "cuda":
+                values["memory/gpu_gib"] = torch.cuda.max_memory_allocated(pl_module.device) / 2**30
+            for logger in trainer.loggers:
+                logger.log_metrics(values, step=trainer.global_step)
+            self._reset()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._reset()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._reset()
+
+
+class SliceWriter(Callback):
+    """Writes three orthogonal slices of every evaluated case, as the report shows them, to <folder>/<case>.npz."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def _write(self, pl_module: pl.LightningModule, volume: Any, outputs: Any) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with replacing(self.folder / f"{volume.case}.npz") as file:
+            np.savez_compressed(file, **display_slices(volume.image, volume.label, volume.spacing, outputs))
+
+    def on_validation_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if trainer.state.fn == "validate":  # not in the evaluations along a run
+            self._write(pl_module, batch, outputs)
+
+    def on_test_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._write(pl_module, batch, outputs)
+
+
+class ProgressBar(TQDMProgressBar):
+    """One bar that counts iterations, with loss and Dice."""
+
+    def __init__(self) -> None:
+        super().__init__(refresh_rate=5, leave=True)
+
+    def init_train_tqdm(self) -> Any:
+        bar = super().init_train_tqdm()
+        bar.set_description("Training")
+        return bar
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, *args: Any) -> None:
+        super().on_train_epoch_start(trainer, *args)
+        self.train_progress_bar.set_description("Training")
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return metrics

@@ -1,0 +1,96 @@
+"""Checkpoints: written whole or not at all, read without executing code from them."""
+
+import errno
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric.plugins import TorchCheckpointIO
+from torch import Tensor, nn
+
+from dualseg import __version__
+from dualseg.errors import DualsegError
+from dualseg.methods.base import CHECKPOINT_FORMAT
+from dualseg.runs.files import replacing
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Lightning's checkpoint files, written to a temporary file in the target folder, synced and renamed."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        path = Path(path)
+        try:
+            with replacing(path) as file:
+                torch.save(checkpoint, file)
+        except (OSError, RuntimeError) as error:  # torch.save turns a failed write into a RuntimeError
+            full = getattr(error, "errno", None) == errno.ENOSPC or isinstance(error, RuntimeError)
+            why = "disk full?" if full else "not writable?"
+            raise DualsegError(
+                f"{path}: the checkpoint could not be written ({why} {error}). Earlier checkpoints are kept and good: "
+                "free space, then give the same command again to resume."
+            ) from error
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        return read_checkpoint(path)
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Load a checkpoint onto the CPU with `weights_only`.
+
+    Raises:
+        DualsegError: missing or damaged file, no dualseg checkpoint, or one of a newer version.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise DualsegError(f"{path}: no such checkpoint.")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise DualsegError(f"{path}: cannot be read as a checkpoint ({str(error).splitlines()[0]}).") from error
+    made_by = checkpoint.get("dualseg") if isinstance(checkpoint, Mapping) else None
+    if made_by is None:
+        raise DualsegError(f"{path}: not written by dualseg; give a checkpoints/iteration-NNNNNN.ckpt of a run folder.")
+    if made_by["format"] > CHECKPOINT_FORMAT:
+        raise DualsegError(f"{path}: written by dualseg {made_by['version']}, newer than this {__version__}; update dualseg.")
+    return checkpoint
+
+
+def network_states(checkpoint: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
+    """Name of each network in a checkpoint -> its state dict."""
+    states: dict[str, dict[str, Tensor]] = {}
+    for key, value in checkpoint["state_dict"].items():
+        if key.startswith("networks."):
+            _, name, parameter = key.split(".", 2)
+            states.setdefault(name, {})[parameter] = value
+    return states
+
+
+def check_architecture(path: Path, networks: Mapping[str, nn.Module]) -> dict[str, dict[str, Tensor]]:
+    """The states of a checkpoint's networks, after checking that they fit.
+
+    Raises:
+        DualsegError: other networks, or parameters of other names or shapes.
+    """
+    states = network_states(read_checkpoint(path))
+    if states.keys() != networks.keys():
+        raise DualsegError(f"{path}: holds the networks {sorted(states)}, the configuration {sorted(networks)}.")
+    for name, network in networks.items():
+        own, given = network.state_dict(), states[name]
+        wrong = next((k for k in own.keys() | given.keys() if k not in own or k not in given), None) or next(
+            (k for k in own if own[k].shape != given[k].shape), None
+        )
+        if wrong is not None:
+            here = tuple(own[wrong].shape) if wrong in own else "absent"
+            there = tuple(given[wrong].shape) if wrong in given else "absent"
+            raise DualsegError(
+                f"{path}: of another architecture: network {name}, {wrong} is {there} there and {here} here. "
+                "Use the networks=... and widths that the checkpoint was trained with."
+            )
+    return states
+
+
+def load_networks(path: str | Path, networks: Mapping[str, nn.Module]) -> None:
+    """Copy a checkpoint's networks into `networks` (`weights=FILE`). Raises as `check_architecture`."""
+    for name, state in check_architecture(Path(path), networks).items():
+        networks[name].load_state_dict(state)

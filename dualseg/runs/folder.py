@@ -1,0 +1,173 @@
+"""The run folder: where everything of one run lies (design.md, "A run folder"). No torch here: it must answer fast."""
+
+import difflib
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dualseg.errors import DualsegError
+from dualseg.runs.files import read_json, write_json, write_text
+
+# What may change without making it another run: where things lie, how it is watched, what hardware does it.
+NOT_IDENTITY = (
+    "name",
+    "output",
+    "overwrite",
+    "logger",
+    "data.root",
+    "data.source.root",
+    "data.num_workers",
+    "trainer.accelerator",
+    "trainer.progress_bar",
+    "trainer.log_every",
+    "trainer.checkpoint_every",
+    "trainer.checkpoints_kept",
+)
+CHECKPOINT = re.compile(r"iteration-(\d+)\.ckpt")
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mapping -> {"a.b": value}; lists are values."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        flat.update(flatten(value, f"{name}.") if isinstance(value, Mapping) and value else {name: value})
+    return flat
+
+
+def identity(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The flattened configuration without what does not decide the result."""
+    ignored = tuple(f"{key}." for key in NOT_IDENTITY)
+    return {k: v for k, v in flatten(config).items() if k not in NOT_IDENTITY and not k.startswith(ignored)}
+
+
+def run_name(config: Mapping[str, Any]) -> str:
+    """Readable and stable: <dataset>-<method>[-<objective>]-<networks>-<labels>-seed<seed>-<hash of the identity>."""
+    data, networks = config["data"], config["networks"]
+    labels = data["labeled"] if data["labeled_ratio"] is None else f"{data['labeled_ratio']:g}of"
+    parts = [data["name"], config["method"]["name"]]
+    if "objective" in config:
+        parts.append(config["objective"])
+    parts += ["-".join(n["architecture"] for n in networks.values()), f"{'all' if labels is None else labels}labels"]
+    digest = hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()[:8]
+    return "-".join([*parts, f"seed{config['seed']}", digest])
+
+
+class RunFolder:
+    """One run's files. Creating the object touches nothing on disk.
+
+    Args:
+        path: the folder.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config_file = self.path / "config.yaml"
+        self.manifest_file = self.path / "manifest.json"
+        self.metrics_file = self.path / "metrics.json"
+        self.cases_file = self.path / "cases.csv"
+        self.curves_file = self.path / "logs" / "curves.csv"
+        self.checkpoints = self.path / "checkpoints"
+        self.slices = self.path / "slices"
+        self.evaluations = self.path / "evaluations"
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> "RunFolder":
+        """The folder of a resolved configuration: <output>/<name>, the name made from it where none is given."""
+        return cls(Path(config["output"]).expanduser() / (config["name"] or run_name(config)))
+
+    @classmethod
+    def existing(cls, path: str | Path) -> "RunFolder":
+        """Raises: DualsegError where there is no run folder."""
+        folder = cls(Path(path).expanduser())
+        if not folder.config_file.is_file():
+            raise DualsegError(f"{path}: no run folder (it has no config.yaml). Give a folder that dualseg-train wrote.")
+        return folder
+
+    def config(self) -> dict[str, Any]:
+        """The resolved configuration."""
+        try:
+            return yaml.safe_load(self.config_file.read_text())
+        except (OSError, yaml.YAMLError) as error:
+            raise DualsegError(f"{self.config_file}: cannot be read ({error}).") from error
+
+    @property
+    def finished(self) -> bool:
+        """Training and evaluation are complete: metrics.json is written last."""
+        return self.metrics_file.is_file() and read_json(self.metrics_file).get("status") == "finished"
+
+    def latest_checkpoint(self) -> Path | None:
+        """The checkpoint with the most iterations."""
+        found = [p for p in self.checkpoints.glob("iteration-*.ckpt") if CHECKPOINT.fullmatch(p.name)]
+        return max(found, key=iteration_of, default=None)
+
+    def checkpoint(self) -> Path:
+        """`latest_checkpoint`, or a DualsegError that says how to make one."""
+        latest = self.latest_checkpoint()
+        if latest is None:
+            raise DualsegError(f"{self.checkpoints}: holds no checkpoint; train the run first.")
+        return latest
+
+    def claim(self, config: Mapping[str, Any]) -> None:
+        """Check, before anything is computed, that this folder can take the run; writes nothing.
+
+        Raises:
+            DualsegError: it belongs to another configuration, or cannot be written.
+        """
+        parent = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
+        if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+            raise DualsegError(f"output={config['output']}: {parent} is not writable; choose another with output=DIR.")
+        if config["overwrite"] or not self.config_file.is_file():
+            return
+        ours, theirs = identity(config), identity(self.config())
+        different = [k for k in sorted(ours.keys() | theirs.keys()) if ours.get(k, "absent") != theirs.get(k, "absent")]
+        if different:
+            key = different[0]
+            raise DualsegError(
+                f"{self.path}: holds a run of another configuration ({key}: {theirs.get(key, 'absent')} there, "
+                f"{ours.get(key, 'absent')} now, {len(different)} keys in all); choose another name=... or overwrite=true."
+            )
+
+    def open(self, config: Mapping[str, Any]) -> None:
+        """Make the folder and write config.yaml; `overwrite` empties it first."""
+        try:
+            if config["overwrite"] and self.config_file.is_file():
+                shutil.rmtree(self.path)
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self.curves_file.parent.mkdir(exist_ok=True)
+            for leftover in self.checkpoints.glob(".*.tmp"):  # of a run that was killed while it wrote
+                leftover.unlink()
+            if not self.config_file.is_file():
+                write_text(self.config_file, yaml.safe_dump(dict(config), sort_keys=False))
+        except OSError as error:
+            raise DualsegError(f"{self.path}: cannot be written ({error}); choose another with output=DIR.") from error
+
+    def new_evaluation(self, label: str) -> "RunFolder":
+        """A fresh folder for one more evaluation, beside earlier ones: evaluations/NNN-<label>."""
+        taken = [int(p.name[:3]) for p in self.evaluations.glob("[0-9][0-9][0-9]-*")]
+        return RunFolder(self.evaluations / f"{max(taken, default=0) + 1:03d}-{label}")
+
+    def finish(self, metrics: Mapping[str, Any]) -> None:
+        """Write metrics.json: from now on the run is finished."""
+        write_json(self.metrics_file, metrics)
+
+
+def iteration_of(checkpoint: Path) -> int:
+    """Iterations that a checkpoint file has behind it, from its name."""
+    match = CHECKPOINT.fullmatch(checkpoint.name)
+    if match is None:
+        raise DualsegError(f"{checkpoint}: not a checkpoint of a run folder (iteration-NNNNNN.ckpt).")
+    return int(match.group(1))
+
+
+def nearest(word: str, words: list[str]) -> str:
+    """' Did you mean X?' or the empty string."""
+    near = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
+    return f" Did you mean {near[0]}?" if near else ""

@@ -1,0 +1,93 @@
+"""Where a run comes from: versions, git revision, hardware, data, command, times."""
+
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dualseg import __version__
+from dualseg.runs.files import read_json, write_json
+
+PACKAGES = ("torch", "pytorch-lightning", "monai", "hydra-core", "torchmetrics", "numpy", "scipy")
+
+
+def command_line() -> str:
+    """The command that started this process, as one would type it."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git(*arguments: str) -> str | None:
+    """Output of git in the folder of this package's source, None where that is no checkout."""
+    here = Path(__file__).resolve().parents[2]
+    if not (here / ".git").exists():
+        return None
+    try:
+        result = subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return result.stdout.strip()
+
+
+def _cpu() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def describe(seed: int, data: dict[str, Any]) -> dict[str, Any]:
+    """What is known before the first iteration; `data`: fingerprint, dataset and the number of cases of each role."""
+    status = _git("status", "--porcelain", "--untracked-files=no")
+    return {
+        "dualseg": __version__,
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "git": {"revision": _git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)},
+        "seed": seed,
+        "hardware": {
+            "cpu": _cpu(),
+            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        },
+        "data": data,
+        "command": command_line(),
+        "started": now(),
+        "finished": None,
+        "seconds": 0.0,
+        "resumed": [],
+    }
+
+
+def start(path: Path, description: dict[str, Any], resumed_at: int) -> None:
+    """Write manifest.json; a resumed run keeps its first start and lists where each later one went on."""
+    if resumed_at and path.is_file():
+        earlier = read_json(path)
+        resumed = {"iteration": resumed_at, "started": description["started"], "git": description["git"]}
+        description = {**earlier, "resumed": [*earlier["resumed"], resumed]}
+    write_json(path, description)
+
+
+def finish(path: Path, seconds: float, **facts: Any) -> None:
+    """Add the end time, the seconds of this launch and further facts."""
+    manifest = read_json(path)
+    write_json(path, {**manifest, "finished": now(), "seconds": round(manifest["seconds"] + seconds, 1), **facts})

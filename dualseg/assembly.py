@@ -1,7 +1,6 @@
 """From a resolved configuration to objects: the one place that knows both. Everything it builds takes plain arguments."""
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -12,9 +11,9 @@ from torch import nn
 from dualseg.data import SemiSupervisedDataModule
 from dualseg.data.volumes import VolumeSource
 from dualseg.inference import SlidingWindow
-from dualseg.methods import SegmentationMethod
+from dualseg.methods import NetworkEvaluation, SegmentationMethod
 from dualseg.runs.callbacks import Checkpoints, ProgressBar, SliceWriter, Throughput
-from dualseg.runs.checkpoints import AtomicCheckpointIO
+from dualseg.runs.checkpoints import AtomicCheckpointIO, load_networks
 from dualseg.runs.curves import CurveLogger
 from dualseg.runs.folder import RunFolder
 
@@ -28,7 +27,9 @@ def build_source(config: Config) -> VolumeSource:
 
 def build_data(config: Config) -> SemiSupervisedDataModule:
     """`data` and `batch`."""
-    settings = {k: v for k, v in config["data"].items() if k not in ("name", "root", "source", "stride", "augmentation")}
+    settings = {
+        k: v for k, v in config["data"].items() if k not in ("name", "root", "source", "stride", "augmentation")
+    }
     augmentation = config["data"]["augmentation"]
     return SemiSupervisedDataModule(
         build_source(config),
@@ -61,12 +62,14 @@ def build_sliding_window(config: Config) -> SlidingWindow:
 
 
 def build_method(config: Config, source: VolumeSource) -> SegmentationMethod:
-    """`method` with its `networks`."""
+    """`method` with its `networks`, `optimizer` and `lr_schedule`."""
     settings = {k: v for k, v in config["method"].items() if k != "name"}
     # _convert_=all: the networks and plain containers arrive as they are
     return instantiate(
         settings,
         networks=build_networks(config, source),
+        optimizer=instantiate(config["optimizer"]),
+        lr_schedule=instantiate(config["lr_schedule"]),
         class_names=source.class_names,
         sliding_window=build_sliding_window(config),
         seed=config["seed"],
@@ -111,17 +114,31 @@ def build_trainer(config: Config, folder: RunFolder, resumed_at: int, resume_com
     )
 
 
-def build_evaluator(config: Config, progress_bar: bool, callbacks: list[pl.Callback], default_root_dir: Path) -> pl.Trainer:
-    """A trainer that only evaluates, on one device."""
+def build_evaluation(config: Config, runs: Sequence[RunFolder], source: VolumeSource) -> NetworkEvaluation:
+    """The trained networks of one run under their names, of several under <run>/<network>."""
+    networks: dict[str, nn.Module] = {}
+    for run in runs:
+        own = build_networks(run.config(), source)
+        load_networks(run.checkpoint(), own)
+        # ModuleDict allows no dots in names
+        prefix = "" if len(runs) == 1 else f"{run.path.name.replace('.', '_')}/"
+        networks |= {f"{prefix}{name}": network for name, network in own.items()}
+    window = build_sliding_window(config)
+    return NetworkEvaluation(networks, source.class_names, window, config["inference"]["distance_unit"])
+
+
+def build_evaluator(config: Config, folder: RunFolder) -> pl.Trainer:
+    """A trainer that evaluates, on one device, and writes slices into `folder`."""
     settings = config["trainer"]
     return pl.Trainer(
         accelerator=settings["accelerator"],
         devices=1,
         precision=settings["precision"],
+        use_distributed_sampler=False,
         logger=False,
-        callbacks=callbacks,
+        callbacks=[SliceWriter(folder.slices)],
         enable_checkpointing=False,
-        enable_progress_bar=progress_bar,
+        enable_progress_bar=settings["progress_bar"],
         enable_model_summary=False,
-        default_root_dir=str(default_root_dir),
+        default_root_dir=str(folder.path),
     )

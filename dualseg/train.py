@@ -12,17 +12,15 @@ def train(config: Any) -> None:
     Raises:
         DualsegError: whatever the user can mend; nothing half-written is left behind.
     """
-    from omegaconf import OmegaConf
-
     from dualseg.runs.folder import RunFolder, iteration_of
-    from dualseg.runs.settings import check_settings
+    from dualseg.runs.settings import resolve
 
-    settings = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    check_settings(settings)
+    settings = resolve(config)
     folder = RunFolder.of(settings)
     folder.claim(settings)
     if folder.finished and not settings["overwrite"]:
-        return _show(folder)
+        _show(folder)
+        return
 
     import torch
 
@@ -45,7 +43,7 @@ def train(config: Any) -> None:
         folder.open(settings)
         facts = {"dataset": settings["data"]["name"], "fingerprint": data.fingerprint(), **data.cases_used}
         provenance.start(folder.manifest_file, provenance.describe(settings["seed"], facts), resumed_at)
-        print(f"{'Resuming' if latest else 'Training'} {folder.path}" + (f" from iteration {resumed_at}" if latest else ""))
+        print(f"Resuming {folder.path} from iteration {resumed_at}" if latest else f"Training {folder.path}")
 
     began = time.perf_counter()
     trainer.fit(method, data, ckpt_path=latest)
@@ -65,7 +63,7 @@ def train(config: Any) -> None:
 
 
 def _show(folder: Any) -> None:
-    from dualseg.runs.files import read_json
+    from dualseg.files import read_json
     from dualseg.runs.tables import results_table
 
     print(f"Finished: {folder.path}\n{results_table(read_json(folder.metrics_file))}")

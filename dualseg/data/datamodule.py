@@ -132,7 +132,9 @@ class SemiSupervisedDataModule(pl.LightningDataModule):
             mend = [max(PATCH_MULTIPLE, round(size / PATCH_MULTIPLE) * PATCH_MULTIPLE) for size in patch_size]
             raise DualsegError(f"data.patch_size={list(patch_size)}: needs three multiples of 16, for example {mend}.")
         if labeled_per_batch < 1 or unlabeled_per_batch < 0:
-            raise DualsegError(f"batch.labeled={labeled_per_batch}, batch.unlabeled={unlabeled_per_batch}: need at least 1 and 0.")
+            raise DualsegError(
+                f"batch.labeled={labeled_per_batch}, batch.unlabeled={unlabeled_per_batch}: need at least 1 and 0."
+            )
         self.source = source
         self.patch_size = tuple(patch_size)
         self.labeled_per_batch, self.unlabeled_per_batch = labeled_per_batch, unlabeled_per_batch
@@ -180,7 +182,9 @@ class SemiSupervisedDataModule(pl.LightningDataModule):
         world_size = self.trainer.world_size
         for key, size in (("labeled", self.labeled_per_batch), ("unlabeled", self.unlabeled_per_batch)):
             if size % world_size:
-                raise DualsegError(f"batch.{key}={size} cannot be dealt out evenly to {world_size} processes; make it a multiple.")
+                raise DualsegError(
+                    f"batch.{key}={size} cannot be dealt out evenly to {world_size} processes; make it a multiple."
+                )
         # the loops are restored before the loaders are built: a resumed run goes on with the next iteration's batch
         sampler = IterationBatchSampler(
             self.labeled_per_batch,

@@ -50,7 +50,9 @@ class LeftAtrium(VolumeSource):
     def _read(self, case: str, key: str) -> np.ndarray:
         path = self.root / case / "mri_norm2.h5"
         if not path.is_file():
-            raise DualsegError(f"{path}: missing, but {case} is in the list of cases. Put the file there or check data.root.")
+            raise DualsegError(
+                f"{path}: missing, but {case} is in the list of cases. Put the file there or check data.root."
+            )
         try:
             with h5py.File(path, "r") as h5:
                 if key not in h5:

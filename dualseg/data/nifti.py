@@ -1,11 +1,7 @@
 """NIfTI files in and out: clear failures on bad files, and no half-written file under a final name."""
 
 import gzip
-import os
-import secrets
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import nibabel as nib
@@ -14,6 +10,7 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
 from dualseg.errors import DualsegError
+from dualseg.files import replacing
 
 _UNREADABLE = (ImageFileError, HeaderDataError, gzip.BadGzipFile, zlib.error, EOFError, OSError, ValueError)
 
@@ -65,8 +62,7 @@ def write_nifti(path: str | Path, array: np.ndarray, affine: np.ndarray) -> None
         DualsegError: wrong suffix or shape, affine not invertible, or the file cannot be written.
     """
     path = Path(path)
-    suffix = next((s for s in (".nii.gz", ".nii") if path.name.endswith(s)), None)
-    if suffix is None:
+    if not path.name.endswith((".nii", ".nii.gz")):
         raise DualsegError(f"{path}: the name of a NIfTI file must end in .nii or .nii.gz")
     if array.ndim not in (3, 4):
         raise DualsegError(f"{path}: a NIfTI volume is (W, H, D) or (C, W, H, D), not {array.shape}")
@@ -76,29 +72,8 @@ def write_nifti(path: str | Path, array: np.ndarray, affine: np.ndarray) -> None
         array = np.moveaxis(array, 0, -1)
     image = nib.Nifti1Image(array, _checked_affine(path, np.asarray(affine)), dtype=array.dtype)
     image.header.set_xyzt_units("mm")
-    with replacing(path, suffix) as temporary:
+    with replacing(path) as temporary:
         nib.save(image, temporary)  # gzip level 1, no timestamp
-
-
-@contextmanager
-def replacing(path: Path, suffix: str) -> Iterator[Path]:
-    """Give a temporary name beside `path`; when the block ends well, sync that file and rename it to `path`.
-
-    The temporary name is hidden and keeps `suffix`, by which nibabel chooses the format; a random token keeps parallel
-    writers apart. Raises DualsegError naming `path` if the operating system refuses any step.
-    """
-    temporary = path.parent / f".{path.name.removesuffix(suffix)}.{secrets.token_hex(4)}{suffix}"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            yield temporary
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise DualsegError(f"{path}: cannot be written ({error}); check permissions and free space") from error
 
 
 def _checked_affine(path: Path, affine: np.ndarray) -> np.ndarray:

@@ -13,9 +13,10 @@ import numpy as np
 from scipy import ndimage
 from tqdm import tqdm
 
-from dualseg.data.nifti import read_nifti, replacing, write_nifti
+from dualseg.data.nifti import read_nifti, write_nifti
 from dualseg.data.volumes import Image, VolumeSource
 from dualseg.errors import DualsegError
+from dualseg.files import replacing
 
 GENERATOR_VERSION = 1  # raise it whenever a change alters any voxel
 FIELD_OF_VIEW = np.array([77.0, 77.0, 61.0])  # mm, in the mean; voxel axes point left, anterior, superior
@@ -92,7 +93,7 @@ class Phantom(VolumeSource):
                 raise DualsegError(f"{self.root}: holds volumes but no dataset.json that says which; {remedy}")
         except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
             raise DualsegError(f"{path}: cannot be read ({error}); {remedy}") from error
-        with replacing(path, ".json") as temporary:
+        with replacing(path) as temporary:
             temporary.write_text(json.dumps(request) + "\n")
 
 

@@ -70,14 +70,18 @@ class VolumeReader:
             raise DualsegError(f"{where} has shape {image.array.shape}; expected ({self.source.channels}, W, H, D).")
         if not np.isfinite(image.array).all():
             count = int((~np.isfinite(image.array)).sum())
-            raise DualsegError(f"{where} holds {count} NaN or infinite voxels; repair the file or take the case out of the list.")
+            raise DualsegError(
+                f"{where} holds {count} NaN or infinite voxels; repair the file or take the case out of the list."
+            )
         return image
 
     def _label(self, case: str, image: Image) -> Tensor:
         label = self.source.read_label(case)
         where = f"{self.source.name} case {case}: label"
         if label.shape != image.array.shape[1:]:
-            raise DualsegError(f"{where} has shape {label.shape}, its image {image.array.shape[1:]}; they must be the same grid.")
+            raise DualsegError(
+                f"{where} has shape {label.shape}, its image {image.array.shape[1:]}; they must be the same grid."
+            )
         num_classes = len(self.source.class_names)
         values = np.unique(label)
         if values.min() < 0 or values.max() >= num_classes or not np.equal(np.mod(values, 1), 0).all():

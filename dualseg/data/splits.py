@@ -40,7 +40,9 @@ def split_cases(
     cases = list(train_cases)
     for key, count in (("data.held_out_test", held_out_test), ("data.held_out_validation", held_out_validation)):
         if not 0 <= count < max(len(cases), 1):
-            raise DualsegError(f"{key}={count}: give 0 to {len(cases) - 1}; {len(cases)} training cases are there to hold out from.")
+            raise DualsegError(
+                f"{key}={count}: give 0 to {len(cases) - 1}; {len(cases)} training cases are there to hold out from."
+            )
         if key == "data.held_out_test":
             test, cases = (cases[-count:], cases[:-count]) if count else (list(test_cases), cases)
         else:
@@ -52,5 +54,7 @@ def split_cases(
     else:
         key, count = f"data.labeled={labeled}", len(cases) if labeled is None else labeled
     if not 1 <= count <= len(cases):
-        raise DualsegError(f"{key}: leaves {count} labeled volumes of {len(cases)} training cases; give between 1 and {len(cases)}.")
+        raise DualsegError(
+            f"{key}: leaves {count} labeled volumes of {len(cases)} training cases; give between 1 and {len(cases)}."
+        )
     return Split(tuple(cases[:count]), tuple(cases[count:]), tuple(validation), tuple(test))

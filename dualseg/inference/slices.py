@@ -8,7 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-PLANES = {"sagittal": 0, "coronal": 1, "axial": 2}  # name -> axis that the plane is orthogonal to, volumes being (W, H, D)
+PLANES = {
+    "sagittal": 0,
+    "coronal": 1,
+    "axial": 2,
+}  # name -> axis that the plane is orthogonal to, volumes being (W, H, D)
 
 
 def display_slices(

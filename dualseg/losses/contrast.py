@@ -21,7 +21,9 @@ class Prototypes(NamedTuple):
         """c_k <- normalise(momentum c_k + (1 - momentum) new); a class absent from `new` keeps its own, a first value
         is taken as it is."""
         mixed = F.normalize(momentum * self.vectors + (1 - momentum) * new.vectors, dim=1, eps=NORM_EPS)
-        vectors = mixed.where((self.present & new.present)[:, None], new.vectors.where(new.present[:, None], self.vectors))
+        vectors = mixed.where(
+            (self.present & new.present)[:, None], new.vectors.where(new.present[:, None], self.vectors)
+        )
         return Prototypes(vectors, self.present | new.present)
 
 

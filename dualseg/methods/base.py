@@ -61,6 +61,9 @@ class SegmentationMethod(NetworkEvaluation):
         seed: of dropout and of the voxels that the contrast draws.
     """
 
+    term_names: tuple[str, ...] = ()
+    """Every loss term the method knows, switched on or not."""
+
     def __init__(
         self,
         networks: Mapping[str, nn.Module],
@@ -109,7 +112,9 @@ class SegmentationMethod(NetworkEvaluation):
         if iteration == 0 or (iteration + 1) % self.trainer.log_every_n_steps == 0:
             values = {term.key: float(term.value.detach()) for term in terms}
             rates = {"lr": optimizer.param_groups[0]["lr"]}
-            self.log_curves({"loss/total": float(total.detach()), **values, **self.ramps(iteration, total_iterations), **rates})
+            self.log_curves(
+                {"loss/total": float(total.detach()), **values, **self.ramps(iteration, total_iterations), **rates}
+            )
             self.log("loss", total.detach(), prog_bar=True, logger=False)
 
     def ramps(self, iteration: int, max_iterations: int) -> dict[str, float]:
@@ -128,7 +133,7 @@ class SegmentationMethod(NetworkEvaluation):
         bad = [term.key.removeprefix("loss/") for term in terms if not torch.isfinite(term.value)]
         raise DualsegError(
             f"loss not finite at iteration {iteration}: {', '.join(bad) or 'total'}; cases {', '.join(cases)}. The last "
-            "checkpoint is kept. Lower method.optimizer.lr, use trainer.precision=bf16-mixed or 32-true, check the cases."
+            "checkpoint is kept. Lower optimizer.lr, use trainer.precision=bf16-mixed or 32-true, check the cases."
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -103,6 +103,8 @@ class DualNetwork(SegmentationMethod):
         DualsegError: networks not named a and b; unknown objective, term, fusion or contrast; `union` with K > 2.
     """
 
+    term_names = tuple(DEFAULT_TERMS)
+
     def __init__(
         self,
         *args: Any,
@@ -163,7 +165,10 @@ class DualNetwork(SegmentationMethod):
     def ramps(self, iteration: int, max_iterations: int) -> dict[str, float]:
         if self.objective == "released":
             return {}
-        ramps = {"unsupervised": self._w(iteration, max_iterations), "contrast": gaussian_rampup(iteration, max_iterations)}
+        ramps = {
+            "unsupervised": self._w(iteration, max_iterations),
+            "contrast": gaussian_rampup(iteration, max_iterations),
+        }
         return {f"ramp/{name}": value for name, value in ramps.items()}
 
     def _w(self, iteration: int, max_iterations: int) -> float:

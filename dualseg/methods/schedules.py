@@ -27,7 +27,7 @@ def step_decay(milestones: Sequence[float] = (2500 / 6000, 5000 / 6000), factor:
     """
     for milestone in milestones:
         if milestone <= 0 or (milestone > 1 and milestone != int(milestone)):
-            raise DualsegError(f"method.lr_schedule.milestones: {milestone} is neither an iteration nor a fraction in (0, 1].")
+            raise DualsegError(f"lr_schedule.milestones: {milestone} is neither an iteration nor a fraction in (0, 1].")
 
     def schedule(iteration: int, max_iterations: int) -> float:
         passed = sum(iteration >= (round(m * max_iterations) if m <= 1 else m) for m in milestones)

@@ -11,6 +11,8 @@ from dualseg.methods.base import LossTerm, SegmentationMethod
 class Supervised(SegmentationMethod):
     """CE + Dice of network `a` on the labeled samples. Arguments as `SegmentationMethod`."""
 
+    term_names = ("supervised_ce", "supervised_dice")
+
     def loss_terms(self, batch: dict[str, Any], iteration: int, max_iterations: int) -> list[LossTerm]:
         label = batch["label"]
         logits = self.networks["a"](batch["image"][: len(label)]).logits

@@ -88,3 +88,24 @@ class TappedNetwork(nn.Module):
                     f"{tuple(image.shape[2:])}; both must lie on the image's own grid"
                 )
         return SegmentationOutput(logits, features)
+
+
+def monai_network(network: str, in_channels: int, num_classes: int, **settings: Any) -> TappedNetwork:
+    """A network of `monai.networks.nets` by its class name, for 3-D volumes, tapped.
+
+    Args:
+        network: class name, e.g. "SegResNet".
+        settings: its further arguments; `feature_layer` and `divisor` go to `TappedNetwork`.
+
+    Raises:
+        DualsegError: no such network.
+    """
+    import monai.networks.nets as nets
+
+    if not hasattr(nets, network):
+        raise DualsegError(
+            f"networks: monai.networks.nets has no {network}; its names are listed in MONAI's documentation."
+        )
+    tap = {key: settings.pop(key) for key in ("feature_layer", "divisor") if key in settings}
+    built = getattr(nets, network)(spatial_dims=3, in_channels=in_channels, out_channels=num_classes, **settings)
+    return TappedNetwork(built, **tap)

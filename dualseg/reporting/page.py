@@ -1,7 +1,6 @@
 """The report of one run: one HTML page that needs nothing but itself."""
 
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import numpy as np
 
 from dualseg import __version__
 from dualseg.errors import DualsegError
+from dualseg.files import write_text
 from dualseg.reporting import figures
 from dualseg.reporting.run_folder import (
     METRICS,
@@ -44,7 +44,7 @@ def write_run_report(run: Path, output: Path | None = None) -> Path:
     run, output = Path(run), Path(output) if output else Path(run) / "report.html"
     page = render_run(read_run_folder(run))
     try:
-        _write_atomically(output, page)
+        write_text(output, page)
     except OSError as error:
         raise DualsegError(f"{output}: cannot be written ({error.strerror}); choose another output") from error
     return output
@@ -81,18 +81,6 @@ def render_run(run: RunFolder) -> str:
         entropy_stops=", ".join(figures.entropy_gradient()),
         version=__version__,
     )
-
-
-def _write_atomically(output: Path, text: str) -> None:
-    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(output)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 # --- head of the page ---

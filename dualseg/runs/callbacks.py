@@ -12,8 +12,8 @@ import torch
 from pytorch_lightning.callbacks import Callback, TQDMProgressBar
 
 from dualseg.errors import Interrupted
+from dualseg.files import replacing
 from dualseg.inference.slices import display_slices
-from dualseg.runs.files import replacing
 from dualseg.runs.folder import CHECKPOINT, iteration_of
 
 
@@ -43,11 +43,15 @@ class Checkpoints(Callback):
         except ValueError:  # not in the main thread, where Python allows no handlers
             self._previous_handler = None
 
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         done = trainer.global_step
         if self._interrupted:
             self._save(trainer)
-            raise Interrupted(f"stopped after iteration {done}; a checkpoint is written. To go on: {self.resume_command}")
+            raise Interrupted(
+                f"stopped after iteration {done}; a checkpoint is written. To go on: {self.resume_command}"
+            )
         if done and done % self.every == 0:
             self._save(trainer)
 
@@ -89,7 +93,9 @@ class Throughput(Callback):
         self._iterations, self._waited, self._ended = 0, 0.0, time.perf_counter()
         self._began = self._ended
 
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         self._waited += time.perf_counter() - self._ended
 
     def on_train_batch_end(
@@ -99,7 +105,10 @@ class Throughput(Callback):
         self._ended = time.perf_counter()
         if trainer.global_step % trainer.log_every_n_steps == 0:
             seconds = self._ended - self._began
-            values = {"time/seconds_per_iteration": seconds / self._iterations, "time/data_wait_share": self._waited / seconds}
+            values = {
+                "time/seconds_per_iteration": seconds / self._iterations,
+                "time/data_wait_share": self._waited / seconds,
+            }
             if pl_module.device.type == "cuda":
                 values["memory/gpu_gib"] = torch.cuda.max_memory_allocated(pl_module.device) / 2**30
             for logger in trainer.loggers:
@@ -120,18 +129,29 @@ class SliceWriter(Callback):
         self.folder = folder
 
     def _write(self, pl_module: pl.LightningModule, volume: Any, outputs: Any) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with replacing(self.folder / f"{volume.case}.npz") as file:
-            np.savez_compressed(file, **display_slices(volume.image, volume.label, volume.spacing, outputs))
+        with replacing(self.folder / f"{volume.case}.npz") as temporary:
+            np.savez_compressed(temporary, **display_slices(volume.image, volume.label, volume.spacing, outputs))
 
     def on_validation_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         if trainer.state.fn == "validate":  # not in the evaluations along a run
             self._write(pl_module, batch, outputs)
 
     def on_test_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         self._write(pl_module, batch, outputs)
 

@@ -1,6 +1,5 @@
 """Checkpoints: written whole or not at all, read without executing code from them."""
 
-import errno
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,8 @@ from torch import Tensor, nn
 
 from dualseg import __version__
 from dualseg.errors import DualsegError
+from dualseg.files import replacing
 from dualseg.methods.base import CHECKPOINT_FORMAT
-from dualseg.runs.files import replacing
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -21,13 +20,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         path = Path(path)
         try:
-            with replacing(path) as file:
-                torch.save(checkpoint, file)
-        except (OSError, RuntimeError) as error:  # torch.save turns a failed write into a RuntimeError
-            full = getattr(error, "errno", None) == errno.ENOSPC or isinstance(error, RuntimeError)
-            why = "disk full?" if full else "not writable?"
+            with replacing(path) as temporary:
+                torch.save(checkpoint, temporary)
+        except (DualsegError, RuntimeError) as error:  # torch turns a write that failed into a RuntimeError
             raise DualsegError(
-                f"{path}: the checkpoint could not be written ({why} {error}). Earlier checkpoints are kept and good: "
+                f"{path}: the checkpoint could not be written (disk full? {error}). Earlier checkpoints are kept and good: "
                 "free space, then give the same command again to resume."
             ) from error
 
@@ -52,7 +49,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if made_by is None:
         raise DualsegError(f"{path}: not written by dualseg; give a checkpoints/iteration-NNNNNN.ckpt of a run folder.")
     if made_by["format"] > CHECKPOINT_FORMAT:
-        raise DualsegError(f"{path}: written by dualseg {made_by['version']}, newer than this {__version__}; update dualseg.")
+        raise DualsegError(
+            f"{path}: written by dualseg {made_by['version']}, newer than this {__version__}; update dualseg."
+        )
     return checkpoint
 
 

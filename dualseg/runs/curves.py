@@ -8,7 +8,7 @@ from typing import Any
 from pytorch_lightning.loggers.logger import Logger, rank_zero_experiment
 from pytorch_lightning.utilities import rank_zero_only
 
-from dualseg.runs.files import write_text
+from dualseg.files import write_text
 
 HEADER = ["iteration", "name", "value"]
 

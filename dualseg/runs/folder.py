@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from dualseg.errors import DualsegError
-from dualseg.runs.files import read_json, write_json, write_text
+from dualseg.files import read_json, write_json, write_text
 
 # What may change without making it another run: where things lie, how it is watched, what hardware does it.
 NOT_IDENTITY = (
@@ -88,7 +88,9 @@ class RunFolder:
         """Raises: DualsegError where there is no run folder."""
         folder = cls(Path(path).expanduser())
         if not folder.config_file.is_file():
-            raise DualsegError(f"{path}: no run folder (it has no config.yaml). Give a folder that dualseg-train wrote.")
+            raise DualsegError(
+                f"{path}: no run folder (it has no config.yaml). Give a folder that dualseg-train wrote."
+            )
         return folder
 
     def config(self) -> dict[str, Any]:
@@ -142,7 +144,7 @@ class RunFolder:
                 shutil.rmtree(self.path)
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             self.curves_file.parent.mkdir(exist_ok=True)
-            for leftover in self.checkpoints.glob(".*.tmp"):  # of a run that was killed while it wrote
+            for leftover in self.checkpoints.glob(".*.tmp.*"):  # of a run that was killed while it wrote
                 leftover.unlink()
             if not self.config_file.is_file():
                 write_text(self.config_file, yaml.safe_dump(dict(config), sort_keys=False))

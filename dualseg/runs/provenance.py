@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from dualseg import __version__
-from dualseg.runs.files import read_json, write_json
+from dualseg.files import read_json, write_json
 
 PACKAGES = ("torch", "pytorch-lightning", "monai", "hydra-core", "torchmetrics", "numpy", "scipy")
 
@@ -40,7 +40,9 @@ def _git(*arguments: str) -> str | None:
     if not (here / ".git").exists():
         return None
     try:
-        result = subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, timeout=10, check=True)
+        result = subprocess.run(
+            ["git", "-C", str(here), *arguments], capture_output=True, text=True, timeout=10, check=True
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return result.stdout.strip()

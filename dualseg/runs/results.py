@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dualseg.files import write_text
 from dualseg.metrics.segmentation import METRICS, Summary
-from dualseg.runs.files import write_text
 
 CASE_COLUMNS = ("case", "split", "network", "class", *METRICS, "empty")
 

@@ -1,0 +1,60 @@
+"""`dualseg-audit`: a table of loss term x network -> gradient norm, for any configuration of dualseg-train."""
+
+from typing import Any
+
+from dualseg.cli import run_with_hydra
+
+BATCHES = 3
+WARM_UP = 10  # iterations before the audit: at the very start confident predictions, and so some masks, are rare
+
+
+def audit_config(config: Any) -> None:
+    """Train a few iterations, audit the next batches, print the table.
+
+    Raises:
+        DualsegError: a term that is on sends no gradient where it should (exit code 2).
+    """
+    from dualseg.runs.settings import resolve
+
+    settings = resolve(config)
+
+    import pytorch_lightning as pl
+    from rich.console import Console
+
+    from dualseg import assembly
+    from dualseg.errors import DualsegError
+    from dualseg.methods.audit import audit
+    from dualseg.reporting.audit_table import audit_table
+
+    data = assembly.build_data(settings)
+    method = assembly.build_method(settings, data.source)
+    trainer = pl.Trainer(
+        max_steps=WARM_UP + BATCHES,
+        limit_train_batches=WARM_UP,
+        max_epochs=1,
+        limit_val_batches=0,
+        accelerator=settings["trainer"]["accelerator"],
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=settings["trainer"]["progress_bar"],
+    )
+    trainer.fit(method, data)
+    loader = data.train_dataloader()
+    batches = [trainer.strategy.batch_to_device(batch) for _, batch in zip(range(BATCHES), loader, strict=False)]
+    method.to(trainer.strategy.root_device)
+    rows = audit(method, batches, settings["trainer"]["max_iterations"])
+    Console().print(audit_table(rows, list(method.trainable_networks()), len(batches)))
+    dead = [f"{row.term} ({row.network or 'shared'})" for row in rows if row.verdict in ("dead", "leak")]
+    if dead:
+        raise DualsegError(f"{', '.join(dead)}: on, but the gradient does not go where it should; see the red rows.")
+
+
+def main() -> None:
+    """Console script."""
+    run_with_hydra(audit_config, "train")
+
+
+if __name__ == "__main__":
+    main()

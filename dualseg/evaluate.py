@@ -1,0 +1,70 @@
+"""`dualseg-evaluate run=RUN_FOLDER [key=value ...]`: evaluate a trained run again, or several runs as one ensemble."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from dualseg.cli import guarded
+from dualseg.errors import DualsegError
+
+HELP = """dualseg-evaluate run=RUN_FOLDER [run=RUN_FOLDER ...] [split=test|validation] [output=DIR] [key=value ...]
+
+  run      a run folder; several are evaluated together, every network on its own and all as one ensemble
+  split    which cases (default: test)
+  output   folder of the evaluation (default: RUN_FOLDER/evaluations/NNN-SPLIT of the first run; never over an earlier one)
+  key      changes to the first run's configuration under data, inference or trainer, for example
+           data.root=DIR  data.held_out_test=20  data.stride=[9,9,4]  inference.distance_unit=mm
+"""
+
+
+def evaluate(runs: list[str], split: str, output: str | None, changes: dict[str, Any]) -> Path:
+    """Evaluate runs on a split of the first run's data; returns the folder with metrics.json and cases.csv.
+
+    Raises:
+        DualsegError: whatever the user can mend.
+    """
+    from dualseg.runs.evaluation import settings_of_evaluation
+    from dualseg.runs.folder import RunFolder
+
+    folders = [RunFolder.existing(run) for run in runs]
+    settings = settings_of_evaluation([folder.config() for folder in folders], changes)
+    label = split if len(folders) == 1 else f"{split}-ensemble-of-{len(folders)}"
+    target = RunFolder(output) if output else folders[0].new_evaluation(label)
+    if target.path.exists() and any(target.path.iterdir()):
+        raise DualsegError(f"output={target.path}: is not empty; evaluations are never written over earlier ones.")
+
+    from dualseg import assembly
+    from dualseg.runs.evaluation import write_evaluation
+
+    data = assembly.build_data(settings)
+    if not getattr(data.split, split):
+        raise DualsegError(f"split={split}: has no cases; give data.held_out_{split}=N or another split.")
+    evaluation = assembly.build_evaluation(settings, folders, data.source)
+    trainer = assembly.build_evaluator(settings, target)
+    run_stage = trainer.test if split == "test" else trainer.validate
+    run_stage(evaluation, data, verbose=False)
+    write_evaluation(target, evaluation.results, {split: getattr(data.split, split)}, folders, settings)
+    return target.path
+
+
+def main() -> None:
+    """Console script."""
+    words = sys.argv[1:]
+    if not words or words[0] in ("-h", "--help"):
+        print(HELP)
+        raise SystemExit(0 if words else 2)
+
+    def command() -> None:
+        from dualseg.files import read_json
+        from dualseg.runs.evaluation import parse_words
+        from dualseg.runs.tables import results_table
+
+        runs, split, output, changes = parse_words(words)
+        path = evaluate(runs, split, output, changes)
+        print(f"Evaluation: {path}\n{results_table(read_json(path / 'metrics.json'))}")
+
+    guarded(command)
+
+
+if __name__ == "__main__":
+    main()

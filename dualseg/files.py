@@ -1,0 +1,56 @@
+"""Files that are either whole or not there."""
+
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from dualseg.errors import DualsegError
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary name beside `path`; when the block ends well, sync that file and rename it to `path`.
+
+    Whatever fails, `path` keeps its former content and no temporary file stays. The temporary name is hidden and keeps
+    the suffixes, by which nibabel chooses its format; a random token keeps parallel writers apart.
+
+    Raises:
+        DualsegError: naming `path`, if the operating system refuses any step.
+    """
+    temporary = path.with_name(f".{secrets.token_hex(4)}.tmp.{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise DualsegError(f"{path}: cannot be written ({error}); check permissions and free space.") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(text)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, whole or not at all."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Raises: DualsegError if the file is missing or no JSON."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise DualsegError(f"{path}: missing.") from None
+    except ValueError as error:
+        raise DualsegError(f"{path}: cannot be read ({error}).") from error

@@ -1,0 +1,79 @@
+"""Evaluations of finished runs: what the command line asks for, and what is written."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from dualseg.errors import DualsegError
+from dualseg.files import write_text
+from dualseg.runs.folder import RunFolder, flatten, iteration_of, nearest
+
+CHANGEABLE = ("data.", "inference.", "trainer.")
+
+
+def parse_words(words: Sequence[str]) -> tuple[list[str], str, str | None, dict[str, Any]]:
+    """key=value words -> (run folders, split, output, changes). Raises: DualsegError on what is no such word."""
+    runs: list[str] = []
+    split, output = "test", None
+    changes: dict[str, Any] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise DualsegError(f"{word}: write key=value, for example run={word}.")
+        if key == "run":
+            runs.append(value)
+        elif key == "split":
+            split = value
+        elif key == "output":
+            output = value
+        else:
+            changes[key] = yaml.safe_load(value)
+    if not runs:
+        raise DualsegError("run=RUN_FOLDER is required.")
+    if split not in ("test", "validation"):
+        raise DualsegError(f"split={split}: give test or validation.")
+    return runs, split, output, changes
+
+
+def settings_of_evaluation(configs: Sequence[Mapping[str, Any]], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The first run's configuration with `changes` to existing keys under data, inference and trainer.
+
+    Raises:
+        DualsegError: an unknown key, or runs that see the data differently and so cannot be ensembled.
+    """
+    settings: dict[str, Any] = yaml.safe_load(yaml.safe_dump(dict(configs[0])))
+    for config in configs[1:]:
+        for key in ("patch_size", "downsample"):
+            if config["data"][key] != settings["data"][key]:
+                raise DualsegError(
+                    f"data.{key}: {settings['data'][key]} in one run, {config['data'][key]} in another; they cannot be ensembled."
+                )
+    known = [key for key in flatten(settings) if key.startswith(CHANGEABLE)]
+    for key, value in changes.items():
+        if key not in known:
+            raise DualsegError(f"{key}: no such key of this run's configuration.{nearest(key, known)}")
+        *parents, last = key.split(".")
+        node = settings
+        for parent in parents:
+            node = node[parent]
+        node[last] = value
+    if "data.root" in changes:  # an interpolation of data.root when the run was composed
+        settings["data"]["source"]["root"] = changes["data.root"]
+    return settings
+
+
+def write_evaluation(
+    target: RunFolder,
+    results: Mapping[str, Any],
+    cases: Mapping[str, Sequence[str]],
+    runs: Sequence[RunFolder],
+    settings: Mapping[str, Any],
+) -> None:
+    """config.yaml, cases.csv and, last, metrics.json."""
+    from dualseg.runs.results import metrics_of, write_cases
+
+    checkpoints = {str(run.path): run.checkpoint().name for run in runs}
+    write_text(target.config_file, yaml.safe_dump({**settings, "evaluated": checkpoints}, sort_keys=False))
+    write_cases(target.cases_file, results, cases)
+    target.finish(metrics_of(results, min(iteration_of(run.checkpoint()) for run in runs)))

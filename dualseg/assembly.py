@@ -1,4 +1,4 @@
-"""From a resolved configuration to objects: the one place that knows both. Everything it builds takes plain arguments."""
+"""From a resolved configuration to objects: the one place that knows both."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

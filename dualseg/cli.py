@@ -53,12 +53,12 @@ def guarded(command: Callable[[], Any]) -> None:
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not OUT_OF_MEMORY.search(str(error)):
             raise
-        _exit(
-            f"error: out of memory ({str(error).splitlines()[0] if str(error) else 'MemoryError'}). Lower data.patch_size, "
-            "batch.labeled and batch.unlabeled, inference.batch_size or the networks' base_channels, raise data.downsample, "
-            "or use trainer.precision=bf16-mixed on a GPU.",
-            2,
+        reason = (str(error) or "MemoryError").splitlines()[0]
+        mend = (
+            "Lower data.patch_size, batch.labeled and batch.unlabeled, inference.batch_size or base_channels, "
+            "raise data.downsample, or use trainer.precision=bf16-mixed on a GPU."
         )
+        _exit(f"error: out of memory ({reason}). {mend}", 2)
 
 
 def _exit(message: str, code: int) -> NoReturn:
@@ -106,8 +106,7 @@ def _near_key(key: str) -> str:
             config = compose("train", overrides=groups)
         except HydraException:
             return ""
-    known = OmegaConf.to_container(config, resolve=False)
-    assert isinstance(known, dict)
+    known: Any = OmegaConf.to_container(config, resolve=False)
     flat = list(flatten(known))
     prefixes = {k.rsplit(".", n)[0] for k in flat for n in range(1, k.count(".") + 1)}
     return nearest(key, [*flat, *prefixes])

@@ -11,7 +11,7 @@ HELP = """dualseg-evaluate run=RUN_FOLDER [run=RUN_FOLDER ...] [split=test|valid
 
   run      a run folder; several are evaluated together, every network on its own and all as one ensemble
   split    which cases (default: test)
-  output   folder of the evaluation (default: RUN_FOLDER/evaluations/NNN-SPLIT of the first run; never over an earlier one)
+  output   folder of the evaluation (default: RUN_FOLDER/evaluations/NNN-SPLIT of the first run)
   key      changes to the first run's configuration under data, inference or trainer, for example
            data.root=DIR  data.held_out_test=20  data.stride=[9,9,4]  inference.distance_unit=mm
 """

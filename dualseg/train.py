@@ -31,11 +31,12 @@ def train(config: Any) -> None:
         torch.set_num_threads(settings["trainer"]["threads"])
     data = assembly.build_data(settings)
     method = assembly.build_method(settings, data.source)
+    networks = dict(method.networks.items())
     latest = None if settings["overwrite"] else folder.latest_checkpoint()
     if latest is not None:
-        checkpoints.check_architecture(latest, method.networks)
+        checkpoints.check_architecture(latest, networks)
     elif settings["weights"]:
-        checkpoints.load_networks(settings["weights"], method.networks)
+        checkpoints.load_networks(settings["weights"], networks)
     data.setup("fit")
     resumed_at = iteration_of(latest) if latest else 0
     trainer = assembly.build_trainer(settings, folder, resumed_at, provenance.command_line())

@@ -34,9 +34,7 @@ class LeftAtrium(VolumeSource):
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root).expanduser()
         if not self.root.is_dir():
-            raise DualsegError(
-                f"data.root={root}: no such folder. Give the folder that holds <case>/mri_norm2.h5, e.g. data.root=/data/la."
-            )
+            raise DualsegError(f"data.root={root}: no such folder. Give the one that holds <case>/mri_norm2.h5.")
         self.train_cases = case_list("train")
         self.test_cases = case_list("test")
 

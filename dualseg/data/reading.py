@@ -19,11 +19,11 @@ class EvaluationVolume(NamedTuple):
         image: (C, w, h, d) float32, down-sampled as in training.
         label: (W, H, D) uint8 on the volume's own grid.
         spacing: millimetres per voxel of the own grid.
-        index: place of the case in its split.
+        case_index: place of the case in its split.
     """
 
     case: str
-    index: int
+    case_index: int
     image: Tensor
     label: Tensor
     spacing: tuple[float, float, float]
@@ -61,7 +61,7 @@ class VolumeReader:
         spacing = np.linalg.norm(image.affine[:3, :3], axis=0)
         label = self._label(case, image)
         shrunk = self._shrink(torch.from_numpy(image.array))
-        return EvaluationVolume(case, index, shrunk, label, tuple(float(s) for s in spacing))
+        return EvaluationVolume(case, index, shrunk, label, (float(spacing[0]), float(spacing[1]), float(spacing[2])))
 
     def _image(self, case: str) -> Image:
         image = self.source.read_image(case)

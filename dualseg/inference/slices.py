@@ -28,8 +28,8 @@ def display_slices(
 
     Returns:
         For each plane: <plane>_image (uint8, 1st to 99th percentile), _reference, _prediction (labels), _entropy
-        (uint8, 255 = log K), _disagreement (uint8, 1 where two networks' labels differ), and aspect_<plane> (height of a
-        pixel over its width).
+        (uint8, 255 = log K), _disagreement (uint8, 1 where two networks' labels differ), and aspect_<plane> (height of
+        a pixel over its width).
     """
     p = probabilities.get("ensemble", next(iter(probabilities.values())))
     num_classes = p.shape[0]
@@ -54,5 +54,5 @@ def display_slices(
             # second axis downwards, flipped: superior or anterior is up
             picture = volume.select(axis, centre[axis]).T.flip(0)
             slices[f"{plane}_{what}"] = picture.to(torch.uint8).cpu().numpy()
-        slices[f"aspect_{plane}"] = np.float64(spacing[row_axis] / spacing[column_axis])
+        slices[f"aspect_{plane}"] = np.asarray(spacing[row_axis] / spacing[column_axis])
     return slices

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 
 class SlidingWindow:
-    """Windows at 0, s, 2s, ... along each axis, the last clamped to the edge; probabilities averaged where they overlap.
+    """Windows at 0, s, 2s, ... along each axis, the last clamped to the edge; probabilities averaged in overlaps.
 
     Volumes smaller than the patch are zero-padded, centred (method.md section 5).
 

@@ -1,4 +1,4 @@
-"""Loss terms: pure tensor functions, one idea per file. All arithmetic in float32, on log-softmax (method.md section 1)."""
+"""Loss terms: pure tensor functions, one idea per file; float32, on log-softmax (method.md section 1)."""
 
 from dualseg.losses.contrast import Prototypes, class_prototypes, contrast, draw_voxels
 from dualseg.losses.cosine import cosine

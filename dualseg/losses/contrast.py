@@ -1,4 +1,4 @@
-"""Contrast of uncertain voxels with reliable prototypes (method.md section 3; after SSL-contrastive, arXiv:2311.12617)."""
+"""Contrast of uncertain voxels with reliable prototypes (method.md section 3; after arXiv:2311.12617)."""
 
 from typing import Literal, NamedTuple
 
@@ -42,7 +42,7 @@ def class_prototypes(features: Tensor, fused: Tensor, reliable: Tensor, num_clas
     flat = flat / torch.linalg.vector_norm(flat, dim=1, keepdim=True).clamp(min=NORM_EPS)
     group = fused.where(reliable, -1).flatten()
     members = [(group == k)[:, None] for k in range(num_classes)]
-    # `sum` adds up pairwise; a matrix product would lose three digits in one running float32 sum over millions of voxels
+    # `sum` adds up pairwise; a matrix product would lose digits in one running float32 sum over millions of voxels
     sums = torch.stack([(flat * member).sum(dim=0) for member in members])
     counts = torch.stack([member.sum(dim=0) for member in members]).to(flat.dtype)
     sums_and_counts = torch.cat([sums, counts], dim=1)

@@ -4,10 +4,11 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
+from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -49,10 +50,10 @@ class LossTerm:
 class SegmentationMethod(NetworkEvaluation):
     """Base of all methods: subclass it, write `loss_terms`, and the rest is done.
 
-    Optimisation is manual with ONE optimizer that has one parameter group per trainable network. Stepping it steps every
-    network, and what Lightning counts per optimizer step stays right: `global_step` is the number of iterations, and
-    under fp16 the gradient scaler checks and updates its scale once an iteration (with two optimizers the second would
-    be unscaled with a scale that the first had just changed).
+    Optimisation is manual with ONE optimizer that has one parameter group per trainable network. Stepping it steps
+    every network, and what Lightning counts per optimizer step stays right: `global_step` is the number of iterations,
+    and under fp16 the gradient scaler checks and updates its scale once an iteration (with two optimizers the second
+    would be unscaled with a scale that the first had just changed).
 
     Args:
         networks, class_names, sliding_window, distance_unit: see `NetworkEvaluation`.
@@ -91,7 +92,7 @@ class SegmentationMethod(NetworkEvaluation):
         """The networks that gradients reach; override where some are not trained (a mean teacher's, say)."""
         return dict(self.networks.items())
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         groups = [{"params": list(n.parameters()), "name": name} for name, n in self.trainable_networks().items()]
         optimizer = self.optimizer(groups)
         total = self.trainer.max_steps
@@ -104,18 +105,23 @@ class SegmentationMethod(NetworkEvaluation):
         total = torch.stack([term.weight * term.value for term in terms]).sum()
         if not torch.isfinite(total):
             self._stop_not_finite(terms, iteration, batch["case"])
-        optimizer = self.optimizers()
+        optimizer = cast(LightningOptimizer, self.optimizers())
         optimizer.zero_grad()
         self.manual_backward(total)
         optimizer.step()
-        self.lr_schedulers().step()
-        if iteration == 0 or (iteration + 1) % self.trainer.log_every_n_steps == 0:
+        cast(LambdaLR, self.lr_schedulers()).step()
+        if iteration == 0 or (iteration + 1) % self.log_every == 0:
             values = {term.key: float(term.value.detach()) for term in terms}
             rates = {"lr": optimizer.param_groups[0]["lr"]}
             self.log_curves(
                 {"loss/total": float(total.detach()), **values, **self.ramps(iteration, total_iterations), **rates}
             )
             self.log("loss", total.detach(), prog_bar=True, logger=False)
+
+    @property
+    def log_every(self) -> int:
+        """Iterations between two points of the curves: the trainer's `log_every_n_steps`."""
+        return cast(int, getattr(self.trainer, "log_every_n_steps"))  # noqa: B009 - Lightning sets it untyped
 
     def ramps(self, iteration: int, max_iterations: int) -> dict[str, float]:
         """Curves `ramp/<name>` of the method's time-dependent weights; none by default."""
@@ -132,8 +138,8 @@ class SegmentationMethod(NetworkEvaluation):
     def _stop_not_finite(self, terms: Sequence[LossTerm], iteration: int, cases: Sequence[str]) -> None:
         bad = [term.key.removeprefix("loss/") for term in terms if not torch.isfinite(term.value)]
         raise DualsegError(
-            f"loss not finite at iteration {iteration}: {', '.join(bad) or 'total'}; cases {', '.join(cases)}. The last "
-            "checkpoint is kept. Lower optimizer.lr, use trainer.precision=bf16-mixed or 32-true, check the cases."
+            f"loss not finite at iteration {iteration}: {', '.join(bad) or 'total'}; cases {', '.join(cases)}. The "
+            "last checkpoint is kept. Lower optimizer.lr, use trainer.precision=bf16-mixed or 32-true, check the cases."
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ Equations, names and their order are those of method.md, sections 3 (described) 
 import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -142,7 +142,7 @@ class DualNetwork(SegmentationMethod):
         self.rampup_iterations = rampup_iterations
         if prototype_momentum > 0:
             for name, network in self.networks.items():
-                vectors = torch.zeros(len(self.class_names), network.feature_channels)
+                vectors = torch.zeros(len(self.class_names), cast(int, network.feature_channels))
                 self.register_buffer(f"prototypes_{name}", vectors)
                 self.register_buffer(f"prototypes_{name}_present", torch.zeros(len(self.class_names), dtype=torch.bool))
 

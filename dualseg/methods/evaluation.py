@@ -1,7 +1,7 @@
 """What every method and every trained run share: networks that segment whole volumes and are scored."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import pytorch_lightning as pl
 import torch
@@ -34,16 +34,12 @@ class NetworkEvaluation(pl.LightningModule):
         distance_unit: Literal["voxel", "mm"] = "voxel",
     ) -> None:
         super().__init__()
-        self.networks = nn.ModuleDict(networks).to(memory_format=sliding_window.memory_format)
+        self.networks = nn.ModuleDict(networks)
+        self.networks.to(memory_format=sliding_window.memory_format)  # type: ignore[call-overload]
         self.class_names = tuple(class_names)
         self.sliding_window = sliding_window
         names = [*networks, "ensemble"] if len(networks) > 1 else list(networks)
-        self.scores = nn.ModuleDict(
-            {
-                stage: nn.ModuleDict({name: SegmentationScores(self.class_names[1:], distance_unit) for name in names})
-                for stage in ("validation", "test")
-            }
-        )
+        self.scores = nn.ModuleDict({name: SegmentationScores(self.class_names[1:], distance_unit) for name in names})
         self.results: dict[str, dict[str, Summary]] = {}
 
     @torch.no_grad()
@@ -51,25 +47,31 @@ class NetworkEvaluation(pl.LightningModule):
         """Name -> (K, W, H, D) probabilities of an image (C, w, h, d), interpolated to `size`; `ensemble` included."""
         return self.sliding_window(dict(self.networks.items()), image, size)
 
-    def _evaluate(self, stage: Stage, volume: Any) -> dict[str, Tensor]:
+    def _evaluate(self, volume: Any) -> dict[str, Tensor]:
         probabilities = self.probabilities(volume.image, volume.label.shape)
         for name, p in probabilities.items():
-            self.scores[stage][name].update(p.argmax(dim=0), volume.label, volume.spacing, volume.index)
+            self._metric(name).update(p.argmax(dim=0), volume.label, volume.spacing, volume.case_index)
         return probabilities
 
+    def _metric(self, name: str) -> SegmentationScores:
+        return cast(SegmentationScores, self.scores[name])
+
     def _summarise(self, stage: Stage) -> None:
-        self.results[stage] = {name: metric.compute() for name, metric in self.scores[stage].items()}
-        for metric in self.scores[stage].values():
-            metric.reset()
+        self.results[stage] = {}
+        for name in self.scores:
+            self.results[stage][name] = self._metric(name).compute()
+            self._metric(name).reset()
 
     def validation_step(self, volume: Any, batch_idx: int) -> dict[str, Tensor]:
-        return self._evaluate("validation", volume)
+        return self._evaluate(volume)
 
     def test_step(self, volume: Any, batch_idx: int) -> dict[str, Tensor]:
-        return self._evaluate("test", volume)
+        return self._evaluate(volume)
 
     def on_validation_epoch_end(self) -> None:
         self._summarise("validation")
+        if self.trainer.state.fn != "fit":
+            return
         results = self.results["validation"]
         self.log_curves({f"validation/{n}/{m}": v for n, s in results.items() for m, v in s.mean.items()})
         shown = results.get("ensemble") or next(iter(results.values()))

@@ -10,7 +10,7 @@ Schedule = Callable[[int, int], float]
 
 
 def gaussian_rampup(iteration: int, length: int) -> float:
-    """exp(-5 (1 - min(t, T) / T)^2), rising from exp(-5) to 1 over `length` iterations; 1 throughout if `length` is 0."""
+    """exp(-5 (1 - min(t, T) / T)^2), from exp(-5) to 1 over `length` iterations; 1 throughout if `length` is 0."""
     if length == 0:
         return 1.0
     return math.exp(-5.0 * (1.0 - min(iteration, length) / length) ** 2)

@@ -14,6 +14,7 @@ from pytorch_lightning.callbacks import Callback, TQDMProgressBar
 from dualseg.errors import Interrupted
 from dualseg.files import replacing
 from dualseg.inference.slices import display_slices
+from dualseg.methods import SegmentationMethod
 from dualseg.runs.folder import CHECKPOINT, iteration_of
 
 
@@ -101,9 +102,10 @@ class Throughput(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        assert isinstance(pl_module, SegmentationMethod)
         self._iterations += 1
         self._ended = time.perf_counter()
-        if trainer.global_step % trainer.log_every_n_steps == 0:
+        if trainer.global_step % pl_module.log_every == 0:
             seconds = self._ended - self._began
             values = {
                 "time/seconds_per_iteration": seconds / self._iterations,
@@ -130,7 +132,8 @@ class SliceWriter(Callback):
 
     def _write(self, pl_module: pl.LightningModule, volume: Any, outputs: Any) -> None:
         with replacing(self.folder / f"{volume.case}.npz") as temporary:
-            np.savez_compressed(temporary, **display_slices(volume.image, volume.label, volume.spacing, outputs))
+            slices: dict[str, Any] = display_slices(volume.image, volume.label, volume.spacing, outputs)
+            np.savez_compressed(temporary, **slices)
 
     def on_validation_batch_end(
         self,

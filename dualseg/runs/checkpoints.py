@@ -24,7 +24,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 torch.save(checkpoint, temporary)
         except (DualsegError, RuntimeError) as error:  # torch turns a write that failed into a RuntimeError
             raise DualsegError(
-                f"{path}: the checkpoint could not be written (disk full? {error}). Earlier checkpoints are kept and good: "
+                f"{path}: the checkpoint could not be written (disk full? {error}). Earlier checkpoints are good: "
                 "free space, then give the same command again to resume."
             ) from error
 

@@ -46,9 +46,8 @@ def settings_of_evaluation(configs: Sequence[Mapping[str, Any]], changes: Mappin
     for config in configs[1:]:
         for key in ("patch_size", "downsample"):
             if config["data"][key] != settings["data"][key]:
-                raise DualsegError(
-                    f"data.{key}: {settings['data'][key]} in one run, {config['data'][key]} in another; they cannot be ensembled."
-                )
+                ours, theirs = settings["data"][key], config["data"][key]
+                raise DualsegError(f"data.{key}: {ours} in one run, {theirs} in another; they cannot be ensembled.")
     known = [key for key in flatten(settings) if key.startswith(CHANGEABLE)]
     for key, value in changes.items():
         if key not in known:

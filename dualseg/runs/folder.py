@@ -134,7 +134,7 @@ class RunFolder:
             key = different[0]
             raise DualsegError(
                 f"{self.path}: holds a run of another configuration ({key}: {theirs.get(key, 'absent')} there, "
-                f"{ours.get(key, 'absent')} now, {len(different)} keys in all); choose another name=... or overwrite=true."
+                f"{ours.get(key, 'absent')} now, {len(different)} keys in all); choose name=... or overwrite=true."
             )
 
     def open(self, config: Mapping[str, Any]) -> None:

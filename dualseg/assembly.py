@@ -103,6 +103,7 @@ def build_trainer(config: Config, folder: RunFolder, resumed_at: int, resume_com
         devices=settings["devices"],
         strategy=settings["strategy"],
         precision=settings["precision"],
+        benchmark=True,  # patches have one size: let cuDNN choose by trying
         use_distributed_sampler=False,
         logger=loggers,
         callbacks=callbacks,

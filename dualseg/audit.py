@@ -1,11 +1,18 @@
 """`dualseg-audit`: a table of loss term x network -> gradient norm, for any configuration of dualseg-train."""
 
+import sys
 from typing import Any
 
 from dualseg.cli import run_with_hydra
 
 BATCHES = 3
 WARM_UP = 10  # iterations before the audit: at the very start confident predictions, and so some masks, are rare
+
+HELP = """dualseg-audit [any words of dualseg-train; see dualseg-train --help]
+
+  Trains a few iterations of that configuration, then prints, for each loss term and network, the norm of the weighted
+  gradient that the term sends at full ramp. A term that is on and sends none is red, and the exit code is 2.
+"""
 
 
 def audit_config(config: Any) -> None:
@@ -14,9 +21,10 @@ def audit_config(config: Any) -> None:
     Raises:
         DualsegError: a term that is on sends no gradient where it should (exit code 2).
     """
-    from dualseg.runs.settings import resolve
+    from dualseg.runs.settings import check_data, resolve
 
     settings = resolve(config)
+    check_data(settings)
 
     import pytorch_lightning as pl
     from rich.console import Console
@@ -53,6 +61,9 @@ def audit_config(config: Any) -> None:
 
 def main() -> None:
     """Console script."""
+    if {"-h", "--help"} & set(sys.argv[1:]):  # Hydra's would be dualseg-train's
+        print(HELP)
+        return
     run_with_hydra(audit_config, "train")
 
 

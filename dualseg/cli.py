@@ -3,6 +3,7 @@
 No torch here: `--help` and mistakes in the configuration must answer at once.
 """
 
+import errno
 import os
 import re
 import sys
@@ -11,7 +12,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from dualseg.errors import DualsegError, Interrupted
+from dualseg.quiet import quiet
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 OUT_OF_MEMORY = re.compile(r"out of memory|not enough memory|can't allocate memory", re.IGNORECASE)
 
 
@@ -40,6 +43,7 @@ def guarded(command: Callable[[], Any]) -> None:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
+    quiet()
     try:
         command()
     except Interrupted as stop:
@@ -50,6 +54,10 @@ def guarded(command: Callable[[], Any]) -> None:
         _exit(f"error: {error}", 2)
     except (HydraException, OmegaConfBaseException) as error:
         _exit(f"error: {explain(error)}", 2)
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        _exit(f"error: {error}. Free space, then give the same command again; a run resumes.", 2)
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not OUT_OF_MEMORY.search(str(error)):
             raise

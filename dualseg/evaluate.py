@@ -25,13 +25,16 @@ def evaluate(runs: list[str], split: str, output: str | None, changes: dict[str,
     """
     from dualseg.runs.evaluation import settings_of_evaluation
     from dualseg.runs.folder import RunFolder
+    from dualseg.runs.settings import check, check_data
 
     folders = [RunFolder.existing(run) for run in runs]
     settings = settings_of_evaluation([folder.config() for folder in folders], changes)
+    check(settings)
     label = split if len(folders) == 1 else f"{split}-ensemble-of-{len(folders)}"
     target = RunFolder(output) if output else folders[0].new_evaluation(label)
     if target.path.exists() and any(target.path.iterdir()):
         raise DualsegError(f"output={target.path}: is not empty; evaluations are never written over earlier ones.")
+    check_data(settings)
 
     from dualseg import assembly
     from dualseg.runs.evaluation import write_evaluation

@@ -13,7 +13,7 @@ def train(config: Any) -> None:
         DualsegError: whatever the user can mend; nothing half-written is left behind.
     """
     from dualseg.runs.folder import RunFolder, iteration_of
-    from dualseg.runs.settings import resolve
+    from dualseg.runs.settings import check_data, resolve
 
     settings = resolve(config)
     folder = RunFolder.of(settings)
@@ -21,6 +21,7 @@ def train(config: Any) -> None:
     if folder.finished and not settings["overwrite"]:
         _show(folder)
         return
+    check_data(settings)
 
     import torch
 
@@ -38,6 +39,7 @@ def train(config: Any) -> None:
     elif settings["weights"]:
         checkpoints.load_networks(settings["weights"], networks)
     data.setup("fit")
+    data.check_evaluation(settings["evaluate_on"])
     resumed_at = iteration_of(latest) if latest else 0
     trainer = assembly.build_trainer(settings, folder, resumed_at, provenance.command_line())
     if trainer.is_global_zero:

@@ -1,6 +1,6 @@
 """Volumes -> batches: labeled and unlabeled patches mixed, iteration by iteration."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from dualseg.data.checks import check_batch, check_patch_size
 from dualseg.data.reading import EvaluationVolume, VolumeReader, fingerprint
 from dualseg.data.sampling import IterationBatchSampler, SampleKey, case_index, sample_seed
 from dualseg.data.splits import Split, split_cases
@@ -17,7 +18,6 @@ from dualseg.data.transforms import training_transform
 from dualseg.data.volumes import VolumeSource
 from dualseg.errors import DualsegError
 
-PATCH_MULTIPLE = 16
 LABELED, UNLABELED = 0, 1  # the two sample streams
 
 
@@ -128,13 +128,7 @@ class SemiSupervisedDataModule(pl.LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if len(patch_size) != 3 or any(size < 1 or size % PATCH_MULTIPLE for size in patch_size):
-            mend = [max(PATCH_MULTIPLE, round(size / PATCH_MULTIPLE) * PATCH_MULTIPLE) for size in patch_size]
-            raise DualsegError(f"data.patch_size={list(patch_size)}: needs three multiples of 16, for example {mend}.")
-        if labeled_per_batch < 1 or unlabeled_per_batch < 0:
-            raise DualsegError(
-                f"batch.labeled={labeled_per_batch}, batch.unlabeled={unlabeled_per_batch}: need at least 1 and 0."
-            )
+        check_patch_size(patch_size)
         self.source = source
         self.patch_size = tuple(patch_size)
         self.labeled_per_batch, self.unlabeled_per_batch = labeled_per_batch, unlabeled_per_batch
@@ -145,11 +139,7 @@ class SemiSupervisedDataModule(pl.LightningDataModule):
         self.split = split_cases(
             source.train_cases, source.test_cases, labeled, labeled_ratio, held_out_validation, held_out_test
         )
-        if unlabeled_per_batch and not self.split.unlabeled:
-            raise DualsegError(
-                f"data.labeled={len(self.split.labeled)}: leaves no unlabeled volume, but the method takes "
-                f"{unlabeled_per_batch} per batch; lower data.labeled or use method=supervised."
-            )
+        check_batch(labeled_per_batch, unlabeled_per_batch, self.split)
         self.volumes: dict[str, tuple[Tensor, Tensor | None]] = {}
         self._validation: EvaluationDataset | None = None
 
@@ -167,10 +157,31 @@ class SemiSupervisedDataModule(pl.LightningDataModule):
         if stage != "fit" or self.volumes:
             return
         unlabeled = self.split.unlabeled if self.unlabeled_per_batch else ()
-        for case in tqdm([*self.split.labeled, *unlabeled], desc="Reading volumes", leave=False):
-            labeled = len(self.volumes) < len(self.split.labeled)
-            self.volumes[case] = self.reader.read_pair(case) if labeled else (self.reader.read_image(case), None)
+        volumes: dict[str, tuple[Tensor, Tensor | None]] = {}
+        # `with` clears the bar's line before an error is printed
+        with tqdm([*self.split.labeled, *unlabeled], desc="Reading volumes", leave=False) as bar:
+            for case in bar:
+                labeled = len(volumes) < len(self.split.labeled)
+                volumes[case] = self.reader.read_pair(case) if labeled else (self.reader.read_image(case), None)
+        self.volumes = volumes
         self._validation = EvaluationDataset(self.reader, self.split.validation, cache=True)
+
+    def check_evaluation(self, stages: Collection[str]) -> None:
+        """Read the volumes of `stages` (validation, test) once: a bad one is better found before a run than after it.
+
+        Raises:
+            DualsegError: as on evaluating them.
+        """
+        datasets = {
+            "validation": self._validation,
+            "test": EvaluationDataset(self.reader, self.split.test, cache=False),
+        }
+        for stage in stages:
+            dataset = datasets[stage]
+            assert dataset is not None, "setup comes first"
+            with tqdm(range(len(dataset)), desc=f"Checking {stage} volumes", leave=False) as bar:
+                for index in bar:
+                    dataset[index]
 
     def fingerprint(self) -> str:
         """Hash of the training data that was read; after `setup("fit")`."""

@@ -10,6 +10,7 @@ from dualseg.data.volumes import Image, VolumeSource
 from dualseg.errors import DualsegError
 
 SPACING_MM = 0.625
+_UNREADABLE = (OSError, RuntimeError, KeyError, TypeError, ValueError)  # h5py's, depending on where the damage is
 
 
 def case_list(name: str) -> tuple[str, ...]:
@@ -45,16 +46,24 @@ class LeftAtrium(VolumeSource):
     def read_label(self, case: str) -> np.ndarray:
         return self._read(case, "label")
 
+    def where(self, case: str, kind: str) -> str:
+        return f"{self._path(case)}: {kind}"
+
+    def _path(self, case: str) -> Path:
+        return self.root / case / "mri_norm2.h5"
+
     def _read(self, case: str, key: str) -> np.ndarray:
-        path = self.root / case / "mri_norm2.h5"
+        path = self._path(case)
         if not path.is_file():
             raise DualsegError(
                 f"{path}: missing, but {case} is in the list of cases. Put the file there or check data.root."
             )
         try:
             with h5py.File(path, "r") as h5:
-                if key not in h5:
-                    raise DualsegError(f"{path}: has no dataset '{key}', only {sorted(h5)}. Write the file again.")
-                return h5[key][()]
-        except OSError as error:
+                keys = sorted(h5)
+                array = h5[key][()] if key in keys else None
+        except _UNREADABLE as error:
             raise DualsegError(f"{path}: cannot be read ({error}). Truncated? Copy or unpack it again.") from error
+        if array is None:
+            raise DualsegError(f"{path}: has no dataset '{key}', only {keys}. Write the file again.")
+        return array

@@ -12,7 +12,16 @@ from nibabel.spatialimages import HeaderDataError
 from dualseg.errors import DualsegError
 from dualseg.files import replacing
 
-_UNREADABLE = (ImageFileError, HeaderDataError, gzip.BadGzipFile, zlib.error, EOFError, OSError, ValueError)
+_UNREADABLE = (
+    ImageFileError,
+    HeaderDataError,
+    gzip.BadGzipFile,
+    zlib.error,
+    EOFError,
+    OSError,
+    ValueError,
+    OverflowError,
+)
 
 
 def read_nifti(path: str | Path) -> tuple[np.ndarray, np.ndarray]:

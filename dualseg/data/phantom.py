@@ -77,6 +77,9 @@ class Phantom(VolumeSource):
             raise DualsegError(f"{path}: label values must be 0 or 1; delete the file and it is made again")
         return label.astype(np.uint8)
 
+    def where(self, case: str, kind: str) -> str:
+        return f"{self._path(f'{kind}s', case)}: {kind}"
+
     def _path(self, kind: str, case: str) -> Path:
         return self.root / kind / f"{case}.nii.gz"
 

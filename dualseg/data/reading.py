@@ -65,7 +65,7 @@ class VolumeReader:
 
     def _image(self, case: str) -> Image:
         image = self.source.read_image(case)
-        where = f"{self.source.name} case {case}: image"
+        where = self.source.where(case, "image")
         if image.array.ndim != 4 or image.array.shape[0] != self.source.channels:
             raise DualsegError(f"{where} has shape {image.array.shape}; expected ({self.source.channels}, W, H, D).")
         if not np.isfinite(image.array).all():
@@ -77,7 +77,7 @@ class VolumeReader:
 
     def _label(self, case: str, image: Image) -> Tensor:
         label = self.source.read_label(case)
-        where = f"{self.source.name} case {case}: label"
+        where = self.source.where(case, "label")
         if label.shape != image.array.shape[1:]:
             raise DualsegError(
                 f"{where} has shape {label.shape}, its image {image.array.shape[1:]}; they must be the same grid."

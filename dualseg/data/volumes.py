@@ -34,6 +34,10 @@ class VolumeSource(ABC):
     def read_image(self, case: str) -> Image:
         """Read one image. Must not touch the label file. Raises DualsegError naming the file if it cannot."""
 
+    def where(self, case: str, kind: str) -> str:
+        """What messages call an `image` or `label` of a case; override it to name the file."""
+        return f"{self.name} case {case}: {kind}"
+
     @abstractmethod
     def read_label(self, case: str) -> np.ndarray:
         """Read one label map (W, H, D) uint8, values 0..K-1. Called for labeled, validation and test cases only."""

@@ -38,14 +38,14 @@ def class_prototypes(features: Tensor, fused: Tensor, reliable: Tensor, num_clas
         fused: (N_u, W, H, D) int64.
         reliable: (N_u, W, H, D) bool, R.
     """
-    flat = features.movedim(1, -1).reshape(-1, features.shape[1]).float()
-    flat = flat / torch.linalg.vector_norm(flat, dim=1, keepdim=True).clamp(min=NORM_EPS)
-    group = fused.where(reliable, -1).flatten()
-    members = [(group == k)[:, None] for k in range(num_classes)]
-    # `sum` adds up pairwise; a matrix product would lose digits in one running float32 sum over millions of voxels
-    sums = torch.stack([(flat * member).sum(dim=0) for member in members])
-    counts = torch.stack([member.sum(dim=0) for member in members]).to(flat.dtype)
-    sums_and_counts = torch.cat([sums, counts], dim=1)
+    rows = features.movedim(1, -1).flatten(0, 2).float()  # (N_u W H, D, F); of channels-last features a view
+    lengths = torch.linalg.vector_norm(rows, dim=2).clamp(min=NORM_EPS)
+    group = fused.where(reliable, -1).view_as(lengths)
+    members = torch.stack([group == k for k in range(num_classes)], dim=1)
+    # row by row, then `sum`, which adds up pairwise: one running float32 sum over millions of voxels would lose digits
+    sums = (members / lengths[:, None] @ rows).sum(dim=0)
+    counts = members.sum(dim=(0, 2)).to(rows.dtype)
+    sums_and_counts = torch.cat([sums, counts[:, None]], dim=1)
     if distributed.is_available() and distributed.is_initialized():
         distributed.all_reduce(sums_and_counts)
     sums, counts = sums_and_counts[:, :-1], sums_and_counts[:, -1]

@@ -19,7 +19,7 @@ NOTE = {
 def audit_table(rows: Sequence[AuditRow], networks: Sequence[str], batches: int) -> Table:
     """Loss term x network -> largest weighted gradient norm over the batches, at full ramp."""
     table = Table(title=f"Gradient audit: largest |d(weight x term)/d(parameters)| over {batches} batches, full ramp")
-    table.add_column("term")
+    table.add_column("term", no_wrap=True)
     table.add_column("objective of")
     for network in networks:
         table.add_column(f"into {network}", justify="right")

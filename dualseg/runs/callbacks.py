@@ -1,6 +1,7 @@
 """What happens around the iterations of a run: checkpoints, Ctrl-C, timing, the slices that the report shows."""
 
 import signal
+import threading
 import time
 from pathlib import Path
 from types import FrameType
@@ -11,7 +12,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, TQDMProgressBar
 
-from dualseg.errors import Interrupted
+from dualseg.errors import DualsegError, Interrupted
 from dualseg.files import replacing
 from dualseg.inference.slices import display_slices
 from dualseg.methods import SegmentationMethod
@@ -38,42 +39,72 @@ class Checkpoints(Callback):
         self._interrupted = False
         self._previous_handler: Any = None
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        try:
-            self._previous_handler = signal.signal(signal.SIGINT, self._on_interrupt)
-        except ValueError:  # not in the main thread, where Python allows no handlers
-            self._previous_handler = None
+    def on_train_start(self, *args: Any) -> None:
+        self._listen()
+
+    def on_validation_start(self, *args: Any) -> None:
+        self._listen()
+
+    def on_test_start(self, *args: Any) -> None:
+        self._listen()
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         done = trainer.global_step
-        if self._interrupted:
+        if self._interrupted or (done and done % self.every == 0):
             self._save(trainer)
-            raise Interrupted(
-                f"stopped after iteration {done}; a checkpoint is written. To go on: {self.resume_command}"
-            )
-        if done and done % self.every == 0:
-            self._save(trainer)
+        self._stop_if_asked(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._save(trainer)
+        self._stop_if_asked(trainer)
+
+    def on_validation_batch_start(self, trainer: pl.Trainer, *args: Any) -> None:
+        if trainer.state.fn != "fit":  # along the run the next iteration stops, after the validation
+            self._stop_if_asked(trainer)
+
+    def on_test_batch_start(self, trainer: pl.Trainer, *args: Any) -> None:
+        self._stop_if_asked(trainer)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if self._previous_handler is not None:
             signal.signal(signal.SIGINT, self._previous_handler)
             self._previous_handler = None
 
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self.teardown(trainer, pl_module, "fit")  # which Lightning leaves out then
+
+    def _listen(self) -> None:
+        # not before the loops start: Lightning notes the handlers it finds until then, and puts them back at the end
+        if self._previous_handler is None and threading.current_thread() is threading.main_thread():
+            self._previous_handler = signal.signal(signal.SIGINT, self._on_interrupt)
+
+    def _stop_if_asked(self, trainer: pl.Trainer) -> None:
+        if self._interrupted:
+            raise Interrupted(
+                f"stopped after iteration {trainer.global_step}; a checkpoint is written. To go on: "
+                f"{self.resume_command}"
+            )
+
     def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
         if self._interrupted:
             raise KeyboardInterrupt
         self._interrupted = True
-        print("\nCtrl-C: finishing this iteration and writing a checkpoint (again: stop at once) ...", flush=True)
+        print("\nCtrl-C: finishing this iteration or case, then stopping (again: stop at once) ...", flush=True)
 
     def _save(self, trainer: pl.Trainer) -> None:
         path = self.folder / f"iteration-{trainer.global_step:06d}.ckpt"
         if path.is_file():  # resumed from it a moment ago
             return
+        state = trainer.lightning_module.state_dict()
+        # a step can overflow on a loss that is finite; saved, such weights would push out the last good checkpoint
+        broken = next((k for k, v in state.items() if v.is_floating_point() and not v.isfinite().all()), None)
+        if broken:
+            raise DualsegError(
+                f"weights not finite after iteration {trainer.global_step}: {broken}. The last good checkpoint is "
+                "kept. Lower optimizer.lr or use trainer.precision=bf16-mixed or 32-true."
+            )
         trainer.save_checkpoint(path)
         if trainer.is_global_zero:
             saved = sorted((p for p in self.folder.iterdir() if CHECKPOINT.fullmatch(p.name)), key=iteration_of)

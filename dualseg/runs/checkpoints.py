@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -43,8 +44,17 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise DualsegError(f"{path}: no such checkpoint.")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:  # torch's own message advises to load it unsafely
+        raise DualsegError(
+            f"{path}: no checkpoint, or it holds objects that could run code when loaded, so it is not. Give a "
+            "checkpoints/iteration-NNNNNN.ckpt of a run folder."
+        ) from error
     except Exception as error:
-        raise DualsegError(f"{path}: cannot be read as a checkpoint ({str(error).splitlines()[0]}).") from error
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise DualsegError(
+            f"{path}: cannot be read as a checkpoint ({reason}). Damaged? Copy it again, or delete it to go on from an "
+            "earlier one."
+        ) from error
     made_by = checkpoint.get("dualseg") if isinstance(checkpoint, Mapping) else None
     if made_by is None:
         raise DualsegError(f"{path}: not written by dualseg; give a checkpoints/iteration-NNNNNN.ckpt of a run folder.")

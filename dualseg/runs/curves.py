@@ -17,7 +17,8 @@ def read_curves(path: Path) -> list[tuple[int, str, float]]:
     """Rows of a curves file; a last line that a kill cut short is left out."""
     rows = []
     if path.is_file():
-        for row in csv.reader(path.read_text().splitlines()):
+        whole, _, _ = path.read_text().rpartition("\n")
+        for row in csv.reader(whole.splitlines()):
             try:
                 rows.append((int(row[0]), row[1], float(row[2])))
             except (ValueError, IndexError):

@@ -20,7 +20,9 @@ PACKAGES = ("torch", "pytorch-lightning", "monai", "hydra-core", "torchmetrics",
 
 def command_line() -> str:
     """The command that started this process, as one would type it."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    program = Path(sys.argv[0])
+    words = ["python", "-m", f"dualseg.{program.stem}"] if program.suffix == ".py" else [program.name]
+    return shlex.join([*words, *sys.argv[1:]])
 
 
 def now() -> str:

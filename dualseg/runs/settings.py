@@ -3,7 +3,36 @@
 from collections.abc import Mapping
 from typing import Any
 
+from dualseg.data.checks import check_batch, check_patch_size
+from dualseg.data.splits import split_cases
 from dualseg.errors import DualsegError
+from dualseg.runs.folder import flatten
+
+WHOLE = {  # whole numbers and their least value; where the configuration leaves one null, null is fine
+    "seed": 0,
+    "base_channels": 1,
+    "batch.labeled": 1,
+    "batch.unlabeled": 0,
+    "data.labeled": 1,
+    "data.held_out_validation": 0,
+    "data.held_out_test": 0,
+    "data.num_workers": 0,
+    "inference.batch_size": 1,
+    "trainer.max_iterations": 1,
+    "trainer.checkpoint_every": 1,
+    "trainer.checkpoints_kept": 1,
+    "trainer.log_every": 1,
+    "trainer.threads": 1,
+    "trainer.validate_every": 1,
+}
+NUMBERS = {"data.labeled_ratio": 0.0, "data.downsample": 1.0, "optimizer.lr": 0.0}
+NULLABLE = ("data.labeled", "data.labeled_ratio", "trainer.threads", "trainer.validate_every")
+NETWORKS = {"dual": ["a", "b"], "supervised": ["a"]}  # of the methods that take no others
+CHOICES = {
+    "objective": ("described", "released"),
+    "inference.distance_unit": ("voxel", "mm"),
+    "trainer.precision": ("32-true", "bf16-mixed", "16-mixed"),
+}
 
 
 def resolve(config: Any) -> dict[str, Any]:
@@ -18,27 +47,46 @@ def resolve(config: Any) -> dict[str, Any]:
     settings = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     assert isinstance(settings, dict)
     plain = {str(key): value for key, value in settings.items()}
-    _check(plain)
+    check(plain)
     return plain
 
 
-def _check(settings: Mapping[str, Any]) -> None:
-    trainer = settings["trainer"]
-    positive = {
-        "trainer.max_iterations": trainer["max_iterations"],
-        "trainer.checkpoint_every": trainer["checkpoint_every"],
-        "trainer.checkpoints_kept": trainer["checkpoints_kept"],
-        "trainer.log_every": trainer["log_every"],
-        "inference.batch_size": settings["inference"]["batch_size"],
-    }
-    for key, value in positive.items():
-        if not isinstance(value, int) or value < 1:
-            raise DualsegError(f"{key}={value}: give a whole number of at least 1.")
-    unknown = [stage for stage in settings["evaluate_on"] if stage not in ("validation", "test")]
-    if unknown:
-        raise DualsegError(
-            f"evaluate_on={settings['evaluate_on']}: holds {unknown[0]}; choose from validation and test."
-        )
+def check(settings: Mapping[str, Any]) -> None:
+    """Raises: DualsegError naming the first key whose value cannot work."""
+    for key, value in flatten(settings).items():
+        if value is None and key in NULLABLE:
+            continue
+        if key in WHOLE and (type(value) is not int or value < WHOLE[key]):
+            raise DualsegError(f"{key}={value}: give a whole number of at least {WHOLE[key]}.")
+        if key in NUMBERS and (type(value) not in (int, float) or value < NUMBERS[key]):
+            raise DualsegError(f"{key}={value}: give a number of at least {NUMBERS[key]:g}.")
+        if key in CHOICES and value not in CHOICES[key]:
+            raise DualsegError(f"{key}={value}: choose from {', '.join(CHOICES[key])}.")
+    method, networks = settings["method"]["name"], sorted(settings["networks"])
+    if networks != NETWORKS.get(method, networks):
+        takes = " and ".join(NETWORKS[method])
+        raise DualsegError(f"networks: method={method} takes {takes}, not {networks}; choose another networks=...")
+    stages = settings["evaluate_on"]
+    if not isinstance(stages, list) or any(stage not in ("validation", "test") for stage in stages):
+        raise DualsegError(f"evaluate_on={stages}: give a list of validation and test, for example [test].")
     patch, stride = settings["data"]["patch_size"], settings["data"]["stride"]
-    if len(patch) != 3 or len(stride) != 3 or not all(1 <= s <= p for s, p in zip(stride, patch, strict=True)):
+    for key, sizes in (("data.patch_size", patch), ("data.stride", stride)):
+        if not isinstance(sizes, list) or len(sizes) != 3 or any(type(size) is not int for size in sizes):
+            raise DualsegError(f"{key}={sizes}: give three whole numbers, for example [112,112,80].")
+    check_patch_size(patch)
+    if not all(1 <= s <= p for s, p in zip(stride, patch, strict=True)):
         raise DualsegError(f"data.stride={stride}: needs three numbers from 1 to data.patch_size={patch}.")
+
+
+def check_data(settings: Mapping[str, Any]) -> None:
+    """The dataset is there and can be split as asked; no volume is read.
+
+    Raises:
+        DualsegError: the first thing that is wrong, within an InstantiationException where the dataset says so.
+    """
+    from hydra.utils import instantiate
+
+    source, data, batch = instantiate(settings["data"]["source"]), settings["data"], settings["batch"]
+    counts = ("labeled", "labeled_ratio", "held_out_validation", "held_out_test")
+    split = split_cases(source.train_cases, source.test_cases, **{name: data[name] for name in counts})
+    check_batch(batch["labeled"], batch["unlabeled"], split)

@@ -1,0 +1,37 @@
+"""The training run that benchmarks time: the commands' own data, method and trainer, on phantom volumes in `folder`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytorch_lightning as pl
+from hydra import compose, initialize_config_dir
+
+from dualseg import assembly
+from dualseg.cli import conf_dir
+from dualseg.data import SemiSupervisedDataModule
+from dualseg.methods import SegmentationMethod
+from dualseg.runs.folder import RunFolder
+from dualseg.runs.settings import resolve
+
+
+def training(
+    folder: Path, iterations: int, overrides: Sequence[str]
+) -> tuple[RunFolder, SemiSupervisedDataModule, SegmentationMethod, pl.Trainer]:
+    """Everything that `dualseg-train` with these overrides calls `fit` with; training volumes are read."""
+    settings = [
+        f"data.root={folder / 'phantom'}",
+        "+data.source.train=8",
+        "+data.source.test=1",
+        f"output={folder}",
+        f"trainer.max_iterations={iterations}",
+        "trainer.accelerator=cpu",
+        "trainer.progress_bar=false",
+    ]
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        config = resolve(compose("train", overrides=[*settings, *overrides]))
+    run = RunFolder.of(config)
+    run.claim(config)
+    data = assembly.build_data(config)
+    method = assembly.build_method(config, data.source)
+    data.setup("fit")
+    return run, data, method, assembly.build_trainer(config, run, resumed_at=0, resume_command="")

@@ -1,0 +1,141 @@
+"""What the tests of whole commands and of the data share: small volumes, the real ones, a command called in-process."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import h5py
+import numpy as np
+import pytest
+
+from dualseg.data.left_atrium import case_list
+from dualseg.data.phantom import Phantom
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED_LA = ROOT.parent / "shared" / "la2018"
+SHAPE = (40, 36, 32)
+LA_SHAPE = (36, 34, 32)
+
+
+class Outcome(NamedTuple):
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    def complains(self, *words: str) -> str:
+        """Assert that the command failed with one message that holds all `words`, and give the message."""
+        assert self.code == 2, self
+        errors = [line for line in self.err.splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1, self.err
+        assert "Traceback" not in self.err + self.out
+        assert self.err.rstrip().endswith(errors[0])
+        for word in words:
+            assert str(word) in errors[0], f"{word!r} is not in {errors[0]!r}"
+        return errors[0]
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Outcome]]:
+    """Call an entry point's `main` in this process with the words of a command line."""
+
+    def call(main: Callable[[], None], *words: str | Path) -> Outcome:
+        monkeypatch.setattr(sys, "argv", [f"dualseg-{main.__module__.rpartition('.')[2]}", *map(str, words)])
+        capsys.readouterr()
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        return Outcome(code, *capsys.readouterr())
+
+    # Hydra's loggers hold on to the captured stdout, which is closed after the test
+    root = logging.getLogger()
+    handlers, level, interrupt = root.handlers[:], root.level, signal.getsignal(signal.SIGINT)
+    with warnings.catch_warnings():
+        yield call
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    left, _ = signal.getsignal(signal.SIGINT), signal.signal(signal.SIGINT, interrupt)
+    assert left is interrupt, "a command must give Ctrl-C back, also when it fails"
+
+
+@pytest.fixture(scope="session")
+def phantom(tmp_path_factory: pytest.TempPathFactory) -> Phantom:
+    """Six training and two test volumes of 40 x 36 x 32 voxels; shared by all tests, so never change its files."""
+    return Phantom(tmp_path_factory.mktemp("phantom"), train=6, test=2, shape=SHAPE)
+
+
+def phantom_words(root: Path) -> list[str]:
+    """The `data` of a command line on a copy of `phantom`: two of six volumes labeled, patch 32 x 32 x 32."""
+    sizes = [f"+data.source.{key}={value}" for key, value in (("train", 6), ("test", 2), ("shape", list(SHAPE)))]
+    return [f"data.root={root}", *sizes, "data.patch_size=[32,32,32]", "data.stride=[32,32,32]", "data.labeled=2"]
+
+
+TINY = (
+    "base_channels=4",
+    "trainer.max_iterations=2",
+    "trainer.accelerator=cpu",
+    "trainer.threads=1",
+    "trainer.progress_bar=false",
+    "evaluate_on=[]",
+)
+
+
+@pytest.fixture
+def tiny() -> Callable[..., list[str]]:
+    """(data root, output folder) -> words of a command line that trains two small networks two iterations long."""
+    return lambda root, output: [*phantom_words(root), *TINY, f"output={output}"]
+
+
+def write_la_case(root: Path, case: str, seed: int) -> Path:
+    """One case in the layout of Left Atrium: noise with a brighter box, which is the label."""
+    rng = np.random.default_rng(seed)
+    label = np.zeros(LA_SHAPE, np.uint8)
+    label[8:24, 6:28, 5 + seed % 4 : 24] = 1
+    image = (rng.normal(size=LA_SHAPE) + 2 * label).astype(np.float32)
+    path = root / case / "mri_norm2.h5"
+    path.parent.mkdir(parents=True)
+    with h5py.File(path, "w") as h5:
+        h5.create_dataset("image", data=image, compression="gzip", compression_opts=1)
+        h5.create_dataset("label", data=label, compression="gzip")
+    return path
+
+
+@pytest.fixture
+def small_la(tmp_path: Path) -> Path:
+    """A folder like Left Atrium's with small volumes under the first six names of the training list."""
+    root = tmp_path / "la"
+    for seed, case in enumerate(case_list("train")[:6]):
+        write_la_case(root, case, seed)
+    return root
+
+
+@pytest.fixture
+def tiny_la() -> Callable[..., list[str]]:
+    """As `tiny`, on `small_la`: two of six volumes labeled."""
+    data = ("data=la", "data.held_out_test=74", "data.patch_size=[32,32,32]", "data.stride=[32,32,32]")
+    return lambda root, output: [*data, f"data.root={root}", "data.labeled=2", *TINY, f"output={output}"]
+
+
+@pytest.fixture(scope="session")
+def la_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Real Left Atrium volumes, at least the first three of the training list; see the marker `data`."""
+    if given := os.environ.get("DUALSEG_LA_ROOT"):
+        return Path(given)
+    unpack = SHARED_LA / "unpack.py"
+    if not unpack.is_file():
+        reason = f"no real Left Atrium volumes: DUALSEG_LA_ROOT is not set and {unpack} is not there"
+        if SHARED_LA.exists() and os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    root = tmp_path_factory.mktemp("la")
+    subprocess.run([sys.executable, str(unpack), str(root), "--cases", "3", "--parts", "1"], check=True, timeout=120)
+    return root

@@ -1,0 +1,88 @@
+import pytest
+
+from dualseg.data.left_atrium import case_list
+from dualseg.data.splits import split_cases
+from dualseg.errors import DualsegError
+
+CASES = [f"c{i:02d}" for i in range(80)]
+TEST = [f"t{i:02d}" for i in range(20)]
+
+
+def test_the_first_cases_of_the_list_are_the_labeled_ones():
+    split = split_cases(CASES, TEST, labeled=8)
+    assert split.labeled == tuple(CASES[:8])
+    assert split.unlabeled == tuple(CASES[8:])
+    assert split.validation == ()
+    assert split.test == tuple(TEST)
+
+
+def test_more_labels_keep_the_fewer():
+    fewer, more = (split_cases(CASES, TEST, labeled=n).labeled for n in (8, 16))
+    assert more[:8] == fewer
+
+
+def test_no_count_labels_all():
+    split = split_cases(CASES, TEST)
+    assert split.labeled == tuple(CASES) and split.unlabeled == ()
+
+
+# method.md, section 5: training cases, labels at 10 % and at 20 %
+@pytest.mark.parametrize("cases, ten, twenty", [(80, 8, 16), (62, 6, 12), (250, 25, 50)])
+def test_ratios_give_the_literatures_counts(cases, ten, twenty):
+    names = [str(i) for i in range(cases)]
+    for ratio, count in ((0.1, ten), (0.2, twenty)):
+        assert split_cases(names, (), labeled_ratio=ratio) == split_cases(names, (), labeled=count)
+
+
+def test_held_out_cases_come_from_the_end_and_the_ratio_is_of_what_remains():
+    split = split_cases(CASES, TEST, labeled_ratio=0.1, held_out_validation=10, held_out_test=20)
+    assert split.test == tuple(CASES[60:])
+    assert split.validation == tuple(CASES[50:60])
+    assert split.labeled == tuple(CASES[:5])
+    assert split.unlabeled == tuple(CASES[5:50])
+
+
+def test_held_out_validation_alone_leaves_the_datasets_own_test_list():
+    split = split_cases(CASES, TEST, labeled=8, held_out_validation=20)
+    assert split.validation == tuple(CASES[60:]) and split.test == tuple(TEST)
+
+
+@pytest.mark.parametrize("labeled, validation, test", [(1, 0, 0), (8, 20, 0), (60, 0, 20), (30, 30, 20), (None, 5, 5)])
+def test_roles_are_disjoint_and_complete(labeled, validation, test):
+    split = split_cases(CASES, TEST, labeled=labeled, held_out_validation=validation, held_out_test=test)
+    roles = [*split.labeled, *split.unlabeled, *split.validation, *split.test]
+    assert len(roles) == len(set(roles))
+    assert set(roles) == set(CASES) | (set() if test else set(TEST))
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"labeled": 0}, r"data\.labeled=0: leaves 0 labeled volumes of 80 training cases; give between 1 and 80"),
+        ({"labeled": 81}, r"data\.labeled=81.*between 1 and 80"),
+        ({"labeled": -1}, r"data\.labeled=-1"),
+        ({"labeled_ratio": 0.001}, r"data\.labeled_ratio=0\.001: leaves 0 labeled"),
+        ({"labeled_ratio": 1.5}, r"data\.labeled_ratio=1\.5: leaves 120 labeled volumes of 80"),
+        ({"labeled_ratio": -0.1}, r"data\.labeled_ratio=-0\.1"),
+        ({"labeled": 8, "labeled_ratio": 0.1}, r"data\.labeled and data\.labeled_ratio are both given; keep one"),
+        ({"held_out_test": 80}, r"data\.held_out_test=80: give 0 to 79"),
+        ({"held_out_test": -1}, r"data\.held_out_test=-1"),
+        ({"held_out_validation": -1}, r"data\.held_out_validation=-1"),
+        ({"held_out_validation": 60, "held_out_test": 20}, r"data\.held_out_validation=60: give 0 to 59; 60 training"),
+        ({"labeled": 61, "held_out_test": 20}, r"data\.labeled=61: leaves 61 labeled volumes of 60"),
+    ],
+)
+def test_impossible_counts_are_refused(arguments, message):
+    with pytest.raises(DualsegError, match=message):
+        split_cases(CASES, TEST, **arguments)
+
+
+def test_a_dataset_without_training_cases_is_refused():
+    with pytest.raises(DualsegError, match=r"leaves 0 labeled volumes of 0 training cases"):
+        split_cases((), TEST)
+
+
+def test_the_shipped_left_atrium_lists_are_disjoint_and_of_the_official_length():
+    train, test = case_list("train"), case_list("test")
+    assert (len(train), len(test)) == (80, 20)
+    assert len({*train, *test}) == 100

@@ -1,0 +1,137 @@
+"""Small things to test methods with: networks that return stored tensors, tiny networks, volumes in memory."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from dualseg.data import SemiSupervisedDataModule
+from dualseg.data.volumes import Image, VolumeSource
+from dualseg.inference import SlidingWindow
+from dualseg.methods import DualNetwork
+from dualseg.networks import SegmentationOutput
+
+SHAPE = (16, 14, 12)  # 2,688 voxels a sample: the contrast draws several of the unreliable ones
+FEATURES = 5
+
+
+class Stored(nn.Module):
+    """Returns its two parameters, whatever the image: the gradients of an objective can be read off them."""
+
+    feature_channels = FEATURES
+
+    def __init__(self, logits: Tensor, features: Tensor) -> None:
+        super().__init__()
+        self.logits, self.features = nn.Parameter(logits.clone()), nn.Parameter(features.clone())
+
+    def forward(self, image: Tensor) -> SegmentationOutput:
+        return SegmentationOutput(self.logits, self.features)
+
+
+class Tiny(nn.Module):
+    """Two pointwise convolutions with dropout between them."""
+
+    def __init__(self, in_channels: int = 1, num_classes: int = 2, width: int = 4, dropout: float = 0.5) -> None:
+        super().__init__()
+        self.feature_channels = width
+        self.body = nn.Conv3d(in_channels, width, 1)
+        self.dropout = nn.Dropout3d(dropout)
+        self.head = nn.Conv3d(width, num_classes, 1)
+
+    def forward(self, image: Tensor) -> SegmentationOutput:
+        features = self.dropout(self.body(image).relu())
+        return SegmentationOutput(self.head(features), features)
+
+
+class Volumes(VolumeSource):
+    """Noise with a bright block for each foreground class, in memory."""
+
+    name = "volumes"
+    test_cases = ("test_0", "test_1")
+
+    def __init__(self, num_classes: int = 2, channels: int = 1, shape: tuple[int, int, int] = (20, 18, 16)) -> None:
+        self.class_names = ("background", "atrium", "ventricle", "aorta")[:num_classes]
+        self.channels, self.shape = channels, shape
+        self.train_cases = tuple(f"case_{index}" for index in range(6))
+
+    def _rng(self, case: str) -> np.random.Generator:
+        return np.random.default_rng([int(case[-1]), case.startswith("test")])
+
+    def read_label(self, case: str) -> np.ndarray:
+        label = np.zeros(self.shape, np.uint8)
+        for k in range(1, len(self.class_names)):
+            x, y, z = self._rng(case).integers(1, 6, 3) + 3 * k
+            label[x : x + 6, y : y + 6, z : z + 6] = k
+        return label
+
+    def read_image(self, case: str) -> Image:
+        noise = 0.5 * self._rng(case).standard_normal((self.channels, *self.shape))
+        return Image((noise + self.read_label(case)).astype(np.float32), np.diag([1.0, 1.5, 2.0, 1.0]))
+
+
+def outputs(num_classes: int, seed: int = 0, samples: int = 4) -> dict[str, tuple[Tensor, Tensor]]:
+    """Logits and features of two networks that agree in part, as trained ones do: no mask is empty."""
+    g = torch.Generator().manual_seed(seed)
+    shared = 2 * torch.randn(samples, num_classes, *SHAPE, generator=g)
+    result = {}
+    for network in ("a", "b"):
+        logits = shared + torch.randn(samples, num_classes, *SHAPE, generator=g)
+        features = torch.randn(samples, FEATURES, *SHAPE, generator=g).abs() + logits[:, :1].relu()
+        result[network] = logits, features
+    return result
+
+
+def stored_batch(num_classes: int, seed: int = 0, labeled: int = 2, samples: int = 4) -> dict[str, Any]:
+    label = torch.randint(num_classes, (labeled, *SHAPE), generator=torch.Generator().manual_seed(seed + 1000))
+    return {"image": torch.zeros(samples, 1, *SHAPE), "label": label, "case": [f"case_{i}" for i in range(samples)]}
+
+
+def stored_dual(stored: Mapping[str, tuple[Tensor, Tensor]], **settings: Any) -> DualNetwork:
+    """The dual method on `Stored` networks."""
+    num_classes = stored["a"][0].shape[1]
+    names = ("background", "atrium", "ventricle", "aorta")[:num_classes]
+    window = SlidingWindow((16, 16, 16), (8, 8, 8), memory_format=torch.contiguous_format)
+    return DualNetwork({i: Stored(*output) for i, output in stored.items()}, names, window, **settings)
+
+
+def tiny_parts(
+    source: Volumes | None = None, memory_format: torch.memory_format = torch.contiguous_format, **networks: nn.Module
+) -> dict[str, Any]:
+    """networks, class_names and sliding_window for a method; the weights depend on nothing but the arguments."""
+    source = source or Volumes()
+    torch.manual_seed(7)
+    shape = {"in_channels": source.channels, "num_classes": len(source.class_names)}
+    return {
+        "networks": networks or {"a": Tiny(**shape), "b": Tiny(**shape, width=6)},
+        "class_names": source.class_names,
+        "sliding_window": SlidingWindow((16, 16, 16), (8, 8, 8), memory_format=memory_format),
+    }
+
+
+def volumes_data(source: Volumes | None = None, **settings: Any) -> SemiSupervisedDataModule:
+    return SemiSupervisedDataModule(source or Volumes(), (16, 16, 16), labeled=2, **settings)
+
+
+def cpu_trainer(iterations: int, **settings: Any) -> pl.Trainer:
+    return pl.Trainer(
+        **{
+            "max_steps": iterations,
+            "max_epochs": 1,
+            "accelerator": "cpu",
+            "devices": 1,
+            "logger": False,
+            "limit_val_batches": 0,
+            "num_sanity_val_steps": 0,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            **settings,
+        }
+    )
+
+
+plain_sgd = partial(torch.optim.SGD, lr=1.0)

@@ -1,0 +1,244 @@
+"""Checkpoints: when they are written, how many stay, and that a run goes on from any of them as if never stopped."""
+
+import csv
+import shutil
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from method_toys import tiny_parts, volumes_data
+
+from dualseg.assembly import build_trainer
+from dualseg.errors import DualsegError, Interrupted
+from dualseg.methods import DualNetwork
+from dualseg.runs.checkpoints import AtomicCheckpointIO, load_networks, network_states, read_checkpoint
+from dualseg.runs.curves import read_curves
+from dualseg.runs.folder import RunFolder, iteration_of
+
+ITERATIONS = 12
+
+
+class Run:
+    """One launch of a run, as dualseg-train makes it, with what it did."""
+
+    def __init__(self, path: Path, resume: bool = False, **trainer: Any) -> None:
+        self.folder = RunFolder(path)
+        self.folder.checkpoints.mkdir(parents=True, exist_ok=True)
+        self.method = DualNetwork(**tiny_parts(), keep_fraction=0.3, prototype_momentum=0.5)
+        self.data = volumes_data(held_out_validation=1)
+        self.latest = self.folder.latest_checkpoint() if resume else None
+        settings = {
+            "max_iterations": ITERATIONS, "validate_every": 4, "checkpoint_every": 3, "checkpoints_kept": 1,
+            "log_every": 1, "accelerator": "cpu", "devices": 1, "strategy": "auto", "precision": "32-true",
+            "progress_bar": False, **trainer,
+        }  # fmt: skip
+        config = {"trainer": settings, "logger": None}
+        resumed_at = iteration_of(self.latest) if self.latest else 0
+        self.trainer = build_trainer(config, self.folder, resumed_at, "dualseg-train name=x")
+        self.trained: list[int] = []
+        self.validated: list[int] = []
+        self.saved: list[int] = []
+        step, save = self.method.training_step, self.trainer.save_checkpoint
+        self.method.training_step = lambda *a: (self.trained.append(self.trainer.global_step), step(*a))[1]
+        self.trainer.save_checkpoint = lambda path: (self.saved.append(iteration_of(path)), save(path))[1]
+        validation_end = self.method.on_validation_epoch_end
+        self.method.on_validation_epoch_end = lambda: (
+            self.validated.append(self.trainer.global_step), validation_end()
+        )[1]  # fmt: skip
+
+    def fit(self) -> "Run":
+        self.trainer.fit(self.method, self.data, ckpt_path=self.latest)
+        return self
+
+    def at(self, moment: Callable[[pl.Trainer], bool], hook: str = "on_train_batch_end") -> "Run":
+        """Press Ctrl-C in `hook` when `moment` has come."""
+        callback = pl.Callback()
+        setattr(
+            callback, hook, lambda trainer, *a, **k: signal.raise_signal(signal.SIGINT) if moment(trainer) else None
+        )
+        self.trainer.callbacks.insert(0, callback)
+        return self
+
+    @property
+    def kept(self) -> list[int]:
+        return sorted(iteration_of(p) for p in self.folder.checkpoints.iterdir())
+
+    def state(self) -> dict[str, torch.Tensor]:
+        momentum = self.trainer.optimizers[0].state_dict()["state"]
+        buffers = {f"momentum {i}": s["momentum_buffer"] for i, s in momentum.items()}
+        return {**self.method.state_dict(), **buffers}
+
+    def curves(self) -> list[tuple[int, str, float]]:
+        return [row for row in read_curves(self.folder.curves_file) if not row[1].startswith("time/")]
+
+
+def assert_same(run: Run, whole: Run) -> None:
+    state, expected = run.state(), whole.state()
+    assert state.keys() == expected.keys()
+    assert [key for key in state if not torch.equal(state[key], expected[key])] == []
+    assert run.curves() == whole.curves()
+    assert len({row[:2] for row in run.curves()}) == len(run.curves())
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """12 iterations with every checkpoint kept."""
+    return Run(tmp_path_factory.mktemp("whole") / "run", checkpoint_every=1, checkpoints_kept=99).fit()
+
+
+def test_iterations_validations_and_checkpoints_of_a_whole_run(whole):
+    assert whole.trainer.global_step == ITERATIONS
+    assert whole.trained == list(range(ITERATIONS))
+    assert whole.validated == [4, 8, 12]
+    assert whole.saved == whole.kept == list(range(1, ITERATIONS + 1))
+    names = {row[1] for row in whole.curves()}
+    assert {"loss/total", "loss/a/contrast", "lr", "ramp/contrast", "validation/ensemble/dice"} <= names
+    losses = [row[0] for row in whole.curves() if row[1] == "loss/total"]
+    assert losses == list(range(1, ITERATIONS + 1)), "named by the iterations that are done"
+    assert {r[0] for r in whole.curves() if r[1] == "validation/a/asd"} == {4, 8, 12}
+    timed = [r for r in read_curves(whole.folder.curves_file) if r[1] == "time/data_wait_share"]
+    assert [r[0] for r in timed] == losses
+    assert all(0 <= r[2] <= 1 for r in timed)
+
+
+@pytest.mark.parametrize("start", range(1, ITERATIONS + 1))
+def test_from_any_checkpoint_the_run_ends_as_if_never_stopped(start, whole, tmp_path):
+    """Bit-identical weights, momentum and prototypes; validations neither repeated nor left out; curves complete."""
+    path = tmp_path / "run"
+    (path / "checkpoints").mkdir(parents=True)
+    name = f"iteration-{start:06d}.ckpt"
+    shutil.copy(whole.folder.checkpoints / name, path / "checkpoints" / name)
+    (path / "logs").mkdir()
+    shutil.copy(whole.folder.curves_file, path / "logs" / "curves.csv")  # killed long after the checkpoint
+    run = Run(path, resume=True, checkpoint_every=5).fit()
+    assert run.trained == list(range(start, ITERATIONS))
+    assert run.validated == [t for t in (4, 8, 12) if t > start]
+    assert run.saved == [t for t in (5, 10, 12) if t > start]
+    assert_same(run, whole)
+
+
+@pytest.mark.parametrize(("every", "keep", "saved"), [(3, 1, [3, 6, 9, 12]), (5, 2, [5, 10, 12]), (50, 1, [12])])
+def test_cadence_and_number_kept(every, keep, saved, whole, tmp_path):
+    run = Run(tmp_path / "run", checkpoint_every=every, checkpoints_kept=keep, validate_every=None).fit()
+    assert run.saved == saved
+    assert run.kept == saved[-keep:]
+    assert run.validated == []
+    for key, value in run.method.state_dict().items():  # and validating changes nothing
+        assert torch.equal(value, whole.method.state_dict()[key]), key
+
+
+def test_validation_at_an_interval_that_does_not_divide_the_run(tmp_path):
+    assert Run(tmp_path / "a", validate_every=5).fit().validated == [5, 10]
+    assert Run(tmp_path / "b", validate_every=100).fit().validated == [12]
+
+
+def test_curves_are_points_every_log_every_iterations(tmp_path):
+    run = Run(tmp_path / "run", log_every=5, validate_every=None).fit()
+    assert [row[0] for row in run.curves() if row[1] == "loss/total"] == [1, 5, 10]
+    with run.folder.curves_file.open(newline="") as file:
+        assert next(csv.reader(file)) == ["iteration", "name", "value"]
+
+
+@pytest.mark.parametrize(
+    ("moment", "hook", "stopped"),
+    [
+        (lambda trainer: trainer.global_step == 5, "on_train_batch_end", 5),
+        (lambda trainer: trainer.global_step == 8, "on_validation_batch_end", 8),
+        (lambda trainer: trainer.global_step == 12, "on_train_batch_end", 12),
+        (lambda trainer: True, "on_train_epoch_start", 0),
+    ],
+    ids=["between", "validation", "last iteration", "before the first"],
+)
+def test_ctrl_c_writes_a_checkpoint_and_says_how_to_go_on(moment, hook, stopped, whole, tmp_path, capsys):
+    run, former = Run(tmp_path / "run").at(moment, hook), signal.getsignal(signal.SIGINT)
+    with pytest.raises(Interrupted) as stop:
+        run.fit()
+    assert signal.getsignal(signal.SIGINT) is former
+    assert f"after iteration {stopped};" in str(stop.value)
+    assert str(stop.value).endswith("To go on: dualseg-train name=x")
+    assert "again: stop at once" in capsys.readouterr().out
+    assert run.kept == [stopped]
+    again = Run(tmp_path / "run", resume=True).fit()
+    assert again.trained == list(range(stopped, ITERATIONS))
+    assert_same(again, whole)
+
+
+def test_ctrl_c_during_the_evaluation_says_how_to_go_on(tmp_path):
+    run = Run(tmp_path / "run", validate_every=None, max_iterations=2).at(lambda trainer: True, "on_test_batch_end")
+    run.fit()
+    with pytest.raises(Interrupted, match="after iteration 2;"):
+        run.trainer.test(run.method, run.data, verbose=False)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_second_ctrl_c_stops_at_once(tmp_path):
+    run = Run(tmp_path / "run").at(lambda trainer: trainer.global_step == 4, "on_validation_batch_start")
+    run.at(lambda trainer: trainer.global_step == 4, "on_validation_batch_start")
+    with pytest.raises(SystemExit):
+        run.fit()
+    assert run.kept == [3]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_training_works_outside_the_main_thread(tmp_path):
+    run = Run(tmp_path / "run", max_iterations=2)
+    thread = threading.Thread(target=run.fit)
+    thread.start()
+    thread.join()
+    assert run.kept == [2]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("PytorchStreamWriter failed")])
+def test_a_checkpoint_that_cannot_be_written_leaves_the_previous_one(error, tmp_path, monkeypatch):
+    save = torch.save
+
+    def half(checkpoint: Any, path: Path) -> None:
+        if "iteration-000006" in str(path):
+            Path(path).write_bytes(b"half")
+            raise error
+        save(checkpoint, path)
+
+    monkeypatch.setattr(torch, "save", half)
+    run = Run(tmp_path / "run")
+    with pytest.raises(DualsegError, match=r"iteration-000006\.ckpt: the checkpoint could not be written .*disk full"):
+        run.fit()
+    assert run.kept == [3], "neither the new one nor a temporary file"
+    monkeypatch.undo()
+    assert Run(tmp_path / "run", resume=True).fit().trained == list(range(3, ITERATIONS))
+
+
+def test_checkpoints_are_synced_and_renamed(tmp_path, monkeypatch):
+    events = []
+    rename = Path.replace
+    monkeypatch.setattr("os.fsync", lambda descriptor: events.append("sync"))
+    monkeypatch.setattr(Path, "replace", lambda self, target: events.append("rename") or rename(self, target))
+    AtomicCheckpointIO().save_checkpoint({"x": torch.ones(2), "dualseg": {"format": 1, "version": "0"}}, tmp_path / "c")
+    assert events == ["sync", "rename"]
+    assert torch.equal(read_checkpoint(tmp_path / "c")["x"], torch.ones(2))
+
+
+def test_networks_of_a_checkpoint_load_into_new_ones(whole):
+    path = whole.folder.checkpoint()
+    states = network_states(read_checkpoint(path))
+    assert states.keys() == {"a", "b"}
+    networks = tiny_parts()["networks"]
+    load_networks(path, networks)
+    for name, network in networks.items():
+        assert network.state_dict().keys() == states[name].keys()
+        for key, value in network.state_dict().items():
+            assert torch.equal(value, whole.method.networks[name].state_dict()[key])
+
+
+def test_slices_are_written_in_the_final_evaluation_only(tmp_path):
+    run = Run(tmp_path / "run", max_iterations=4).fit()
+    assert not run.folder.slices.exists()
+    run.trainer.limit_val_batches = 1.0
+    run.trainer.validate(run.method, run.data, verbose=False)
+    assert [p.name for p in run.folder.slices.iterdir()] == ["case_5.npz"]
+    run.trainer.test(run.method, run.data, verbose=False)
+    assert sorted(p.name for p in run.folder.slices.iterdir()) == ["case_5.npz", "test_0.npz", "test_1.npz"]

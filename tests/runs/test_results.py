@@ -1,0 +1,139 @@
+"""metrics.json, cases.csv, manifest.json and the results table: the contracts of design.md."""
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from dualseg.metrics.functional import Scores
+from dualseg.metrics.segmentation import CaseScores, Summary
+from dualseg.runs import provenance
+from dualseg.runs.results import metrics_of, write_cases
+from dualseg.runs.tables import results_table
+
+METRICS = ("dice", "jaccard", "hd95", "asd")
+
+
+def summary(classes: tuple[str, ...], bonus: float = 0.0) -> Summary:
+    """Two cases; class c of case i scores Dice 0.5 + i/10 + c/100 + bonus."""
+    rows = [
+        CaseScores(i, name, Scores(0.5 + i / 10 + c / 100 + bonus, 0.4, 5.0 + i, 1.25, "prediction" if i else ""))
+        for i in range(2)
+        for c, name in enumerate(classes)
+    ]
+    per_class = {
+        name: {m: sum(getattr(r.scores, m) for r in rows if r.class_name == name) / 2 for m in METRICS}
+        for name in classes
+    }
+    mean = {m: sum(values[m] for values in per_class.values()) / len(classes) for m in METRICS}
+    return Summary(mean, per_class, rows)
+
+
+def test_metrics_of_two_classes_are_flat():
+    results = {"validation": {"a": summary(("atrium",))}, "test": {n: summary(("atrium",)) for n in ("a", "ensemble")}}
+    metrics = metrics_of(results, 6000)
+    expected = {"dice": pytest.approx(0.55), "jaccard": 0.4, "hd95": 5.5, "asd": 1.25}
+    assert metrics == {
+        "status": "finished",
+        "iterations": 6000,
+        "validation": {"a": expected},
+        "test": {"a": expected, "ensemble": expected},
+    }
+    assert json.loads(json.dumps(metrics)) == metrics
+
+
+def test_metrics_of_more_classes_name_them_beside_their_mean():
+    metrics = metrics_of({"test": {"b": summary(("atrium", "ventricle"))}}, 7)
+    assert metrics["test"]["b"]["dice"] == pytest.approx(0.555)
+    assert metrics["test"]["b"]["classes"]["ventricle"] == {
+        "dice": pytest.approx(0.56), "jaccard": 0.4, "hd95": 5.5, "asd": 1.25,
+    }  # fmt: skip
+
+
+def test_cases_have_one_row_per_volume_network_and_class(tmp_path):
+    path = tmp_path / "cases.csv"
+    classes = ("atrium", "ventricle")
+    tested = {"a": summary(classes), "ensemble": summary(classes, 0.2)}
+    results = {"validation": {"a": summary(classes)}, "test": tested}
+    write_cases(path, results, {"validation": ("v0", "v1"), "test": ("t,0", "t1")})
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["case", "split", "network", "class", *METRICS, "empty"]
+    assert len(rows) == 2 * 2 + 2 * 2 * 2
+    keys = {(r["case"], r["split"], r["network"], r["class"]): r for r in rows}
+    assert len(keys) == len(rows)
+    assert {(r["case"], r["split"]) for r in rows} == {
+        ("v0", "validation"), ("v1", "validation"), ("t,0", "test"), ("t1", "test"),
+    }  # fmt: skip
+    row = keys["t1", "test", "ensemble", "ventricle"]
+    assert [float(row[m]) for m in METRICS] == pytest.approx([0.81, 0.4, 6.0, 1.25], abs=5e-7)
+    assert row["empty"] == "prediction"
+    assert keys["v0", "validation", "a", "atrium"]["empty"] == ""
+
+
+def test_the_table_shows_percent_and_distances():
+    table = results_table(metrics_of({"test": {"a": summary(("x",)), "ensemble": summary(("x",), 0.25)}}, 1))
+    head, first, second = table.splitlines()
+    assert head.split() == ["Dice", "%", "Jaccard", "%", "95HD", "ASD"]
+    assert first.split() == ["test", "a", "55.00", "40.00", "5.50", "1.25"]
+    assert second.split() == ["test", "ensemble", "80.00", "40.00", "5.50", "1.25"]
+    assert len({len(line) for line in (head, first, second)}) == 1, "the columns line up"
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Path:
+    path = tmp_path / "manifest.json"
+    provenance.start(path, provenance.describe(3, {"dataset": "d", "fingerprint": "f"}), resumed_at=0)
+    return path
+
+
+def test_a_manifest_says_where_a_run_comes_from(manifest):
+    content = json.loads(manifest.read_text())
+    keys = ("dualseg", "versions", "git", "seed", "hardware", "data", "command", "started", "finished", "seconds")
+    assert set(keys) <= content.keys()
+    assert content["seed"] == 3
+    assert content["data"] == {"dataset": "d", "fingerprint": "f"}
+    assert {"python", "torch", "pytorch-lightning", "monai", "numpy"} <= set(content["versions"])
+    assert all(content["versions"].values())
+    assert re.fullmatch(r"[0-9a-f]{40}", content["git"]["revision"] or "0" * 40)
+    assert content["hardware"]["threads"] >= 1
+    assert content["finished"] is None
+    assert content["seconds"] == 0
+
+
+def test_a_resumed_run_keeps_its_start_and_lists_where_it_went_on(manifest, monkeypatch):
+    first = json.loads(manifest.read_text())
+    monkeypatch.setattr(provenance, "now", lambda: "later")
+    again = provenance.describe(3, {"dataset": "d", "fingerprint": "f"})
+    provenance.start(manifest, again, resumed_at=40)
+    provenance.start(manifest, again, resumed_at=70)
+    content = json.loads(manifest.read_text())
+    assert content["started"] == first["started"] != "later"
+    assert [(r["iteration"], r["started"]) for r in content["resumed"]] == [(40, "later"), (70, "later")]
+    assert all("revision" in r["git"] for r in content["resumed"])
+    provenance.finish(manifest, 12.34)
+    content = json.loads(manifest.read_text())
+    assert (content["finished"], content["seconds"]) == ("later", 12.3)
+    provenance.finish(manifest, 10)
+    assert json.loads(manifest.read_text())["seconds"] == 22.3
+
+
+def test_a_run_started_anew_forgets_the_former_manifest(manifest):
+    provenance.start(manifest, provenance.describe(4, {}), resumed_at=0)
+    content = json.loads(manifest.read_text())
+    assert (content["seed"], content["resumed"]) == (4, [])
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["/home/x/.venv/bin/dualseg-train", "data=la", "data.root=/a b"], "dualseg-train data=la 'data.root=/a b'"),
+        (["/src/dualseg/train.py", "seed=1"], "python -m dualseg.train seed=1"),
+        (["dualseg-train", "data.stride=[8,8,8]"], "dualseg-train 'data.stride=[8,8,8]'"),
+    ],
+)
+def test_the_command_can_be_typed_again(argv, expected, monkeypatch):
+    monkeypatch.setattr("sys.argv", argv)
+    assert provenance.command_line() == expected

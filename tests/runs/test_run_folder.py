@@ -1,0 +1,254 @@
+"""The run folder: its name, whose it is, and that its files are whole or not there."""
+
+import copy
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+
+from dualseg.cli import conf_dir
+from dualseg.errors import DualsegError
+from dualseg.files import read_json, replacing, write_json, write_text
+from dualseg.runs.folder import NOT_IDENTITY, RunFolder, flatten, identity, iteration_of, run_name
+from dualseg.runs.settings import resolve
+
+
+def composed(*overrides: str) -> dict[str, Any]:
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return resolve(compose("train", overrides=["data.root=/data", *overrides]))
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> dict[str, Any]:
+    return composed(f"output={tmp_path}/runs")
+
+
+def test_names_read_well():
+    assert re.fullmatch(r"phantom-dual-described-resnet34-vnet-4labels-seed0-[0-9a-f]{8}", run_name(composed()))
+    supervised = composed("data=la", "method=supervised", "seed=3")
+    assert re.fullmatch(r"la-supervised-vnet-alllabels-seed3-[0-9a-f]{8}", run_name(supervised))
+    ratio = composed("data=la", "data.labeled_ratio=0.1", "objective=released", "networks=vnet_vnet")
+    assert re.fullmatch(r"la-dual-released-vnet-vnet-0.1oflabels-seed0-[0-9a-f]{8}", run_name(ratio))
+
+
+def test_a_name_is_stable():
+    """In other processes and later versions too: a changed name would start finished runs anew."""
+    settings = {
+        "name": None,
+        "output": "runs",
+        "objective": "described",
+        "data": {"name": "d", "labeled": 2, "labeled_ratio": None, "root": "/x", "source": {"root": "/x"}},
+        "method": {"name": "m"},
+        "networks": {"a": {"architecture": "n"}},
+        "seed": 1,
+    }
+    content = (
+        '{"data.labeled": 2, "data.labeled_ratio": null, "data.name": "d", "method.name": "m", '
+        '"networks.a.architecture": "n", "objective": "described", "seed": 1}'
+    )
+    digest = hashlib.sha256(content.encode()).hexdigest()
+    assert run_name(settings) == f"d-m-described-n-2labels-seed1-{digest[:8]}"
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "output=elsewhere", "overwrite=true", "logger=wandb", "data.root=/other", "data.num_workers=2",
+        "trainer.accelerator=cpu", "trainer.progress_bar=false", "trainer.log_every=3", "trainer.checkpoint_every=7",
+        "trainer.checkpoints_kept=4",
+    ],
+)  # fmt: skip
+def test_what_does_not_decide_the_result_keeps_the_name(override):
+    assert run_name(composed(override)) == run_name(composed())
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "seed=1", "objective=released", "data.labeled=5", "data.held_out_validation=2", "optimizer.lr=0.02",
+        "trainer.max_iterations=100", "trainer.threads=1", "trainer.precision=bf16-mixed", "base_channels=8",
+        "networks=vnet_vnet", "method.temperature=0.2", "method.terms.cosine.enabled=false", "weights=file.ckpt",
+        "lr_schedule=polynomial", "+augmentation=flip_rotate", "inference.distance_unit=mm", "trainer.validate_every=9",
+        "batch.unlabeled=4", "data.stride=[8,8,8]", "trainer.channels_last=false",
+    ],
+)  # fmt: skip
+def test_what_decides_the_result_changes_the_name(override):
+    assert run_name(composed(override)) != run_name(composed())
+
+
+def test_every_key_is_identity_but_the_listed_ones(settings):
+    kept = identity(settings)
+    for key in flatten(settings):
+        ignored = any(key == name or key.startswith(f"{name}.") for name in NOT_IDENTITY)
+        assert (key in kept) != ignored, key
+
+
+def test_where_a_run_lies(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert RunFolder.of({**composed("name=mine"), "output": "~/runs"}).path == tmp_path / "runs" / "mine"
+    settings = composed("output=out")
+    assert RunFolder.of(settings).path == Path("out") / run_name(settings)
+    assert not Path("out").exists(), "naming a folder makes none"
+
+
+def test_opening_writes_the_configuration_once(settings):
+    folder = RunFolder.of(settings)
+    folder.claim(settings)
+    assert not folder.path.exists(), "claim writes nothing"
+    folder.open(settings)
+    assert {p.name for p in folder.path.iterdir()} == {"config.yaml", "checkpoints", "logs"}
+    assert folder.config() == settings
+    before = folder.config_file.stat().st_mtime_ns
+    again = {**settings, "output": "elsewhere"}
+    folder.claim(again)
+    folder.open(again)
+    assert folder.config_file.stat().st_mtime_ns == before
+
+
+def test_another_configuration_is_turned_away(settings):
+    settings["name"] = "mine"
+    folder = RunFolder.of(settings)
+    folder.open(settings)
+    other = copy.deepcopy(settings)
+    other["optimizer"]["lr"] = 0.5
+    with pytest.raises(DualsegError, match=r"optimizer\.lr: 0\.01 there, 0\.5 now, 1 keys in all.*overwrite=true"):
+        folder.claim(other)
+    del other["optimizer"]["lr"]
+    with pytest.raises(DualsegError, match=r"optimizer\.lr: 0\.01 there, absent now"):
+        folder.claim(other)
+    folder.claim({**other, "overwrite": True})
+
+
+def test_overwriting_empties_the_folder(settings):
+    folder = RunFolder.of(settings)
+    folder.open(settings)
+    (folder.checkpoints / "iteration-000003.ckpt").touch()
+    folder.finish({"status": "finished"})
+    assert folder.finished
+    folder.open({**settings, "overwrite": True})
+    assert not folder.finished
+    assert folder.latest_checkpoint() is None
+    assert folder.config()["overwrite"] is True
+
+
+def test_overwriting_spares_what_is_no_run_folder(settings, tmp_path):
+    settings |= {"output": str(tmp_path), "name": "thesis", "overwrite": True}
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").write_text("x")
+    RunFolder.of(settings).open(settings)
+    assert (tmp_path / "thesis" / "chapter.tex").read_text() == "x"
+
+
+def test_leftovers_of_a_killed_writer_are_cleared(settings):
+    folder = RunFolder.of(settings)
+    folder.open(settings)
+    leftover = folder.checkpoints / ".0a1b2c3d.tmp.iteration-000004.ckpt"
+    leftover.write_bytes(b"half")
+    kept = folder.checkpoints / "iteration-000003.ckpt"
+    kept.touch()
+    folder.open(settings)
+    assert list(folder.checkpoints.iterdir()) == [kept]
+
+
+def test_latest_checkpoint_counts_and_ignores_strangers(settings):
+    folder = RunFolder.of(settings)
+    folder.open(settings)
+    assert folder.latest_checkpoint() is None
+    with pytest.raises(DualsegError, match="holds no checkpoint"):
+        folder.checkpoint()
+    for name in ("iteration-000009", "iteration-1000000", "iteration-000999", "iteration-best", "last"):
+        (folder.checkpoints / f"{name}.ckpt").touch()
+    assert folder.checkpoint().name == "iteration-1000000.ckpt"
+    assert iteration_of(folder.checkpoint()) == 1_000_000
+    with pytest.raises(DualsegError, match=r"last\.ckpt: not a checkpoint of a run folder"):
+        iteration_of(folder.checkpoints / "last.ckpt")
+
+
+def test_existing_needs_a_configuration(tmp_path, settings):
+    with pytest.raises(DualsegError, match=r"no run folder \(it has no config\.yaml\)"):
+        RunFolder.existing(tmp_path)
+    folder = RunFolder.of(settings)
+    folder.open(settings)
+    assert RunFolder.existing(folder.path).config() == settings
+    folder.config_file.write_text("{a: [")
+    with pytest.raises(DualsegError, match=r"config\.yaml: cannot be read"):
+        folder.config()
+
+
+def test_evaluations_are_numbered_and_never_the_same(settings):
+    folder = RunFolder.of(settings)
+    numbers = []
+    for label in ("test", "test", "validation"):
+        evaluation = folder.new_evaluation(label)
+        numbers.append(evaluation.path.name)
+        evaluation.finish({"status": "finished"})
+    assert numbers == ["001-test", "002-test", "003-validation"]
+    (folder.evaluations / "010-test").mkdir()
+    assert folder.new_evaluation("test").path.name == "011-test"
+
+
+def test_finished_only_when_metrics_say_so(settings):
+    folder = RunFolder.of(settings)
+    assert not folder.finished
+    folder.finish({"status": "running"})
+    assert not folder.finished
+    folder.finish({"status": "finished"})
+    assert folder.finished
+
+
+@pytest.mark.parametrize("error", [OSError("disk full"), ValueError("no such number"), KeyboardInterrupt()])
+def test_a_failed_write_leaves_the_former_file_and_nothing_else(tmp_path, error):
+    path = tmp_path / "metrics.json"
+    write_text(path, "former")
+    expected = DualsegError if isinstance(error, OSError) else type(error)
+    with pytest.raises(expected) as raised, replacing(path) as temporary:
+        temporary.write_text("half of it")
+        assert temporary.parent == path.parent, "a rename is atomic within one file system only"
+        raise error
+    assert path.read_text() == "former"
+    assert [p.name for p in tmp_path.iterdir()] == ["metrics.json"]
+    if isinstance(error, OSError):
+        assert str(path) in str(raised.value)
+
+
+def test_files_are_synced_before_they_are_renamed(tmp_path, monkeypatch):
+    events = []
+    rename = Path.replace
+    monkeypatch.setattr("os.fsync", lambda descriptor: events.append("sync"))
+    monkeypatch.setattr(Path, "replace", lambda self, target: events.append("rename") or rename(self, target))
+    write_text(tmp_path / "x.txt", "new")
+    assert events == ["sync", "rename"]
+    assert (tmp_path / "x.txt").read_text() == "new"
+
+
+def test_parallel_writers_use_different_temporary_files(tmp_path):
+    with replacing(tmp_path / "x.nii.gz") as first, replacing(tmp_path / "x.nii.gz") as second:
+        assert first != second
+        assert first.name.startswith(".")
+        assert first.name.endswith(".nii.gz")
+        first.write_text("1")
+        second.write_text("2")
+    assert (tmp_path / "x.nii.gz").read_text() == "1"  # the outer block ended last
+
+
+def test_json_round_trip_and_its_mistakes(tmp_path):
+    path = tmp_path / "deep" / "x.json"
+    write_json(path, {"a": [1, 2.5, None]})
+    assert read_json(path) == json.loads(path.read_text()) == {"a": [1, 2.5, None]}
+    with pytest.raises(DualsegError, match=r"y\.json: missing"):
+        read_json(tmp_path / "y.json")
+    path.write_text('{"a": ')
+    with pytest.raises(DualsegError, match=r"x\.json: cannot be read"):
+        read_json(path)
+
+
+def test_the_configuration_file_holds_no_interpolations_and_loads_plainly(settings):
+    folder = RunFolder.of(settings)
+    folder.open(settings)
+    assert "${" not in folder.config_file.read_text()
+    assert yaml.safe_load(folder.config_file.read_text())["networks"]["b"]["base_channels"] == settings["base_channels"]

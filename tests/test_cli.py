@@ -1,0 +1,195 @@
+"""How commands start: at once where no torch is needed, from any folder, and with an answer to every mistake."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from hydra.errors import ConfigCompositionException, InstantiationException
+
+from dualseg import audit, cli, evaluate, report, train
+from dualseg.errors import DualsegError, Interrupted
+
+SECONDS = 3.0
+
+# Runs one command in a fresh interpreter, then says on the last line of stderr what it took.
+PROBE = """
+import json, resource, sys
+from importlib import import_module
+module, *words = sys.argv[1:]
+sys.argv = [module, *words]
+code = 0
+try:
+    import_module(module).main()
+except SystemExit as stop:
+    code = stop.code
+used = resource.getrusage(resource.RUSAGE_SELF)
+heavy = sorted({"torch", "monai", "pytorch_lightning", "matplotlib", "torchmetrics"} & set(sys.modules))
+print("\\n" + json.dumps({"code": code, "seconds": used.ru_utime + used.ru_stime, "heavy": heavy}), file=sys.stderr)
+"""
+
+
+def probe(folder, module, *words):
+    """Outcome of a command in `folder`: stdout, stderr and the probe's facts."""
+    ended = subprocess.run(
+        [sys.executable, "-c", PROBE, f"dualseg.{module}", *map(str, words)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "HYDRA_FULL_ERROR": "0"},
+    )
+    *err, facts = ended.stderr.rstrip().splitlines()
+    return ended.stdout, "\n".join(err), json.loads(facts)
+
+
+def assert_quick(facts, code):
+    """CPU seconds, not those of the clock: this machine may be busy with other things."""
+    assert facts["code"] == code
+    assert facts["heavy"] == [], "heavy imports come later"
+    assert facts["seconds"] < SECONDS
+
+
+@pytest.mark.parametrize(
+    "module, said",
+    [
+        ("train", ["dualseg-train data=la", "== Groups", "max_iterations: 6000"]),
+        ("evaluate", ["run=RUN_FOLDER", "split=test|validation"]),
+        ("report", ["one self-contained HTML page of a run"]),
+        ("audit", ["dualseg-audit", "gradient"]),
+    ],
+)
+def test_help_answers_at_once(tmp_path, module, said):
+    out, err, facts = probe(tmp_path, module, "--help")
+    assert_quick(facts, 0)
+    for words in said:
+        assert words in out
+    assert err.strip() == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "module, words, said",
+    [
+        ("train", ["data.labelled=4"], "data.labelled: no such configuration key. Did you mean data.labeled?"),
+        ("train", ["method=duel"], "method=duel: no such option. Did you mean dual?"),
+        ("train", ["data=la"], "data.root is required"),
+        ("train", ["data=la", "data.root=none"], "data.root=none: no such folder"),
+        ("train", ["data=la", "data.root=.", "data.labeled=81"], "data.labeled=81"),
+        ("train", ["data=la", "data.root=.", "data.labeled=80"], "leaves no unlabeled volume"),
+        ("train", ["data.patch_size=[48,48,33]"], "multiples of 16"),
+        ("train", ["networks=vnet"], "networks"),
+        ("audit", ["data.labelled=4"], "Did you mean data.labeled?"),
+        ("evaluate", ["run=none"], "none: no run folder"),
+        ("evaluate", ["run"], "write key=value"),
+    ],
+)
+def test_mistakes_in_the_configuration_answer_at_once(tmp_path, module, words, said):
+    out, err, facts = probe(tmp_path, module, *words)
+    assert_quick(facts, 2)
+    assert err.splitlines()[-1].startswith("error: ") and said in err.splitlines()[-1]
+    assert "Traceback" not in out + err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_importing_the_package_is_light(tmp_path):
+    code = "import sys, dualseg; print(sorted({'torch', 'numpy', 'hydra', 'omegaconf'} & set(sys.modules)))"
+    ended = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert ended.stdout.strip() == "[]"
+
+
+def test_a_run_from_another_folder_with_relative_paths(command, tiny, phantom, tmp_path, monkeypatch):
+    """Train, evaluate, report: output, run folder and data are where the user stands."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "volumes").symlink_to(phantom.root)
+    ended = command(train.main, *tiny("volumes", "out"), "name=one", "evaluate_on=[test]")
+    assert ended.code == 0, ended.err
+    assert "Finished: out/one" in ended.out and "ensemble" in ended.out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "volumes"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["one"]
+    again = command(train.main, *tiny("volumes", "out"), "name=one", "evaluate_on=[test]")
+    assert again.code == 0 and "Training" not in again.out and "Finished: out/one" in again.out
+    evaluated = command(evaluate.main, "run=out/one", "trainer.progress_bar=false")
+    assert evaluated.code == 0, evaluated.err
+    assert "Evaluation: out/one/evaluations/001-test" in evaluated.out
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    written = command(report.main, "run", "../out/one", "--output", "page.html")
+    assert written.code == 0, written.err
+    assert (elsewhere / "page.html").read_text().lstrip().lower().startswith("<!doctype html>")
+    # data.root was given as seen from the other folder
+    moved = command(evaluate.main, "run=../out/one", "data.root=../volumes", "trainer.progress_bar=false")
+    assert moved.code == 0, moved.err
+    assert "002-test" in moved.out
+
+
+def test_the_audit_prints_its_table_and_leaves_nothing(command, tiny, phantom, tmp_path, monkeypatch):
+    monkeypatch.setattr(audit, "WARM_UP", 1)
+    monkeypatch.setattr(audit, "BATCHES", 1)
+    monkeypatch.chdir(tmp_path)
+    ended = command(audit.main, *tiny(phantom.root, tmp_path / "runs"), "objective=released")
+    assert ended.code == 0, ended.err
+    assert "supervised_ce" in ended.out and "absent" in ended.out
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- what `guarded` makes of what goes wrong
+
+
+def ends(capsys, error):
+    def fail():
+        raise error
+
+    with pytest.raises(SystemExit) as stop:
+        cli.guarded(fail)
+    return stop.value.code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "error, code, message",
+    [
+        (DualsegError("x.h5: cannot be read"), 2, "error: x.h5: cannot be read\n"),
+        (Interrupted("to go on: again"), 130, "to go on: again\n"),
+        (KeyboardInterrupt(), 130, "stopped.\n"),
+        (OSError(28, "No space left on device", "x.csv"), 2, None),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried"), 2, None),
+    ],
+)
+def test_expected_ends(capsys, error, code, message):
+    got, err = ends(capsys, error)
+    assert got == code and err.count("\n") == 1
+    assert message is None or err == message
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), KeyError("a bug"), FileNotFoundError(2, "a bug")])
+def test_bugs_keep_their_traceback(error):
+    def fail():
+        raise error
+
+    with pytest.raises(type(error), match="a bug"):
+        cli.guarded(fail)
+
+
+def test_a_command_that_ends_well_ends_well():
+    assert cli.guarded(lambda: None) is None
+
+
+def test_what_hydra_wraps_is_unwrapped():
+    try:
+        raise InstantiationException("Error in call to target 'x':\nfull stack trace") from DualsegError(
+            "root: missing"
+        )
+    except InstantiationException as error:
+        assert cli.explain(error) == "root: missing"
+
+
+def test_other_hydra_errors_fit_on_one_line():
+    error = ConfigCompositionException("first line\n  second line\nSet HYDRA_FULL_ERROR=1 for the full stack trace\n")
+    assert cli.explain(error) == "first line second line"
+
+
+def test_the_configuration_is_found_in_the_checkout():
+    assert (cli.conf_dir() / "train.yaml").is_file()

@@ -59,6 +59,9 @@ class SegmentationMethod(NetworkEvaluation):
         networks, class_names, sliding_window, distance_unit: see `NetworkEvaluation`.
         optimizer: parameter groups -> optimizer; default SGD, lr 0.01, momentum 0.9, weight decay 1e-4.
         lr_schedule: factor of the learning rate at an iteration; default x 0.1 after 2,500/6,000 and 5,000/6,000.
+        gradient_clip_norm: largest L2 norm of one network's gradient in a step, None for no limit. A healthy step has 1
+            to 5; but the contrast divides by feature norms, which dropout and ReLU can leave near zero, and without a
+            limit single steps of norm 40 and more have thrown a trained network back (experiments/la_main).
         seed: of dropout and of the voxels that the contrast draws.
     """
 
@@ -72,6 +75,7 @@ class SegmentationMethod(NetworkEvaluation):
         sliding_window: SlidingWindow,
         optimizer: Callable[..., Optimizer] = DEFAULT_OPTIMIZER,
         lr_schedule: Schedule | None = None,
+        gradient_clip_norm: float | None = 10.0,
         seed: int = 0,
         distance_unit: Literal["voxel", "mm"] = "voxel",
     ) -> None:
@@ -79,6 +83,8 @@ class SegmentationMethod(NetworkEvaluation):
         self.automatic_optimization = False
         self.optimizer = optimizer
         self.lr_schedule = lr_schedule or step_decay()
+        self.gradient_clip_norm = gradient_clip_norm
+        self._gradient_norms: dict[str, Tensor] = {}
         self.seed = seed
 
     @abstractmethod
@@ -106,17 +112,23 @@ class SegmentationMethod(NetworkEvaluation):
         if not torch.isfinite(total):
             self._stop_not_finite(terms, iteration, batch["case"])
         optimizer = cast(LightningOptimizer, self.optimizers())
+        rate = float(optimizer.param_groups[0]["lr"])  # before the schedule moves on
         optimizer.zero_grad()
         self.manual_backward(total)
         optimizer.step()
         cast(LambdaLR, self.lr_schedulers()).step()
         if iteration == 0 or (iteration + 1) % self.log_every == 0:
-            values = {term.key: float(term.value.detach()) for term in terms}
-            rates = {"lr": optimizer.param_groups[0]["lr"]}
-            self.log_curves(
-                {"loss/total": float(total.detach()), **values, **self.ramps(iteration, total_iterations), **rates}
-            )
+            values = {"loss/total": total.detach(), **{term.key: term.value.detach() for term in terms}}
+            values |= {f"gradient_norm/{name}": norm for name, norm in self._gradient_norms.items()}
+            curves = {name: float(value) for name, value in values.items()}
+            self.log_curves({**curves, **self.ramps(iteration, total_iterations), "lr": rate})
             self.log("loss", total.detach(), prog_bar=True, logger=False)
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Limit each network's gradient on its own. Under fp16 Lightning calls this after unscaling."""
+        limit = torch.inf if self.gradient_clip_norm is None else self.gradient_clip_norm
+        for group in optimizer.param_groups:
+            self._gradient_norms[group["name"]] = torch.nn.utils.clip_grad_norm_(group["params"], limit)
 
     @property
     def log_every(self) -> int:

@@ -217,4 +217,4 @@ def test_help_answers_without_torch():
     code += "try:\n    main()\nfinally:\n    assert 'torch' not in sys.modules, 'torch was imported'\n"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
-    assert "Groups" in done.stdout
+    assert "dualseg-audit" in done.stdout

@@ -24,6 +24,7 @@ def train(config: Any) -> None:
     check_data(settings)
 
     import torch
+    from pytorch_lightning.loggers import WandbLogger
 
     from dualseg import assembly
     from dualseg.runs import checkpoints, provenance, results
@@ -57,6 +58,9 @@ def train(config: Any) -> None:
     for stage in settings["evaluate_on"]:
         if cases[stage]:
             stages[stage](method, data, verbose=False)
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):  # it reuses an open W&B run: the next one of `-m` would log into this one's
+            logger.experiment.finish()
     if trainer.is_global_zero:
         seconds = time.perf_counter() - began
         results.write_cases(folder.cases_file, method.results, cases)

@@ -251,6 +251,7 @@ def test_one_step_takes_the_whole_objective_and_logs_its_terms(drawn):
     expected = derivation.described(arrays, arrays, batch["label"].numpy(), 0, 1, voxels, Setting())
     assert curves.pop("loss/total") == pytest.approx(derivation.total(expected), rel=1e-5)
     assert curves.pop("lr") == 1.0
+    assert curves.pop("gradient_norm/a") < 10 > curves.pop("gradient_norm/b"), "below the limit"
     assert curves.pop("ramp/unsupervised") == 1.0
     assert curves.pop("ramp/contrast") == pytest.approx(np.exp(-5))
     assert curves == pytest.approx({f"loss/{i}/{name}": v for (name, i), (v, _) in expected.items()}, rel=1e-5)

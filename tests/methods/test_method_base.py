@@ -1,6 +1,7 @@
 """What every method inherits: one optimizer, counted iterations, schedules, precision, memory format, checkpoints."""
 
 import copy
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -107,11 +108,40 @@ class Slope(SegmentationMethod):
     ],
 )
 def test_the_learning_rate_is_really_applied(schedule, factors):
-    method = Slope(**tiny_parts(), optimizer=lambda groups: torch.optim.SGD(groups, lr=0.5), lr_schedule=schedule)
+    optimizer = partial(torch.optim.SGD, lr=0.5)
+    method = Slope(**tiny_parts(), optimizer=optimizer, lr_schedule=schedule, gradient_clip_norm=None)
     watch = fit(method, 8)
     for before, after, factor in zip(watch.parameters, watch.parameters[1:], factors, strict=False):
         for name, value in after.items():
             np.testing.assert_allclose(before[name] - value, np.full(value.shape, 0.5 * factor), atol=2e-6)
+
+
+def test_the_logged_rate_is_the_one_that_was_applied():
+    method = Slope(**tiny_parts(), lr_schedule=step_decay((2,), 0.1))
+    logged: list[float] = []
+    method.log_curves = lambda values: logged.append(values["lr"])  # type: ignore[method-assign, assignment]
+    fit(method, 4, log_every_n_steps=1)
+    assert logged == pytest.approx([0.01, 0.01, 0.001, 0.001])
+
+
+@pytest.mark.parametrize("limit", [2.0, 10.0, None])
+def test_each_networks_gradient_is_limited_on_its_own(limit):
+    class Steep(Slope):
+        def loss_terms(self, batch: dict[str, Any], iteration: int, max_iterations: int) -> list[LossTerm]:
+            a, b = super().loss_terms(batch, iteration, max_iterations)
+            return [LossTerm("slope", "a", 100 * a.value, 1.0), b]
+
+    method = Steep(**tiny_parts(), optimizer=plain_sgd, lr_schedule=constant(), gradient_clip_norm=limit)
+    curves: dict[str, float] = {}
+    method.log_curves = curves.update  # type: ignore[method-assign, assignment]
+    watch = fit(method, 1)
+    for network, slope in (("a", 100.0), ("b", 1.0)):
+        names = [name for name in watch.parameters[0] if name.startswith(f"networks.{network}.")]
+        moved = torch.cat([(watch.parameters[0][n] - watch.parameters[1][n]).flatten() for n in names])
+        norm = slope * len(moved) ** 0.5
+        assert curves[f"gradient_norm/{network}"] == pytest.approx(norm, rel=1e-5), "the norm before it is limited"
+        expected = slope * (1.0 if limit is None else min(1.0, limit / norm))
+        np.testing.assert_allclose(moved, np.full(len(moved), expected), rtol=1e-5)
 
 
 def test_step_decay_in_iterations_and_in_fractions_agree():

@@ -45,7 +45,9 @@ class Paired(pl.Callback):
         self.bare = BareStep(pl_module.networks, trainer.optimizers[0])
         self.began = time.perf_counter()
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, *_: Any
+    ) -> None:
         middle = time.perf_counter()
         self.bare(batch["image"])
         end = time.perf_counter()

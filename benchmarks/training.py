@@ -10,6 +10,7 @@ from dualseg import assembly
 from dualseg.cli import conf_dir
 from dualseg.data import SemiSupervisedDataModule
 from dualseg.methods import SegmentationMethod
+from dualseg.quiet import quiet
 from dualseg.runs.folder import RunFolder
 from dualseg.runs.settings import resolve
 
@@ -18,6 +19,7 @@ def training(
     folder: Path, iterations: int, overrides: Sequence[str]
 ) -> tuple[RunFolder, SemiSupervisedDataModule, SegmentationMethod, pl.Trainer]:
     """Everything that `dualseg-train` with these overrides calls `fit` with; training volumes are read."""
+    quiet()
     settings = [
         f"data.root={folder / 'phantom'}",
         "+data.source.train=8",

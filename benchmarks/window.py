@@ -89,9 +89,7 @@ def plain_loop(networks: Mapping[str, nn.Module], image: Tensor) -> dict[str, Te
     return {**probabilities, "ensemble": sum(probabilities.values()) / len(probabilities)}
 
 
-def run(
-    base_channels: int = 16, windows: int = 9, repeats: int = 1, la_root: Path | None = None
-) -> dict[str, Any]:
+def run(base_channels: int = 16, windows: int = 9, repeats: int = 1, la_root: Path | None = None) -> dict[str, Any]:
     """Time both over the part of the volume that has `windows` windows (45: all of it), in turn, `repeats` times.
 
     `la_root`: folder of `<case>/mri_norm2.h5`, None for the environment's DUALSEG_LA_ROOT.

@@ -4,7 +4,7 @@
     python experiments/la_main/study.py collect           run folders -> results.csv, table.md, figure.png
 
 Cases 1-60 of the official training list train, 61-80 are the test split. Finished runs are kept, interrupted ones
-resume. `--scale cpu` (default) is `experiment=la_cpu`, minutes a run on 2 cores; `--scale full` is `experiment=la_paper`.
+resume. `--scale cpu` (default) is `experiment=la_cpu`, minutes a run; `--scale full` is `experiment=la_paper`.
 """
 
 import argparse

@@ -87,8 +87,9 @@ def test_validation_volumes_are_kept_and_test_volumes_are_not():
         assert [volume.case for volume in data.val_dataloader()] == ["g", "h"]
     assert sorted(source.read) == [("image", "g"), ("image", "h"), ("label", "g"), ("label", "h")]
     source.read.clear()
+    loader = data.test_dataloader()
     for _ in range(2):
-        assert [volume.case for volume in data.test_dataloader()] == ["y", "z"]
+        assert [volume.case for volume in loader] == ["y", "z"]
     assert sorted(source.read) == sorted(2 * [("image", "y"), ("image", "z"), ("label", "y"), ("label", "z")])
 
 

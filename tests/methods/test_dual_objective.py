@@ -14,6 +14,7 @@ from dualseg.errors import DualsegError
 from dualseg.methods import LossTerm, dual
 from dualseg.methods.dual import DEFAULT_TERMS
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*no `val_dataloader`")
 LABELED = 2
 TOTAL = 100
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -18,6 +18,7 @@ from dualseg.methods import DualNetwork, LossTerm, SegmentationMethod, Supervise
 from dualseg.methods.schedules import constant, gaussian_rampup, polynomial_decay, step_decay
 from dualseg.networks import ResNet34VNet, VNet
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*not resumable")
 OBJECTIVES = ["described", "released"]
 
 
@@ -294,6 +295,7 @@ def test_memory_format_changes_no_number(objective):
         method = DualNetwork(**parts, objective=objective)
         method.eval()
         probabilities.append(method.probabilities(torch.from_numpy(source.read_image("test_0").array)))
+        method.train()
         watch: dict[int, list[float]] = {}
         loss_terms = method.loss_terms
 

@@ -20,6 +20,7 @@ from dualseg.runs.checkpoints import AtomicCheckpointIO, load_networks, network_
 from dualseg.runs.curves import read_curves
 from dualseg.runs.folder import RunFolder, iteration_of
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*not resumable")
 ITERATIONS = 12
 
 

@@ -158,11 +158,9 @@ class SemiSupervisedDataModule(pl.LightningDataModule):
             return
         unlabeled = self.split.unlabeled if self.unlabeled_per_batch else ()
         volumes: dict[str, tuple[Tensor, Tensor | None]] = {}
-        # `with` clears the bar's line before an error is printed
-        with tqdm([*self.split.labeled, *unlabeled], desc="Reading volumes", leave=False) as bar:
-            for case in bar:
-                labeled = len(volumes) < len(self.split.labeled)
-                volumes[case] = self.reader.read_pair(case) if labeled else (self.reader.read_image(case), None)
+        for case in tqdm([*self.split.labeled, *unlabeled], desc="Reading volumes", leave=False):
+            labeled = len(volumes) < len(self.split.labeled)
+            volumes[case] = self.reader.read_pair(case) if labeled else (self.reader.read_image(case), None)
         self.volumes = volumes
         self._validation = EvaluationDataset(self.reader, self.split.validation, cache=True)
 
@@ -179,9 +177,8 @@ class SemiSupervisedDataModule(pl.LightningDataModule):
         for stage in stages:
             dataset = datasets[stage]
             assert dataset is not None, "setup comes first"
-            with tqdm(range(len(dataset)), desc=f"Checking {stage} volumes", leave=False) as bar:
-                for index in bar:
-                    dataset[index]
+            for index in tqdm(range(len(dataset)), desc=f"Checking {stage} volumes", leave=False):
+                dataset[index]
 
     def fingerprint(self) -> str:
         """Hash of the training data that was read; after `setup("fit")`."""

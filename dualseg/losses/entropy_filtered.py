@@ -22,14 +22,18 @@ def entropy(log_p: Tensor) -> Tensor:
 def linear_quantile(values: Tensor, q: float) -> Tensor:
     """The q-quantile with linear interpolation, for any number of elements.
 
-    torch.quantile refuses more than 16 M elements. A sort is the fast way on a GPU, where selection (kthvalue) runs in
-    a single block; on a CPU it is small beside the networks.
+    torch.quantile refuses more than 16 M elements. Selection (kthvalue) is the fast way on a CPU; on a GPU, where it
+    runs in a single block, a sort is.
     """
-    ordered = values.flatten().sort().values
-    position = q * (ordered.numel() - 1)
-    lower = math.floor(position)
-    upper = math.ceil(position)
-    return torch.lerp(ordered[lower], ordered[upper], position - lower)
+    flat = values.flatten()
+    position = q * (flat.numel() - 1)
+    lower, upper = math.floor(position), math.ceil(position)
+    if flat.is_cuda:
+        ordered = flat.sort().values
+        low, high = ordered[lower], ordered[upper]
+    else:
+        low, high = flat.kthvalue(lower + 1).values, flat.kthvalue(upper + 1).values
+    return torch.lerp(low, high, position - lower)
 
 
 @torch.no_grad()

@@ -100,7 +100,7 @@ class DualNetwork(SegmentationMethod):
         confidence: threshold of the confident predictions C_i (rectification).
         keep_fraction: quantile of the entropy filter; 0.8 drops the most uncertain fifth.
         fusion: pseudo-label of the entropy-filtered term: argmax of the `mean`, or `union` of the foregrounds (K = 2).
-        contrast_kind: `infonce` or `distance`.
+        contrast: `infonce` or `distance`.
         temperature, margin: of the one and of the other.
         prototype_momentum: 0 takes each batch's own prototypes.
         rampup_iterations: of w(t); None is a tenth of the run, 0 means w = 1 from the start.
@@ -120,7 +120,7 @@ class DualNetwork(SegmentationMethod):
         confidence: float = 0.6,
         keep_fraction: float = 0.8,
         fusion: Fusion = "mean",
-        contrast_kind: Contrast = "infonce",
+        contrast: Contrast = "infonce",
         temperature: float = 0.1,
         margin: float = 1.0,
         prototype_momentum: float = 0.0,
@@ -132,7 +132,7 @@ class DualNetwork(SegmentationMethod):
             raise DualsegError(f"networks: method=dual needs the two networks a and b, not {sorted(self.networks)}.")
         _one_of("objective", objective, ("described", "released"))
         _one_of("method.fusion", fusion, ("mean", "union"))
-        _one_of("method.contrast_kind", contrast_kind, ("infonce", "distance"))
+        _one_of("method.contrast", contrast, ("infonce", "distance"))
         if fusion == "union" and len(self.class_names) > 2:
             raise DualsegError(f"method.fusion=union is defined for 2 classes, not {len(self.class_names)}; use mean.")
         for key, value in (("keep_fraction", keep_fraction), ("prototype_momentum", prototype_momentum)):
@@ -143,7 +143,7 @@ class DualNetwork(SegmentationMethod):
         self.confidence = confidence
         self.keep_fraction = keep_fraction
         self.fusion = fusion
-        self.contrast_kind = contrast_kind
+        self.contrast = contrast
         self.temperature, self.margin = temperature, margin
         self.prototype_momentum = prototype_momentum
         self.rampup_iterations = rampup_iterations
@@ -249,7 +249,7 @@ class DualNetwork(SegmentationMethod):
                 view.predicted,
                 drawn,
                 prototypes,
-                kind=self.contrast_kind,
+                kind=self.contrast,
                 temperature=self.temperature,
                 margin=self.margin,
             )

@@ -26,7 +26,7 @@ class Setting:
     confidence: float = 0.6
     keep_fraction: float = 0.8
     fusion: str = "mean"
-    contrast_kind: str = "infonce"
+    contrast: str = "infonce"
     temperature: float = 0.1
     margin: float = 1.0
     rampup_iterations: int | None = None
@@ -135,7 +135,7 @@ def contrast(features: np.ndarray, z: np.ndarray, drawn: np.ndarray, c: dict[int
         own = int(predicted[v])
         if own not in c or len(c) < 2:
             continue
-        if s.contrast_kind == "infonce":
+        if s.contrast == "infonce":
             similarity = {k: float(f @ c[k]) / s.temperature for k in c}
             losses.append(math.log(sum(math.exp(x) for x in similarity.values())) - similarity[own])
         else:

@@ -20,7 +20,7 @@ TOTAL = 100
 VARIANTS: dict[str, dict[str, Any]] = {
     "defaults": {},
     "released scripts' filter": {"keep_fraction": 0.2},
-    "distance": {"contrast_kind": "distance", "margin": 1.4, "keep_fraction": 0.5},
+    "distance": {"contrast": "distance", "margin": 1.4, "keep_fraction": 0.5},
     "numbers": {"confidence": 0.8, "temperature": 0.3, "rampup_iterations": 50, "keep_fraction": 0.6},
     "no ramp-up": {"rampup_iterations": 0},
 }
@@ -357,7 +357,7 @@ def test_agreeing_networks_leave_the_correction_empty():
     [
         ({"objective": "describd"}, ["objective=describd", "described"]),
         ({"fusion": "max"}, ["method.fusion=max", "union"]),
-        ({"contrast_kind": "triplet"}, ["method.contrast_kind=triplet", "infonce"]),
+        ({"contrast": "triplet"}, ["method.contrast=triplet", "infonce"]),
         ({"terms": {"cosin": {"enabled": False}}}, ["method.terms.cosin", "did you mean cosine?"]),
         ({"keep_fraction": 80}, ["method.keep_fraction=80", "0 to 1"]),
         ({"prototype_momentum": 1.5}, ["method.prototype_momentum=1.5"]),

@@ -58,8 +58,8 @@ def volume(la_root: Path | None) -> tuple[str, Tensor]:
 def trained_networks(base_channels: int) -> dict[str, nn.Module]:
     """Both networks, in channels-last, after a short run of the method on phantoms.
 
-    Float32 itself is too coarse for the bound on the difference while networks are random: through their layers rounding
-    grows until either side is 2e-5 off the same networks in float64. It shrinks tenfold with the first training.
+    Float32 itself is too coarse for the bound on the difference while networks are random: through their layers
+    rounding grows until either side is 2e-5 off the same networks in float64. Training shrinks it tenfold.
     """
     overrides = ["data.patch_size=[32,32,32]", "batch.labeled=1", "batch.unlabeled=1", f"base_channels={base_channels}"]
     schedule = ["optimizer.lr=0.05", "lr_schedule=polynomial"]
@@ -119,8 +119,8 @@ def run(base_channels: int = 16, windows: int = 45, repeats: int = 1, la_root: P
     return {
         "name": "window",
         "subject": (
-            f"{_count(part)} of the {_count(VOLUME)} windows of a {_x(VOLUME)} volume ({source}), those of its corner of "
-            f"{_x(part)}, patch {_x(PATCH)}, stride {_x(STRIDE)}, both networks with base_channels {base_channels}, "
+            f"{_count(part)} of the {_count(VOLUME)} windows of a {_x(VOLUME)} volume ({source}), those of its corner "
+            f"of {_x(part)}, patch {_x(PATCH)}, stride {_x(STRIDE)}, both networks with base_channels {base_channels}, "
             f"{sliding_window.batch_size} windows a pass; each side {repeats} x"
         ),
         "facts": {

@@ -76,7 +76,7 @@ def test_help_answers_at_once(tmp_path, module, said):
         ("train", ["data.labelled=4"], "data.labelled: no such configuration key. Did you mean data.labeled?"),
         ("train", ["method=duel"], "method=duel: no such option. Did you mean dual?"),
         ("train", ["data=la"], "data.root is required"),
-        ("train", ["data=la", "data.root=none"], "data.root=none: no such folder"),
+        ("train", ["data=la", "data.root=/none"], "data.root=/none: no such folder"),
         ("train", ["data=la", "data.root=.", "data.labeled=81"], "data.labeled=81"),
         ("train", ["data=la", "data.root=.", "data.labeled=80"], "leaves no unlabeled volume"),
         ("train", ["data.patch_size=[48,48,33]"], "multiples of 16"),

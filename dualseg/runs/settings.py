@@ -1,6 +1,7 @@
 """Checks of a resolved configuration that need no torch, so that a mistake answers at once."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from dualseg.data.checks import check_batch, check_patch_size
@@ -44,6 +45,9 @@ def resolve(config: Any) -> dict[str, Any]:
     """
     from omegaconf import OmegaConf
 
+    # absolute before it is resolved, so that a run evaluated from another folder finds its data
+    config = config.copy()
+    config.data.root = str(Path(config.data.root).expanduser().absolute())
     settings = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     assert isinstance(settings, dict)
     plain = {str(key): value for key, value in settings.items()}
@@ -90,3 +94,7 @@ def check_data(settings: Mapping[str, Any]) -> None:
     counts = ("labeled", "labeled_ratio", "held_out_validation", "held_out_test")
     split = split_cases(source.train_cases, source.test_cases, **{name: data[name] for name in counts})
     check_batch(batch["labeled"], batch["unlabeled"], split)
+    every = settings["trainer"]["validate_every"]
+    if every and not split.validation:
+        mend = "give data.held_out_validation=N, or leave it null"
+        raise DualsegError(f"trainer.validate_every={every}: there is no validation case; {mend}.")

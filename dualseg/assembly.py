@@ -86,8 +86,8 @@ def build_trainer(config: Config, folder: RunFolder, resumed_at: int, resume_com
     if config["logger"]:
         loggers.append(instantiate(config["logger"], save_dir=str(folder.curves_file.parent)))
     callbacks = [
+        Throughput(),  # before the checkpoints, whose writing is no waiting for data
         Checkpoints(folder.checkpoints, settings["checkpoint_every"], settings["checkpoints_kept"], resume_command),
-        Throughput(),
         SliceWriter(folder.slices),
     ]
     if settings["progress_bar"]:
@@ -116,13 +116,13 @@ def build_trainer(config: Config, folder: RunFolder, resumed_at: int, resume_com
 
 
 def build_evaluation(config: Config, runs: Sequence[RunFolder], source: VolumeSource) -> NetworkEvaluation:
-    """The trained networks of one run under their names, of several under <run>/<network>."""
+    """The trained networks of one run under their names, of several under <number>-<run>/<network>."""
     networks: dict[str, nn.Module] = {}
-    for run in runs:
+    for number, run in enumerate(runs, start=1):
         own = build_networks(run.config(), source)
         load_networks(run.checkpoint(), own)
-        # ModuleDict allows no dots in names
-        prefix = "" if len(runs) == 1 else f"{run.path.name.replace('.', '_')}/"
+        # numbered, since folders of the same name may lie in different places; ModuleDict allows no dots in names
+        prefix = "" if len(runs) == 1 else f"{number}-{run.path.resolve().name.replace('.', '_')}/"
         networks |= {f"{prefix}{name}": network for name, network in own.items()}
     window = build_sliding_window(config)
     return NetworkEvaluation(networks, source.class_names, window, config["inference"]["distance_unit"])

@@ -33,9 +33,12 @@ def audit_config(config: Any) -> None:
     from dualseg.errors import DualsegError
     from dualseg.methods.audit import audit
     from dualseg.reporting.audit_table import audit_table
+    from dualseg.runs.checkpoints import load_networks
 
     data = assembly.build_data(settings)
     method = assembly.build_method(settings, data.source)
+    if settings["weights"]:
+        load_networks(settings["weights"], dict(method.networks.items()))
     trainer = pl.Trainer(
         max_steps=WARM_UP + BATCHES,
         limit_train_batches=WARM_UP,
@@ -43,6 +46,7 @@ def audit_config(config: Any) -> None:
         limit_val_batches=0,
         accelerator=settings["trainer"]["accelerator"],
         devices=1,
+        precision=settings["trainer"]["precision"],
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
@@ -52,7 +56,8 @@ def audit_config(config: Any) -> None:
     loader = data.train_dataloader()
     batches = [trainer.strategy.batch_to_device(batch) for _, batch in zip(range(BATCHES), loader, strict=False)]
     method.to(trainer.strategy.root_device)
-    rows = audit(method, batches, settings["trainer"]["max_iterations"])
+    with trainer.precision_plugin.forward_context():
+        rows = audit(method, batches, settings["trainer"]["max_iterations"])
     Console().print(audit_table(rows, list(method.trainable_networks()), len(batches)))
     dead = [f"{row.term} ({row.network or 'shared'})" for row in rows if row.verdict in ("dead", "leak")]
     if dead:

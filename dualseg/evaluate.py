@@ -13,7 +13,7 @@ HELP = """dualseg-evaluate run=RUN_FOLDER [run=RUN_FOLDER ...] [split=test|valid
   split    which cases (default: test)
   output   folder of the evaluation (default: RUN_FOLDER/evaluations/NNN-SPLIT of the first run)
   key      changes to the first run's configuration under data, inference or trainer, for example
-           data.root=DIR  data.held_out_test=20  data.stride=[9,9,4]  inference.distance_unit=mm
+           data.root=DIR  data.stride=[9,9,4]  inference.distance_unit=mm
 """
 
 
@@ -28,20 +28,26 @@ def evaluate(runs: list[str], split: str, output: str | None, changes: dict[str,
     from dualseg.runs.settings import check, check_data
 
     folders = [RunFolder.existing(run) for run in runs]
+    if len({folder.path.resolve() for folder in folders}) < len(folders):
+        raise DualsegError("run: the same run folder is given twice.")
     settings = settings_of_evaluation([folder.config() for folder in folders], changes)
     check(settings)
     label = split if len(folders) == 1 else f"{split}-ensemble-of-{len(folders)}"
     target = RunFolder(output) if output else folders[0].new_evaluation(label)
-    if target.path.exists() and any(target.path.iterdir()):
+    if target.path.exists() and not target.path.is_dir():
+        raise DualsegError(f"output={target.path}: is a file; give a folder.")
+    # slices alone are what an evaluation that was stopped has left
+    if target.path.exists() and any(p != target.slices for p in target.path.iterdir()):
         raise DualsegError(f"output={target.path}: is not empty; evaluations are never written over earlier ones.")
     check_data(settings)
 
     from dualseg import assembly
-    from dualseg.runs.evaluation import write_evaluation
+    from dualseg.runs.evaluation import check_unseen, write_evaluation
 
     data = assembly.build_data(settings)
     if not getattr(data.split, split):
         raise DualsegError(f"split={split}: has no cases; give data.held_out_{split}=N or another split.")
+    check_unseen([folder.config() for folder in folders], data.source, getattr(data.split, split))
     evaluation = assembly.build_evaluation(settings, folders, data.source)
     trainer = assembly.build_evaluator(settings, target)
     run_stage = trainer.test if split == "test" else trainer.validate

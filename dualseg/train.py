@@ -42,7 +42,9 @@ def train(config: Any) -> None:
     data.setup("fit")
     data.check_evaluation(settings["evaluate_on"])
     resumed_at = iteration_of(latest) if latest else 0
-    trainer = assembly.build_trainer(settings, folder, resumed_at, provenance.command_line())
+    if latest is not None:
+        provenance.check_same_data(folder.manifest_file, data.fingerprint())
+    trainer = assembly.build_trainer(settings, folder, resumed_at, provenance.resume_command())
     if trainer.is_global_zero:
         folder.open(settings)
         facts = {"dataset": settings["data"]["name"], "fingerprint": data.fingerprint(), **data.cases_used}

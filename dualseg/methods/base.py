@@ -59,9 +59,8 @@ class SegmentationMethod(NetworkEvaluation):
         networks, class_names, sliding_window, distance_unit: see `NetworkEvaluation`.
         optimizer: parameter groups -> optimizer; default SGD, lr 0.01, momentum 0.9, weight decay 1e-4.
         lr_schedule: factor of the learning rate at an iteration; default x 0.1 after 2,500/6,000 and 5,000/6,000.
-        gradient_clip_norm: largest L2 norm of one network's gradient in a step, None for no limit. A healthy step has 1
-            to 5; but the contrast divides by feature norms, which dropout and ReLU can leave near zero, and without a
-            limit single steps of norm 40 and more have thrown a trained network back (experiments/la_main).
+        gradient_clip_norm: largest L2 norm of one network's gradient in a step, None for no limit. The contrast divides
+            by feature norms, which dropout and ReLU can leave near zero: experiments/la_main shows what that does.
         seed: of dropout and of the voxels that the contrast draws.
     """
 
@@ -75,7 +74,7 @@ class SegmentationMethod(NetworkEvaluation):
         sliding_window: SlidingWindow,
         optimizer: Callable[..., Optimizer] = DEFAULT_OPTIMIZER,
         lr_schedule: Schedule | None = None,
-        gradient_clip_norm: float | None = 10.0,
+        gradient_clip_norm: float | None = None,
         seed: int = 0,
         distance_unit: Literal["voxel", "mm"] = "voxel",
     ) -> None:

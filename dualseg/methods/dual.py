@@ -253,8 +253,8 @@ class DualNetwork(SegmentationMethod):
                 temperature=self.temperature,
                 margin=self.margin,
             )
-            enough = int(prototypes.present.sum()) >= 2
-            yield self._term("contrast", i, value, ramp, support=len(drawn) if enough else 0)
+            counted = prototypes.present[view.predicted.flatten()[drawn]].sum()
+            yield self._term("contrast", i, value, ramp, support=counted * (prototypes.present.sum() >= 2))
 
     def _update_prototypes(self, network: str, new: Prototypes) -> Prototypes:
         vectors, present = getattr(self, f"prototypes_{network}"), getattr(self, f"prototypes_{network}_present")

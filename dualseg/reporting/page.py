@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from dualseg import __version__
-from dualseg.errors import DualsegError
 from dualseg.files import write_text
 from dualseg.reporting import figures
 from dualseg.reporting.run_folder import (
@@ -43,10 +42,7 @@ def write_run_report(run: Path, output: Path | None = None) -> Path:
     """
     run, output = Path(run), Path(output) if output else Path(run) / "report.html"
     page = render_run(read_run_folder(run))
-    try:
-        write_text(output, page)
-    except OSError as error:
-        raise DualsegError(f"{output}: cannot be written ({error.strerror}); choose another output") from error
+    write_text(output, page)
     return output
 
 
@@ -97,7 +93,7 @@ def _label(node: Any) -> str | None:
     """What a configured object is called: its name, or the class it is made from."""
     if isinstance(node, str):
         return node
-    name = _get(node, "name") or _get(node, "_target_")
+    name = _get(node, "name") or _get(node, "architecture") or _get(node, "_target_")
     return str(name).rsplit(".", 1)[-1] if name else None
 
 

@@ -5,6 +5,8 @@ from typing import Any
 
 import yaml
 
+from dualseg.data.splits import split_cases
+from dualseg.data.volumes import VolumeSource
 from dualseg.errors import DualsegError
 from dualseg.files import write_text
 from dualseg.runs.folder import RunFolder, flatten, iteration_of, nearest
@@ -60,6 +62,21 @@ def settings_of_evaluation(configs: Sequence[Mapping[str, Any]], changes: Mappin
     if "data.root" in changes:  # an interpolation of data.root when the run was composed
         settings["data"]["source"]["root"] = changes["data.root"]
     return settings
+
+
+def check_unseen(configs: Sequence[Mapping[str, Any]], source: VolumeSource, cases: Sequence[str]) -> None:
+    """Raises: DualsegError if a run was trained, with or without labels, on one of the cases to evaluate."""
+    counts = ("labeled", "labeled_ratio", "held_out_validation", "held_out_test")
+    for config in configs:
+        if config["data"]["name"] != source.name:
+            continue
+        own = split_cases(source.train_cases, source.test_cases, **{name: config["data"][name] for name in counts})
+        trained = {*own.labeled, *(own.unlabeled if config["batch"]["unlabeled"] else ())}
+        seen = [case for case in cases if case in trained]
+        if seen:
+            raise DualsegError(
+                f"{len(seen)} of the cases to evaluate were trained on, {seen[0]} for one; choose others."
+            )
 
 
 def write_evaluation(

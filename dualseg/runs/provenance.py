@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 
 from dualseg import __version__
+from dualseg.errors import DualsegError
 from dualseg.files import read_json, write_json
 
 PACKAGES = ("torch", "pytorch-lightning", "monai", "hydra-core", "torchmetrics", "numpy", "scipy")
@@ -23,6 +25,11 @@ def command_line() -> str:
     program = Path(sys.argv[0])
     words = ["python", "-m", f"dualseg.{program.stem}"] if program.suffix == ".py" else [program.name]
     return shlex.join([*words, *sys.argv[1:]])
+
+
+def resume_command() -> str:
+    """`command_line` without overwrite=true, which would empty the folder that is to be resumed."""
+    return " ".join(word for word in command_line().split(" ") if not re.match(r"\+{0,2}overwrite=", word))
 
 
 def now() -> str:
@@ -80,6 +87,15 @@ def describe(seed: int, data: dict[str, Any]) -> dict[str, Any]:
         "seconds": 0.0,
         "resumed": [],
     }
+
+
+def check_same_data(path: Path, fingerprint: str) -> None:
+    """Raises: DualsegError where a run that is to be resumed was started on other data."""
+    if path.is_file() and read_json(path)["data"]["fingerprint"] != fingerprint:
+        raise DualsegError(
+            f"{path.parent}: the training volumes have changed since this run was started (data.root?). Give the "
+            "former ones, or start anew with overwrite=true or another name=..."
+        )
 
 
 def start(path: Path, description: dict[str, Any], resumed_at: int) -> None:

@@ -26,11 +26,27 @@ WHOLE = {  # whole numbers and their least value; where the configuration leaves
     "trainer.threads": 1,
     "trainer.validate_every": 1,
 }
-NUMBERS = {"data.labeled_ratio": 0.0, "data.downsample": 1.0, "optimizer.lr": 0.0}
-NULLABLE = ("data.labeled", "data.labeled_ratio", "trainer.threads", "trainer.validate_every")
+SWITCHES = ("overwrite", "trainer.channels_last", "trainer.progress_bar")  # and every method.terms.*.enabled
+NUMBERS = {
+    "data.labeled_ratio": 0.0,
+    "data.downsample": 1.0,
+    "optimizer.lr": 0.0,
+    "method.gradient_clip_norm": 0.0,
+    "method.rampup_iterations": 0.0,
+}
+NULLABLE = (
+    "data.labeled",
+    "data.labeled_ratio",
+    "trainer.threads",
+    "trainer.validate_every",
+    "method.gradient_clip_norm",
+    "method.rampup_iterations",
+)
 NETWORKS = {"dual": ["a", "b"], "supervised": ["a"]}  # of the methods that take no others
 CHOICES = {
     "objective": ("described", "released"),
+    "method.fusion": ("mean", "union"),
+    "method.contrast": ("infonce", "distance"),
     "inference.distance_unit": ("voxel", "mm"),
     "trainer.precision": ("32-true", "bf16-mixed", "16-mixed"),
 }
@@ -64,6 +80,8 @@ def check(settings: Mapping[str, Any]) -> None:
             raise DualsegError(f"{key}={value}: give a whole number of at least {WHOLE[key]}.")
         if key in NUMBERS and (type(value) not in (int, float) or value < NUMBERS[key]):
             raise DualsegError(f"{key}={value}: give a number of at least {NUMBERS[key]:g}.")
+        if (key in SWITCHES or key.endswith(".enabled")) and type(value) is not bool:
+            raise DualsegError(f"{key}={value}: give true or false.")  # a string such as off would count as true
         if key in CHOICES and value not in CHOICES[key]:
             raise DualsegError(f"{key}={value}: choose from {', '.join(CHOICES[key])}.")
     method, networks = settings["method"]["name"], sorted(settings["networks"])

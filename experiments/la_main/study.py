@@ -74,13 +74,16 @@ def run_folder(runs: Path, scale: str, variant: str, seed: int) -> Path:
     return runs / f"la_main-{scale}-{variant}-seed{seed}"
 
 
-def train(arguments: argparse.Namespace) -> None:
-    """Train every variant and seed, `--parallel` at a time with `--cores` cores each, then evaluate the control."""
+def train(arguments: argparse.Namespace) -> int:
+    """Train every variant and seed, `--parallel` at a time with `--cores` cores each, then evaluate the control.
+
+    Returns the number of failures.
+    """
     cores: SimpleQueue[int] = SimpleQueue()
     for slot in range(arguments.parallel):
         cores.put(slot)
 
-    def launch(module: str, words: list[str], log: Path) -> None:
+    def launch(module: str, words: list[str], log: Path) -> int:
         slot = cores.get()
         first = arguments.first_core + slot * arguments.cores
         pin = ["taskset", "-c", f"{first}-{first + arguments.cores - 1}"] if arguments.parallel > 1 else []
@@ -93,6 +96,7 @@ def train(arguments: argparse.Namespace) -> None:
             ).returncode
         cores.put(slot)
         print(f"{'done' if code == 0 else f'FAILED ({code}), see {log}'}: {log.stem}", flush=True)
+        return code
 
     jobs = []
     for seed in arguments.seeds:  # a whole table of one seed first: an interrupted study then still says something
@@ -107,7 +111,7 @@ def train(arguments: argparse.Namespace) -> None:
             words += ["trainer.progress_bar=false", *arguments.override]
             jobs.append(("dualseg.train", words, arguments.runs / "logs" / f"{folder.name}.log"))
     with ThreadPoolExecutor(arguments.parallel) as pool:
-        list(pool.map(lambda job: launch(*job), jobs))
+        codes = list(pool.map(lambda job: launch(*job), jobs))
 
     evaluations = []
     for seed in arguments.seeds:
@@ -117,7 +121,8 @@ def train(arguments: argparse.Namespace) -> None:
             words = [*(f"run={p}" for p in pair), f"output={target}", f"data.root={arguments.root}"]
             evaluations.append(("dualseg.evaluate", words, arguments.runs / "logs" / f"{target.name}.log"))
     with ThreadPoolExecutor(arguments.parallel) as pool:
-        list(pool.map(lambda job: launch(*job), evaluations))
+        codes += list(pool.map(lambda job: launch(*job), evaluations))
+    return sum(code != 0 for code in codes)
 
 
 def rows_of(folder: RunFolder, variant: Variant, scale: str, seed: int) -> Iterator[dict[str, Any]]:
@@ -243,11 +248,13 @@ def main() -> None:
     parser.add_argument("--first-core", type=int, default=0)
     parser.add_argument("--override", nargs="*", default=[], help="further key=value of dualseg-train")
     arguments = parser.parse_args()
+    failures = 0
     if arguments.command == "run":
         if arguments.root is None:
             parser.error("run needs --root")
-        train(arguments)
+        failures = train(arguments)
     collect(arguments)
+    sys.exit(1 if failures else 0)
 
 
 if __name__ == "__main__":

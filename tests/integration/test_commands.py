@@ -214,8 +214,8 @@ def test_runs_given_together_are_one_ensemble(run, sibling, phantom, away, comma
     outcome = command(dualseg.evaluate.main, f"run={run.path}", f"run={sibling.path}", "output=both")
     assert outcome.code == 0, outcome.err
     metrics = json.loads((away / "both" / "metrics.json").read_text())
-    own = run.path.name.replace(".", "_")
-    assert list(metrics["test"]) == [f"{own}/a", f"{own}/b", "v1_5/a", "v1_5/b", "ensemble"]
+    own = "1-" + run.path.name.replace(".", "_")
+    assert list(metrics["test"]) == [f"{own}/a", f"{own}/b", "2-v1_5/a", "2-v1_5/b", "ensemble"]
     assert metrics["iterations"] == 2, "what the least trained one has"
     alone = json.loads(run.metrics_file.read_text())["test"]
     assert metrics["test"][f"{own}/a"] == alone["a"]
@@ -263,6 +263,7 @@ def test_audit_takes_the_words_of_training(run, phantom, away, command, monkeypa
 
 def test_supervised_training_leaves_a_run_of_one_network(phantom, away, command):
     short = ("method=supervised", "trainer.max_iterations=2", "evaluate_on=[test]", "data.held_out_validation=0")
+    short += ("trainer.validate_every=null",)
     words = [w for w in TRAIN_WORDS if not w.startswith(("trainer.max_iterations", "data.held_out"))]
     outcome = command(dualseg.train.main, f"data.root={phantom.root}", *words, *short)
     assert outcome.code == 0, outcome.err

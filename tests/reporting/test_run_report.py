@@ -284,7 +284,7 @@ def test_page_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.Mo
         write_run_report(tmp_path)
     assert report.read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "report.html"]
-    with pytest.raises(DualsegError, match="page.html: cannot be written"):
+    with pytest.raises(DualsegError, match="cannot be written"):
         write_run_report(tmp_path, tmp_path / "absent" / "page.html")
 
 

@@ -139,3 +139,9 @@ def la_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("la")
     subprocess.run([sys.executable, str(unpack), str(root), "--cases", "3", "--parts", "1"], check=True, timeout=120)
     return root
+
+
+@pytest.fixture(autouse=True, scope="session")
+def interrupts_are_heard():
+    """A shell starts background jobs with Ctrl-C ignored; the tests of Ctrl-C need Python's own handler."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -28,6 +28,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 FENCE = re.compile(r"^( *)```(\w+)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 TINY_PHANTOM = ["+data.source.train=6", "+data.source.test=2", "+data.source.shape=[32,32,16]"]
 TINY_RUN = [
+    "data.downsample=1",
     "data.patch_size=[32,32,16]",
     "data.stride=[16,16,16]",
     "base_channels=2",

@@ -29,9 +29,12 @@ OPTIONS = {
 
 def measure(name: str, options: dict[str, Any]) -> dict[str, Any]:
     """`run` of one measurement: `subject` (what was timed), `facts` and `checks` (what, value, bound); peak memory."""
+    import torch
+
     result = importlib.import_module(name).run(**options)
+    result["threads"] = torch.get_num_threads()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    result["facts"]["peak memory of the process, both sides"] = f"{peak / 2**30:.2f} GiB"
+    result["facts"]["peak memory of the whole process"] = f"{peak / 2**30:.2f} GiB"
     return result
 
 
@@ -53,7 +56,7 @@ def main() -> int:
         given = {key: value for key in OPTIONS[name] if (value := getattr(arguments, key)) is not None}
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
             result = process.submit(measure, name, given).result()
-        print(f"\n{name}: {result['subject']}")
+        print(f"\n{name}, {result['threads']} threads: {result['subject']}")
         for fact, value in result["facts"].items():
             print(f"  {fact}: {value}")
         sys.stdout.flush()

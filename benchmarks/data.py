@@ -32,7 +32,7 @@ def run(iterations: int = 40) -> dict[str, Any]:
     facts, checks = {}, []
     for augmentation in (None, "flip_rotate"):
         for workers in (0, 2):
-            chosen = [f"+augmentation={augmentation}"] if augmentation else []
+            chosen = [f"augmentation={augmentation}"] if augmentation else []
             share, seconds = wait_share(iterations, [f"data.num_workers={workers}", *chosen])
             what = f"{workers} workers, {augmentation or 'crop'}"
             facts[f"iteration, {what}"] = f"{seconds:.3f} s"

@@ -20,7 +20,7 @@ from dualseg.inference import SlidingWindow
 
 RATIO_LIMIT = 0.75
 DIFFERENCE_LIMIT = 1e-5
-TRAINING = 60  # iterations
+TRAINING = 100  # iterations
 VOLUME, PATCH, STRIDE = (180, 138, 88), (112, 112, 80), (18, 18, 4)
 
 

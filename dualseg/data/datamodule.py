@@ -14,7 +14,7 @@ from dualseg.data.checks import check_batch, check_patch_size
 from dualseg.data.reading import EvaluationVolume, VolumeReader, fingerprint
 from dualseg.data.sampling import IterationBatchSampler, SampleKey, case_index, sample_seed
 from dualseg.data.splits import Split, split_cases
-from dualseg.data.transforms import training_transform
+from dualseg.data.transforms import plain_tensors, training_transform
 from dualseg.data.volumes import VolumeSource
 from dualseg.errors import DualsegError
 
@@ -56,11 +56,11 @@ class PatchDataset(Dataset[dict[str, Any]]):
         image, label = self.volumes[case]
         sample = {"image": image} if label is None else {"image": image, "label": label[None]}
         self.transform.set_random_state(seed=sample_seed(self.seed, key))
-        patch = self.transform(sample)
-        # contiguous plain tensors: MONAI's MetaTensors are slow to send between processes
-        result: dict[str, Any] = {"case": case, "image": patch["image"].as_tensor().contiguous()}
+        with plain_tensors():
+            patch = self.transform(sample)
+        result: dict[str, Any] = {"case": case, "image": patch["image"].contiguous()}
         if label is not None:
-            result["label"] = patch["label"].as_tensor()[0].long()
+            result["label"] = patch["label"][0].long()
         return result
 
 

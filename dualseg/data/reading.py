@@ -65,6 +65,7 @@ class VolumeReader:
 
     def _image(self, case: str) -> Image:
         image = self.source.read_image(case)
+        image = image._replace(array=image.array.astype(np.float32, copy=False))  # a source of yours may give another
         where = self.source.where(case, "image")
         if image.array.ndim != 4 or image.array.shape[0] != self.source.channels:
             raise DualsegError(f"{where} has shape {image.array.shape}; expected ({self.source.channels}, W, H, D).")

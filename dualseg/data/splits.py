@@ -1,5 +1,6 @@
 """Which cases are labeled, unlabeled, held out for validation and for test."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -35,9 +36,14 @@ def split_cases(
         held_out_test: the last cases of `train_cases` are the test split.
 
     Raises:
-        DualsegError: both or impossible counts.
+        DualsegError: both or impossible counts; a case listed twice, in one list or in both.
     """
     cases = list(train_cases)
+    repeated = [case for case, count in Counter([*train_cases, *test_cases]).items() if count > 1]
+    if repeated:
+        raise DualsegError(
+            f"{', '.join(repeated[:5])}: listed more than once among the training and test cases; list each case once."
+        )
     for key, count in (("data.held_out_test", held_out_test), ("data.held_out_validation", held_out_validation)):
         if not 0 <= count < max(len(cases), 1):
             raise DualsegError(

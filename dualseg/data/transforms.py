@@ -1,7 +1,9 @@
 """Random transforms of training patches, MONAI's."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
+from monai.data import get_track_meta, set_track_meta
 from monai.transforms import Compose, MapTransform, RandFlipd, RandRotate90d, RandSpatialCropd, SpatialPadd
 
 KEYS = ("image", "label")
@@ -26,3 +28,14 @@ def training_transform(patch_size: Sequence[int], augmentation: Sequence[MapTran
             RandSpatialCropd(KEYS, roi_size=patch_size, random_size=False, allow_missing_keys=True),
         ]
     )
+
+
+@contextmanager
+def plain_tensors() -> Iterator[None]:
+    """Inside, MONAI's transforms give plain tensors; the upkeep of MetaTensors takes longer than crops and flips do."""
+    before = get_track_meta()
+    set_track_meta(False)
+    try:
+        yield
+    finally:
+        set_track_meta(before)

@@ -106,13 +106,13 @@ class SegmentationMethod(NetworkEvaluation):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         iteration, total_iterations = self.trainer.global_step, self.trainer.max_steps
         self.seed_iteration(iteration)
+        optimizer = cast(LightningOptimizer, self.optimizers())
+        optimizer.zero_grad()  # first: the forward passes use the gradients' memory again
         terms = self.loss_terms(batch, iteration, total_iterations)
         total = torch.stack([term.weight * term.value for term in terms]).sum()
         if not torch.isfinite(total):
             self._stop_not_finite(terms, iteration, batch["case"])
-        optimizer = cast(LightningOptimizer, self.optimizers())
         rate = float(optimizer.param_groups[0]["lr"])  # before the schedule moves on
-        optimizer.zero_grad()
         self.manual_backward(total)
         optimizer.step()
         cast(LambdaLR, self.lr_schedulers()).step()

@@ -149,6 +149,11 @@ class DualNetwork(SegmentationMethod):
         self.rampup_iterations = rampup_iterations
         if prototype_momentum > 0:
             for name, network in self.networks.items():
+                if not hasattr(network, "feature_channels"):
+                    raise DualsegError(
+                        f"networks.{name}: method.prototype_momentum > 0 needs the network's attribute "
+                        f"feature_channels (int), the channels of its features; {type(network).__name__} has none."
+                    )
                 vectors = torch.zeros(len(self.class_names), cast(int, network.feature_channels))
                 self.register_buffer(f"prototypes_{name}", vectors)
                 self.register_buffer(f"prototypes_{name}_present", torch.zeros(len(self.class_names), dtype=torch.bool))

@@ -430,3 +430,9 @@ def test_poisoned_labels_in_unlabeled_h5_files_change_nothing(command, tiny_la, 
     with h5py.File(small_la / case_list("train")[0] / "mri_norm2.h5", "a") as h5:
         h5["label"][...] = 1 - h5["label"][()]
     assert not same(weights("changed"), clean), "labels of labeled cases must matter"
+
+
+def test_images_of_another_type_become_float32():
+    reader = faulty(image=lambda a: a.astype(np.float64))
+    assert reader.read_image("a").dtype == torch.float32
+    assert reader.read_evaluation("a", 0).image.dtype == torch.float32

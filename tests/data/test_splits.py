@@ -86,3 +86,9 @@ def test_the_shipped_left_atrium_lists_are_disjoint_and_of_the_official_length()
     train, test = case_list("train"), case_list("test")
     assert (len(train), len(test)) == (80, 20)
     assert len({*train, *test}) == 100
+
+
+@pytest.mark.parametrize("train, test", [(["a", "b", "a"], ["t"]), (["a", "b"], ["t", "a"])])
+def test_a_case_listed_twice_is_refused_by_name(train, test):
+    with pytest.raises(DualsegError, match="^a: listed more than once"):
+        split_cases(train, test)

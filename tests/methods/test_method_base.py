@@ -397,3 +397,15 @@ def test_stored_networks_keep_the_contract():
     """The toys of these tests answer as dualseg's networks do."""
     network = Stored(*outputs(2)["a"])
     assert network(torch.zeros(4, 1, 2, 2, 2)).features.shape[1] == network.feature_channels
+
+
+def test_supervised_refuses_networks_that_it_would_not_train():
+    with pytest.raises(DualsegError, match="one network, named a"):
+        Supervised(**tiny_parts(a=Tiny(), b=Tiny()))
+
+
+def test_prototypes_with_momentum_need_to_know_the_width_of_the_features():
+    parts = tiny_parts()
+    del parts["networks"]["b"].feature_channels
+    with pytest.raises(DualsegError, match=r"networks\.b: .* feature_channels"):
+        DualNetwork(**parts, prototype_momentum=0.9)

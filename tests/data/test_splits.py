@@ -90,5 +90,5 @@ def test_the_shipped_left_atrium_lists_are_disjoint_and_of_the_official_length()
 
 @pytest.mark.parametrize("train, test", [(["a", "b", "a"], ["t"]), (["a", "b"], ["t", "a"])])
 def test_a_case_listed_twice_is_refused_by_name(train, test):
-    with pytest.raises(DualsegError, match="^a: listed more than once"):
+    with pytest.raises(DualsegError, match=r"^a: listed more than once"):
         split_cases(train, test)

@@ -1,6 +1,10 @@
 """From a resolved configuration to objects: the one place that knows both."""
 
+import hashlib
+import inspect
+import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
@@ -12,17 +16,26 @@ from dualseg.data import SemiSupervisedDataModule
 from dualseg.data.volumes import VolumeSource
 from dualseg.inference import SlidingWindow
 from dualseg.methods import NetworkEvaluation, SegmentationMethod
-from dualseg.runs.callbacks import Checkpoints, ProgressBar, SliceWriter, Throughput
+from dualseg.runs.callbacks import Checkpoints, ProgressBar, RunTime, SliceWriter, Throughput
 from dualseg.runs.checkpoints import AtomicCheckpointIO, load_networks
 from dualseg.runs.curves import CurveLogger
-from dualseg.runs.folder import RunFolder
+from dualseg.runs.folder import RunFolder, identity
+from dualseg.runs.settings import naming_keys_of
 
 Config = Mapping[str, Any]
 
 
+def use_threads(config: Config) -> None:
+    """`trainer.threads`: before anything is computed."""
+    if config["trainer"]["threads"]:
+        torch.set_num_threads(config["trainer"]["threads"])
+
+
 def build_source(config: Config) -> VolumeSource:
     """`data.source`."""
-    return instantiate(config["data"]["source"])
+    source = config["data"]["source"]
+    with naming_keys_of("data.source", source):
+        return instantiate(source)
 
 
 def build_data(config: Config) -> SemiSupervisedDataModule:
@@ -30,25 +43,29 @@ def build_data(config: Config) -> SemiSupervisedDataModule:
     settings = {
         k: v for k, v in config["data"].items() if k not in ("name", "root", "source", "stride", "augmentation")
     }
-    augmentation = config["data"]["augmentation"]
-    return SemiSupervisedDataModule(
-        build_source(config),
-        augmentation=instantiate(augmentation) if augmentation else (),
-        labeled_per_batch=config["batch"]["labeled"],
-        unlabeled_per_batch=config["batch"]["unlabeled"],
-        seed=config["seed"],
-        **settings,
-    )
+    augmentation = config["data"]["augmentation"] or {}
+    with naming_keys_of("data.augmentation", augmentation):
+        transforms = instantiate(augmentation) if augmentation else ()
+    with naming_keys_of("data", config["data"]):
+        return SemiSupervisedDataModule(
+            build_source(config),
+            augmentation=transforms,
+            labeled_per_batch=config["batch"]["labeled"],
+            unlabeled_per_batch=config["batch"]["unlabeled"],
+            seed=config["seed"],
+            **settings,
+        )
 
 
 def build_networks(config: Config, source: VolumeSource) -> dict[str, nn.Module]:
     """`networks`: the initial weights are a function of the seed alone."""
     pl.seed_everything(config["seed"], verbose=False)
     shape = {"in_channels": source.channels, "num_classes": len(source.class_names)}
-    return {
-        name: instantiate({k: v for k, v in network.items() if k != "architecture"}, **shape)
-        for name, network in config["networks"].items()
-    }
+    networks = {}
+    for name, network in config["networks"].items():
+        with naming_keys_of(f"networks.{name}", network):
+            networks[name] = instantiate({k: v for k, v in network.items() if k != "architecture"}, **shape)
+    return networks
 
 
 def build_sliding_window(config: Config) -> SlidingWindow:
@@ -64,18 +81,26 @@ def build_sliding_window(config: Config) -> SlidingWindow:
 def build_method(config: Config, source: VolumeSource) -> SegmentationMethod:
     """`method` with its `networks`, `optimizer` and `lr_schedule`."""
     settings = {k: v for k, v in config["method"].items() if k != "name"}
-    # _convert_=all: the networks and plain containers arrive as they are
-    return instantiate(
-        settings,
-        networks=build_networks(config, source),
-        optimizer=instantiate(config["optimizer"]),
-        lr_schedule=instantiate(config["lr_schedule"]),
-        class_names=source.class_names,
-        sliding_window=build_sliding_window(config),
-        seed=config["seed"],
-        distance_unit=config["inference"]["distance_unit"],
-        _convert_="all",
-    )
+    with naming_keys_of("optimizer", config["optimizer"]):
+        optimizer = instantiate(config["optimizer"])
+        if isinstance(optimizer, partial):  # called in the fit, when it is too late for an answer
+            inspect.signature(optimizer.func).bind_partial(**optimizer.keywords)
+    with naming_keys_of("lr_schedule", config["lr_schedule"]):
+        lr_schedule = instantiate(config["lr_schedule"])
+    networks = build_networks(config, source)
+    with naming_keys_of("method", settings):
+        # _convert_=all: the networks and plain containers arrive as they are
+        return instantiate(
+            settings,
+            networks=networks,
+            optimizer=optimizer,
+            lr_schedule=lr_schedule,
+            class_names=source.class_names,
+            sliding_window=build_sliding_window(config),
+            seed=config["seed"],
+            distance_unit=config["inference"]["distance_unit"],
+            _convert_="all",
+        )
 
 
 def build_trainer(config: Config, folder: RunFolder, resumed_at: int, resume_command: str) -> pl.Trainer:
@@ -84,8 +109,9 @@ def build_trainer(config: Config, folder: RunFolder, resumed_at: int, resume_com
     iterations, validate_every = settings["max_iterations"], settings["validate_every"]
     loggers = [CurveLogger(folder.curves_file, resumed_at)]
     if config["logger"]:
-        loggers.append(instantiate(config["logger"], save_dir=str(folder.curves_file.parent)))
+        loggers.append(_build_wandb(config, folder, resumed_at))
     callbacks = [
+        RunTime(),
         Throughput(),  # before the checkpoints, whose writing is no waiting for data
         Checkpoints(folder.checkpoints, settings["checkpoint_every"], settings["checkpoints_kept"], resume_command),
         SliceWriter(folder.slices),
@@ -112,6 +138,18 @@ def build_trainer(config: Config, folder: RunFolder, resumed_at: int, resume_com
         enable_progress_bar=settings["progress_bar"],
         enable_model_summary=False,
         default_root_dir=str(folder.path),
+    )
+
+
+def _build_wandb(config: Config, folder: RunFolder, resumed_at: int) -> Any:
+    """`logger`: a resumed run goes on in the W&B run of its folder, one that is started anew begins that run anew."""
+    content = json.dumps([str(folder.path.absolute()), identity(config)], sort_keys=True)
+    return instantiate(
+        config["logger"],
+        save_dir=str(folder.curves_file.parent),
+        name=folder.path.name,
+        id=hashlib.sha256(content.encode()).hexdigest()[:16],
+        resume="allow" if resumed_at else None,
     )
 
 

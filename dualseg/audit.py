@@ -21,9 +21,10 @@ def audit_config(config: Any) -> None:
     Raises:
         DualsegError: a term that is on sends no gradient where it should (exit code 2).
     """
-    from dualseg.runs.settings import check_data, resolve
+    from dualseg.runs.settings import check_data, check_weights, resolve
 
     settings = resolve(config)
+    check_weights(settings)
     check_data(settings)
 
     import pytorch_lightning as pl
@@ -35,6 +36,7 @@ def audit_config(config: Any) -> None:
     from dualseg.reporting.audit_table import audit_table
     from dualseg.runs.checkpoints import load_networks
 
+    assembly.use_threads(settings)
     data = assembly.build_data(settings)
     method = assembly.build_method(settings, data.source)
     if settings["weights"]:

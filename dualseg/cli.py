@@ -15,6 +15,7 @@ from dualseg.errors import DualsegError, Interrupted
 from dualseg.quiet import quiet
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+READER_GONE = 141  # exit code of a command that writes into a closed pipe (128 + SIGPIPE), as `| head` leaves it
 OUT_OF_MEMORY = re.compile(r"out of memory|not enough memory|can't allocate memory", re.IGNORECASE)
 
 
@@ -40,10 +41,22 @@ def run_with_hydra(task: Callable[[Any], Any], config_name: str) -> None:
 
 def guarded(command: Callable[[], Any]) -> None:
     """Call `command`; turn what a user can mend into one message and an exit code."""
+    quiet()
+    try:
+        try:
+            _answer(command)
+        finally:
+            sys.stdout.flush()  # here, where it can be answered, and not when Python shuts down
+    except BrokenPipeError:
+        # what is left in the buffer would be complained about when Python shuts down
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(READER_GONE) from None
+
+
+def _answer(command: Callable[[], Any]) -> None:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    quiet()
     try:
         command()
     except Interrupted as stop:

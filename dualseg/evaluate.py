@@ -44,6 +44,7 @@ def evaluate(runs: list[str], split: str, output: str | None, changes: dict[str,
     from dualseg import assembly
     from dualseg.runs.evaluation import check_unseen, write_evaluation
 
+    assembly.use_threads(settings)
     data = assembly.build_data(settings)
     if not getattr(data.split, split):
         raise DualsegError(f"split={split}: has no cases; give data.held_out_{split}=N or another split.")
@@ -59,18 +60,19 @@ def evaluate(runs: list[str], split: str, output: str | None, changes: dict[str,
 def main() -> None:
     """Console script."""
     words = sys.argv[1:]
-    if not words or words[0] in ("-h", "--help"):
+    if not words or {"-h", "--help"} & set(words):
         print(HELP)
         raise SystemExit(0 if words else 2)
 
     def command() -> None:
         from dualseg.files import read_json
         from dualseg.runs.evaluation import parse_words
+        from dualseg.runs.folder import RunFolder
         from dualseg.runs.tables import results_table
 
         runs, split, output, changes = parse_words(words)
-        path = evaluate(runs, split, output, changes)
-        print(f"Evaluation: {path}\n{results_table(read_json(path / 'metrics.json'))}")
+        folder = RunFolder(evaluate(runs, split, output, changes))
+        print(f"Evaluation: {folder.path}\n{results_table(read_json(folder.metrics_file), folder.config())}")
 
     guarded(command)
 

@@ -47,10 +47,10 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Raises: DualsegError if the file is missing or no JSON."""
+    """Raises: DualsegError if the file is missing, unreadable or no JSON."""
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
         raise DualsegError(f"{path}: missing.") from None
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise DualsegError(f"{path}: cannot be read ({error}).") from error

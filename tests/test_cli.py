@@ -81,6 +81,13 @@ def test_help_answers_at_once(tmp_path, module, said):
         ("train", ["data=la", "data.root=.", "data.labeled=80"], "leaves no unlabeled volume"),
         ("train", ["data.patch_size=[48,48,33]"], "multiples of 16"),
         ("train", ["networks=vnet"], "networks"),
+        ("train", ["method.keep_fraction=1.5"], "method.keep_fraction=1.5: give a number from 0 to 1"),
+        ("train", ["method.prototype_momentum=-0.1"], "method.prototype_momentum=-0.1: give a number from 0 to 1"),
+        ("train", ["method.confidence=60"], "method.confidence=60: give a number from 0 to 1"),
+        ("train", ["lr_schedule.milestones=[0,5000]"], "lr_schedule.milestones=[0, 5000]: give a list of iterations"),
+        ("train", ["weights=none.ckpt"], "weights=none.ckpt: no such checkpoint; give a checkpoints/iteration-"),
+        ("audit", ["weights=none.ckpt"], "weights=none.ckpt: no such checkpoint"),
+        ("train", ["+data.source.foo=1"], "data.source.foo: no such configuration key"),
         ("audit", ["data.labelled=4"], "Did you mean data.labeled?"),
         ("evaluate", ["run=none"], "none: no run folder"),
         ("evaluate", ["run"], "write key=value"),
@@ -92,6 +99,28 @@ def test_mistakes_in_the_configuration_answer_at_once(tmp_path, module, words, s
     assert err.splitlines()[-1].startswith("error: ") and said in err.splitlines()[-1]
     assert "Traceback" not in out + err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_help_is_help_wherever_it_stands(tmp_path):
+    out, err, facts = probe(tmp_path, "evaluate", "run=none", "--help")
+    assert_quick(facts, 0)
+    assert "run=RUN_FOLDER" in out and err.strip() == ""
+
+
+def test_a_reader_that_has_gone_gets_no_traceback(tmp_path):
+    """As `dualseg-train --help | head -1` does."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    ended = subprocess.run(
+        [sys.executable, "-m", "dualseg.train", "--help"],
+        cwd=tmp_path,
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=120,
+    )
+    os.close(writing)
+    assert (ended.returncode, ended.stderr) == (cli.READER_GONE, "")
 
 
 def test_importing_the_package_is_light(tmp_path):

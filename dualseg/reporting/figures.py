@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dualseg.reporting.run_folder import Curve, PlaneSlice
+from dualseg.reporting.contents import Curve
+from dualseg.runs.reading import PlaneSlice
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

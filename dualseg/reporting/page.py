@@ -10,18 +10,18 @@ import numpy as np
 from dualseg import __version__
 from dualseg.files import write_text
 from dualseg.reporting import figures
-from dualseg.reporting.run_folder import (
-    METRICS,
-    CaseRow,
+from dualseg.reporting.contents import (
     Curve,
-    PlaneSlice,
-    RunFolder,
+    RunContents,
     case_dice,
     example_cases,
     headline_network,
-    read_run_folder,
+    read_contents,
     sort_networks,
 )
+from dualseg.runs.folder import flatten
+from dualseg.runs.reading import METRICS, CaseRow, PlaneSlice
+from dualseg.runs.tables import distance_unit
 
 # Loss terms in the order of method.md section 3; what else was logged follows by name.
 TERM_ORDER = (
@@ -41,12 +41,12 @@ def write_run_report(run: Path, output: Path | None = None) -> Path:
         DualsegError: `run` is no run folder, or the page cannot be written.
     """
     run, output = Path(run), Path(output) if output else Path(run) / "report.html"
-    page = render_run(read_run_folder(run))
+    page = render_run(read_contents(run))
     write_text(output, page)
     return output
 
 
-def render_run(run: RunFolder) -> str:
+def render_run(run: RunContents) -> str:
     """The HTML page of a run."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -59,17 +59,18 @@ def render_run(run: RunFolder) -> str:
     )
     splits = [_split(run, split) for split in run.splits]
     return environment.get_template("run.html.j2").render(
-        title=str(run.config.get("name") or run.path.resolve().name),
+        title=str(run.config.get("name") or run.folder.path.resolve().name),
         summary=_summary(run),
         status=_status(run),
         splits=splits,
+        unit=distance_unit(run.config),
         losses=_loss_panels(run),
         schedules=_schedule_panels(run),
         curve_networks=_curve_networks(run),
         examples=_examples(run),
         problems=run.problems,
         architectures=_architectures(run),
-        facts=list(_flatten(run.manifest)),
+        facts=[(key, _text(value)) for key, value in flatten(run.manifest).items()],
         duration=_duration(run.manifest.get("seconds")),
         config_text=run.config_text,
         colour=figures.network_colour,
@@ -97,20 +98,20 @@ def _label(node: Any) -> str | None:
     return str(name).rsplit(".", 1)[-1] if name else None
 
 
-def _architectures(run: RunFolder) -> dict[str, str]:
+def _architectures(run: RunContents) -> dict[str, str]:
     networks = run.config.get("networks")
     found = {str(k): _label(v) for k, v in networks.items()} if isinstance(networks, Mapping) else {}
     return {k: v for k, v in found.items() if v and not k.startswith("_")}
 
 
-def _last_iteration(run: RunFolder) -> int | None:
+def _last_iteration(run: RunContents) -> int | None:
     done = run.metrics.get("iterations")
     if isinstance(done, int):
         return done
     return max((int(c.iterations[-1]) for c in run.curves.values()), default=None)
 
 
-def _status(run: RunFolder) -> dict[str, Any]:
+def _status(run: RunContents) -> dict[str, Any]:
     done, planned = _last_iteration(run), _get(run.config, "trainer", "max_iterations")
     progress = f"{done:,}" if done is not None else "an unknown number"
     progress += f" of {planned:,} iterations" if isinstance(planned, int) else " iterations"
@@ -118,7 +119,7 @@ def _status(run: RunFolder) -> dict[str, Any]:
     return {"finished": run.finished, "state": state, "progress": progress}
 
 
-def _summary(run: RunFolder) -> str:
+def _summary(run: RunContents) -> str:
     config, data = run.config, run.manifest.get("data")
     method = _label(config.get("method"))
     objective = _get(config, "method", "objective")
@@ -140,17 +141,17 @@ def _percent(value: Any) -> str:
     return f"{100 * value:.2f}" if isinstance(value, int | float) and math.isfinite(value) else ABSENT
 
 
-def _voxels(value: Any) -> str:
+def _distance(value: Any) -> str:
     return f"{value:.2f}" if isinstance(value, int | float) and math.isfinite(value) else ABSENT
 
 
 def _cells(values: Any) -> list[str]:
-    """Dice and Jaccard in per cent, 95HD and ASD in voxels, as text."""
-    show = (_percent, _percent, _voxels, _voxels)
+    """Dice and Jaccard in per cent, 95HD and ASD in the run's unit, as text."""
+    show = (_percent, _percent, _distance, _distance)
     return [f(_get(values, metric)) for f, metric in zip(show, METRICS, strict=True)]
 
 
-def _split(run: RunFolder, split: str) -> dict[str, Any]:
+def _split(run: RunContents, split: str) -> dict[str, Any]:
     networks = run.networks(split)
     rows = [row for row in run.cases if row.split == split]
     results = []
@@ -242,7 +243,7 @@ def _loss_name(name: str) -> tuple[str, str] | None:
     return None
 
 
-def _curve_networks(run: RunFolder) -> list[str]:
+def _curve_networks(run: RunContents) -> list[str]:
     """Networks that own a curve ("" for shared terms), for the legend."""
     found = {parsed[1] for name in run.curves if (parsed := _loss_name(name))}
     found |= {n.split("/")[1] for n in run.curves if n.startswith("validation/") and n.endswith("/dice")}
@@ -263,7 +264,7 @@ def _panel(title: str, curves: dict[str, Curve], colours: dict[str, str], *, smo
     return {"title": title, "source": source, "alt": f"{title} over iterations, at the end: {words}", "words": words}
 
 
-def _loss_panels(run: RunFolder) -> list[dict[str, str]]:
+def _loss_panels(run: RunContents) -> list[dict[str, str]]:
     terms: dict[str, dict[str, Curve]] = {}
     for name, curve in run.curves.items():
         if parsed := _loss_name(name):
@@ -276,7 +277,7 @@ def _loss_panels(run: RunFolder) -> list[dict[str, str]]:
     return panels
 
 
-def _schedule_panels(run: RunFolder) -> list[dict[str, str]]:
+def _schedule_panels(run: RunContents) -> list[dict[str, str]]:
     """Validation Dice, ramps and learning rates: drawn as logged, for they are no noisy estimates."""
 
     def under(prefix: str, suffix: str = "") -> dict[str, Curve]:
@@ -300,7 +301,7 @@ def _schedule_panels(run: RunFolder) -> list[dict[str, str]]:
 # --- examples ---
 
 
-def _examples(run: RunFolder) -> dict[str, Any]:
+def _examples(run: RunContents) -> dict[str, Any]:
     split = next((s for s in run.splits if any(row.split == s for row in run.cases)), None)
     if split is None:
         return {"split": None, "cases": [], "disagreement": False, "classes": []}
@@ -352,20 +353,13 @@ def _pictures(slices: list[PlaneSlice], case: str) -> list[dict[str, Any]]:
 # --- provenance ---
 
 
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Any:
-    """(dotted key, text) of every leaf."""
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{name}.")
-        elif isinstance(value, bool):
-            yield name, "yes" if value else "no"
-        elif value is None:
-            yield name, ABSENT
-        elif isinstance(value, list):
-            yield name, ", ".join(map(str, value))
-        else:
-            yield name, str(value)
+def _text(value: Any) -> str:
+    """A value of the manifest as the page shows it."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or ABSENT
+    return ABSENT if value in (None, {}) else str(value)
 
 
 def _duration(seconds: Any) -> str | None:

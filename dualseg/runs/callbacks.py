@@ -112,6 +112,28 @@ class Checkpoints(Callback):
                 old.unlink()
 
 
+class RunTime(Callback):
+    """Seconds of training and evaluation over all launches of a run.
+
+    They travel in the checkpoints: a launch that was stopped or killed counts up to the checkpoint from which the next
+    one goes on. Starting Python and reading the volumes are not counted.
+    """
+
+    def __init__(self) -> None:
+        self._before, self._began = 0.0, time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Until now."""
+        return self._before + time.perf_counter() - self._began
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._before = state_dict["seconds"]
+
+
 class Throughput(Callback):
     """Curves `time/seconds_per_iteration`, `time/data_wait_share` and, on a GPU, `memory/gpu_gib` (peak).
 

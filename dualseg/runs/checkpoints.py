@@ -24,8 +24,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             with replacing(path) as temporary:
                 torch.save(checkpoint, temporary)
         except (DualsegError, RuntimeError) as error:  # torch turns a write that failed into a RuntimeError
+            cause = error.__cause__ if isinstance(error, DualsegError) else error
+            reason = getattr(cause, "strerror", None) or str(cause).partition("\n")[0]  # the system's words, no path
             raise DualsegError(
-                f"{path}: the checkpoint could not be written (disk full? {error}). Earlier checkpoints are good: "
+                f"{path}: the checkpoint could not be written (disk full? {reason}). Earlier checkpoints are good: "
                 "free space, then give the same command again to resume."
             ) from error
 

@@ -9,21 +9,14 @@ from pytorch_lightning.loggers.logger import Logger, rank_zero_experiment
 from pytorch_lightning.utilities import rank_zero_only
 
 from dualseg.files import write_text
+from dualseg.runs.reading import curve_row, read_rows
 
 HEADER = ["iteration", "name", "value"]
 
 
 def read_curves(path: Path) -> list[tuple[int, str, float]]:
-    """Rows of a curves file; a last line that a kill cut short is left out."""
-    rows = []
-    if path.is_file():
-        whole, _, _ = path.read_text().rpartition("\n")
-        for row in csv.reader(whole.splitlines()):
-            try:
-                rows.append((int(row[0]), row[1], float(row[2])))
-            except (ValueError, IndexError):
-                continue
-    return rows
+    """Whole rows of a curves file, none where there is no file."""
+    return read_rows(path, curve_row)[0] if path.is_file() else []
 
 
 class CurveLogger(Logger):

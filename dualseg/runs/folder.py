@@ -51,7 +51,7 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
 def run_name(config: Mapping[str, Any]) -> str:
     """Readable and stable: <dataset>-<method>[-<objective>]-<networks>-<labels>-seed<seed>-<hash of the identity>."""
     data, networks = config["data"], config["networks"]
-    labels = data["labeled"] if data["labeled_ratio"] is None else f"{data['labeled_ratio']:g}of"
+    labels = data["labeled"] if data["labeled_ratio"] is None else f"{100 * data['labeled_ratio']:g}pct"
     parts = [data["name"], config["method"]["name"]]
     if "objective" in config:
         parts.append(config["objective"])
@@ -97,8 +97,14 @@ class RunFolder:
         """The resolved configuration."""
         try:
             return yaml.safe_load(self.config_file.read_text())
-        except (OSError, yaml.YAMLError) as error:
-            raise DualsegError(f"{self.config_file}: cannot be read ({error}).") from error
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            mend = "restore the file that the run wrote"
+            raise DualsegError(f"{self.config_file}: cannot be read ({error}); {mend}.") from error
+
+    @property
+    def launched(self) -> bool:
+        """dualseg-train has opened it: there is a manifest that it wrote."""
+        return self.manifest_file.is_file() and "dualseg" in read_json(self.manifest_file)
 
     @property
     def finished(self) -> bool:
@@ -121,12 +127,25 @@ class RunFolder:
         """Check, before anything is computed, that this folder can take the run; writes nothing.
 
         Raises:
-            DualsegError: it belongs to another configuration, or cannot be written.
+            DualsegError: it belongs to another configuration or to something else, or cannot be written.
         """
         parent = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
         if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
             raise DualsegError(f"output={config['output']}: {parent} is not writable; choose another with output=DIR.")
-        if config["overwrite"] or not self.config_file.is_file():
+        if config["overwrite"]:
+            if self.path.exists() and any(self.path.iterdir()) and not self.launched:
+                raise DualsegError(
+                    f"{self.path}: overwrite=true empties run folders alone, and this is none (it has no manifest.json "
+                    "of dualseg); choose another name=..., or remove it yourself."
+                )
+            return
+        latest = self.latest_checkpoint()
+        if latest is not None and not (self.config_file.is_file() and self.launched):
+            raise DualsegError(
+                f"{latest}: a checkpoint without the config.yaml and manifest.json of its run is not resumed; put them "
+                "back, choose another name=..., or start another run from it with weights=FILE."
+            )
+        if not self.config_file.is_file():
             return
         ours, theirs = identity(config), identity(self.config())
         different = [k for k in sorted(ours.keys() | theirs.keys()) if ours.get(k, "absent") != theirs.get(k, "absent")]
@@ -138,9 +157,9 @@ class RunFolder:
             )
 
     def open(self, config: Mapping[str, Any]) -> None:
-        """Make the folder and write config.yaml; `overwrite` empties it first."""
+        """Make the folder and write config.yaml; `overwrite` empties a run folder first."""
         try:
-            if config["overwrite"] and self.config_file.is_file():
+            if config["overwrite"] and self.launched:
                 shutil.rmtree(self.path)
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             self.curves_file.parent.mkdir(exist_ok=True)
@@ -150,6 +169,12 @@ class RunFolder:
                 write_text(self.config_file, yaml.safe_dump(dict(config), sort_keys=False))
         except OSError as error:
             raise DualsegError(f"{self.path}: cannot be written ({error}); choose another with output=DIR.") from error
+
+    def remove_if_bare(self) -> None:
+        """Remove the folder of a run that failed early, unless it holds a checkpoint or a point of a curve."""
+        curves = self.curves_file.read_text().splitlines() if self.curves_file.is_file() else []
+        if self.latest_checkpoint() is None and len(curves) <= 1:  # the first line is the header
+            shutil.rmtree(self.path, ignore_errors=True)  # what made the run fail is what to tell
 
     def new_evaluation(self, label: str) -> "RunFolder":
         """A fresh folder for one more evaluation, beside earlier ones: evaluations/NNN-<label>."""

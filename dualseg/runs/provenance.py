@@ -84,7 +84,7 @@ def describe(seed: int, data: dict[str, Any]) -> dict[str, Any]:
         "command": command_line(),
         "started": now(),
         "finished": None,
-        "seconds": 0.0,
+        "seconds": None,
         "resumed": [],
     }
 
@@ -107,7 +107,6 @@ def start(path: Path, description: dict[str, Any], resumed_at: int) -> None:
     write_json(path, description)
 
 
-def finish(path: Path, seconds: float, **facts: Any) -> None:
-    """Add the end time, the seconds of this launch and further facts."""
-    manifest = read_json(path)
-    write_json(path, {**manifest, "finished": now(), "seconds": round(manifest["seconds"] + seconds, 1), **facts})
+def finish(path: Path, seconds: float) -> None:
+    """Add the end time and the seconds of all launches together; `RunTime` says what they count."""
+    write_json(path, {**read_json(path), "finished": now(), "seconds": round(seconds, 1)})

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from dualseg.files import write_text
-from dualseg.metrics.segmentation import METRICS, Summary
-
-CASE_COLUMNS = ("case", "split", "network", "class", *METRICS, "empty")
+from dualseg.metrics.segmentation import Summary
+from dualseg.runs.reading import CASE_COLUMNS, METRICS
 
 
 def metrics_of(results: Mapping[str, Mapping[str, Summary]], iterations: int) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """Checks of a resolved configuration that need no torch, so that a mistake answers at once."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ NUMBERS = {
     "method.gradient_clip_norm": 0.0,
     "method.rampup_iterations": 0.0,
 }
+FRACTIONS = ("method.confidence", "method.keep_fraction", "method.prototype_momentum")
 NULLABLE = (
     "data.labeled",
     "data.labeled_ratio",
@@ -80,6 +83,11 @@ def check(settings: Mapping[str, Any]) -> None:
             raise DualsegError(f"{key}={value}: give a whole number of at least {WHOLE[key]}.")
         if key in NUMBERS and (type(value) not in (int, float) or value < NUMBERS[key]):
             raise DualsegError(f"{key}={value}: give a number of at least {NUMBERS[key]:g}.")
+        if key in FRACTIONS and not (type(value) in (int, float) and 0 <= value <= 1):
+            raise DualsegError(f"{key}={value}: give a number from 0 to 1.")
+        if key == "lr_schedule.milestones" and not (isinstance(value, list) and all(map(_is_milestone, value))):
+            mend = "give a list of iterations (whole numbers above 1) or fractions of the run (above 0, at most 1)"
+            raise DualsegError(f"{key}={value}: {mend}.")
         if (key in SWITCHES or key.endswith(".enabled")) and type(value) is not bool:
             raise DualsegError(f"{key}={value}: give true or false.")  # a string such as off would count as true
         if key in CHOICES and value not in CHOICES[key]:
@@ -100,6 +108,37 @@ def check(settings: Mapping[str, Any]) -> None:
         raise DualsegError(f"data.stride={stride}: needs three numbers from 1 to data.patch_size={patch}.")
 
 
+def _is_milestone(value: Any) -> bool:
+    """As `step_decay` takes them."""
+    return type(value) in (int, float) and value > 0 and (value <= 1 or value % 1 == 0)
+
+
+def check_weights(settings: Mapping[str, Any]) -> None:
+    """Raises: DualsegError where `weights` names no file."""
+    weights = settings["weights"]
+    if weights and not Path(str(weights)).expanduser().is_file():
+        mend = "give a checkpoints/iteration-NNNNNN.ckpt of a run folder, or leave it null"
+        raise DualsegError(f"weights={weights}: no such checkpoint; {mend}.")
+
+
+@contextmanager
+def naming_keys_of(group: str, settings: Mapping[str, Any]) -> Iterator[None]:
+    """Name the key of `group` that what is built from its `settings` does not take: Hydra lets +group.key=... pass.
+
+    Raises:
+        DualsegError: in place of the TypeError about such an argument, Python's own or wrapped by Hydra.
+    """
+    from hydra.errors import InstantiationException
+
+    try:
+        yield
+    except (TypeError, InstantiationException) as error:
+        found = re.search(r"(?:unexpected keyword argument|multiple values for keyword argument) '(\w+)'", str(error))
+        if found is None or found[1] not in settings:
+            raise
+        raise DualsegError(f"{group}.{found[1]}: no such configuration key; leave it out.") from error
+
+
 def check_data(settings: Mapping[str, Any]) -> None:
     """The dataset is there and can be split as asked; no volume is read.
 
@@ -108,7 +147,9 @@ def check_data(settings: Mapping[str, Any]) -> None:
     """
     from hydra.utils import instantiate
 
-    source, data, batch = instantiate(settings["data"]["source"]), settings["data"], settings["batch"]
+    data, batch = settings["data"], settings["batch"]
+    with naming_keys_of("data.source", data["source"]):
+        source = instantiate(data["source"])
     counts = ("labeled", "labeled_ratio", "held_out_validation", "held_out_test")
     split = split_cases(source.train_cases, source.test_cases, **{name: data[name] for name in counts})
     check_batch(batch["labeled"], batch["unlabeled"], split)

@@ -138,12 +138,19 @@ def test_nifti_label_values_outside_the_classes(phantom_fails, phantom_copy):
     phantom_fails().complains(path, "must be 0 or 1")
 
 
-@pytest.mark.parametrize("split, words", [("validation", ["data.held_out_validation=1"]), ("test", [])])
+@pytest.mark.parametrize(
+    "split, words",
+    [
+        ("validation", ["data.held_out_validation=1", "evaluate_on=[validation]"]),
+        ("validation", ["data.held_out_validation=1", "trainer.validate_every=1"]),
+        ("test", ["evaluate_on=[test]"]),
+    ],
+)
 def test_a_bad_evaluation_volume_is_found_before_the_run(phantom_fails, phantom_copy, split, words):
     case = {"validation": 5, "test": 7}[split]
     path = phantom_copy / "labels" / f"phantom_00{case}.nii.gz"
     path.write_bytes(path.read_bytes()[:500])
-    phantom_fails(*words, f"evaluate_on=[{split}]").complains(path, "cannot be read as NIfTI")
+    phantom_fails(*words).complains(path, "cannot be read as NIfTI")
 
 
 # --- the configuration
@@ -189,6 +196,15 @@ def test_a_bad_evaluation_volume_is_found_before_the_run(phantom_fails, phantom_
 )
 def test_a_mistake_in_the_configuration(command, tiny, phantom, runs, words, parts):
     command(train.main, *tiny(phantom.root, runs), *words).complains(*parts)
+    assert not runs.exists()
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["data.foo", "data.seed", "data.source.foo", "method.foo", "networks.b.foo", "optimizer.foo", "lr_schedule.foo"],
+)
+def test_a_key_that_was_forced_in_with_a_plus(command, tiny, phantom, runs, key):
+    command(train.main, *tiny(phantom.root, runs), f"+{key}=1").complains(f"{key}: no such configuration key; leave it")
     assert not runs.exists()
 
 
@@ -342,7 +358,7 @@ def test_a_damaged_checkpoint_on_resuming(command, tiny, phantom, run, length):
         (evaluate.main, ["run=RUN", "data.rot=x"], ["data.rot", "Did you mean data.root?"]),
         (evaluate.main, ["run=RUN", "data.stride=[99,1,1]"], ["data.stride=[99, 1, 1]"]),
         (evaluate.main, ["run=RUN", "split=validation"], ["split=validation", "data.held_out_validation=N"]),
-        (report.main, ["run", "none"], ["none: no such folder", "config.yaml"]),
+        (report.main, ["run", "none"], ["none: no run folder", "config.yaml"]),
     ],
 )
 def test_mistakes_of_the_commands_on_run_folders(command, trained, main, words, parts):
@@ -387,7 +403,7 @@ def test_out_of_memory(command, tiny, phantom, runs, monkeypatch, error):
     monkeypatch.setattr(dualseg.methods.dual, "cross_pseudo", fail)
     outcome = command(train.main, *tiny(phantom.root, runs))
     outcome.complains("out of memory", "data.patch_size", "batch.labeled", "base_channels", "data.downsample")
-    only_run(runs)
+    assert list(runs.iterdir()) == [], "a run that failed in its first iteration leaves nothing"
 
 
 def test_other_runtime_errors_are_not_hidden(command, tiny, phantom, runs, monkeypatch):
@@ -397,6 +413,17 @@ def test_other_runtime_errors_are_not_hidden(command, tiny, phantom, runs, monke
     monkeypatch.setattr(dualseg.methods.dual, "cross_pseudo", fail)
     with pytest.raises(RuntimeError, match="a bug"):
         command(train.main, *tiny(phantom.root, runs))
+    assert list(runs.iterdir()) == []
+
+
+def test_a_folder_that_was_there_before_a_failure_stays(command, tiny, phantom, run, monkeypatch):
+    (run / "checkpoints" / "iteration-000002.ckpt").unlink()  # as if it had been killed before its first checkpoint
+    (run / "metrics.json").unlink()
+    (run / "logs" / "curves.csv").unlink()
+    monkeypatch.setattr(dualseg.methods.dual, "cross_pseudo", None)
+    with pytest.raises(TypeError):
+        command(train.main, *tiny(phantom.root, run.parent), "name=done")
+    assert (run / "manifest.json").is_file()
 
 
 def refuse(content, path):
@@ -451,7 +478,7 @@ def test_the_disk_is_full_while_curves_are_written(command, tiny, phantom, runs,
 
     monkeypatch.setattr(CurveLogger, "log_metrics", fail)
     command(train.main, *tiny(phantom.root, runs)).complains("No space left", "Free space", "resumes")
-    only_run(runs)
+    assert list(runs.iterdir()) == []
 
 
 def test_a_loss_that_is_not_finite(command, tiny, phantom, runs, monkeypatch):

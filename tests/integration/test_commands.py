@@ -185,6 +185,14 @@ def test_evaluations_stand_beside_earlier_ones(run, away, command):
     assert list(away.iterdir()) == []
 
 
+def test_evaluation_computes_with_the_threads_of_the_run(run, away, command, monkeypatch):
+    used = []
+    monkeypatch.setattr(torch, "set_num_threads", used.append)
+    outcome = command(dualseg.evaluate.main, f"run={run.path}", "trainer.threads=3", "output=threads")
+    assert outcome.code == 0, outcome.err
+    assert used == [3]
+
+
 def test_evaluation_in_millimetres_at_another_stride(run, phantom, away, command):
     outcome = command(
         dualseg.evaluate.main, f"run={run.path}", "split=validation", "inference.distance_unit=mm", "output=mm"

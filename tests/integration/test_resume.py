@@ -187,6 +187,7 @@ def test_killed_twice_and_interrupted_once_a_run_ends_bit_identical(start: Launc
     assert manifest["started"] == began
     assert [resumed["iteration"] for resumed in manifest["resumed"]] == [first, second, third]
     assert manifest["finished"] is not None
+    assert manifest["seconds"] >= round(read_checkpoint(run.checkpoint())["callbacks"]["RunTime"]["seconds"], 1) > 0
 
     before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*")}
     again, _ = finish(start("stopped"))  # 5: nothing left to do

@@ -29,6 +29,8 @@ networks:
     base_channels: 16
 trainer:
   max_iterations: {iterations}
+inference:
+  distance_unit: {unit}
 """
 
 TERMS = (
@@ -75,12 +77,13 @@ def write_run(
     iterations: int = 12,
     slices: bool = True,
     split: str = "test",
+    unit: str = "voxel",
     seed: int = 0,
 ) -> Path:
     """Write a finished run: case i of n has Dice 0.9 - 0.05 i in network a, a little more in each further network."""
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(CONFIG.format(iterations=iterations))
+    (folder / "config.yaml").write_text(CONFIG.format(iterations=iterations, unit=unit))
     manifest = {
         "dualseg": "0.1.0",
         "versions": {"python": "3.11.9", "torch": "2.13.0"},

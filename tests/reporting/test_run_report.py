@@ -18,7 +18,8 @@ from PIL import Image
 
 from dualseg.errors import DualsegError
 from dualseg.reporting import figures, write_run_report
-from dualseg.reporting.run_folder import PlaneSlice, example_cases, read_run_folder
+from dualseg.reporting.contents import example_cases, read_contents
+from dualseg.runs.reading import PlaneSlice
 
 
 class Page(HTMLParser):
@@ -132,6 +133,21 @@ def test_numbers(page: Page) -> None:
     assert "Dice %: a 70.00, b 71.00, ensemble 72.00" in page.text
 
 
+@pytest.mark.parametrize(("unit", "word", "other"), [("voxel", "voxels", "mm"), ("mm", "mm", "voxels")])
+def test_distances_bear_the_unit_of_the_config(
+    unit: str, word: str, other: str, tmp_path: Path, make_run: Callable[..., Path]
+) -> None:
+    run = make_run(tmp_path / "run", unit=unit, slices=False)
+    page = Page(write_run_report(run))
+    heads = [" ".join(cell.split()) for row in page.rows for cell in row]
+    assert f"95HD {word}" in heads and f"ASD {word}" in heads
+    sentences = (f"95HD and ASD in {word}.", f"95HD and ASD ({word}, lower is better)")
+    assert all(words in page.text for words in (f"7.00 {word}", f"1.50 {word}", *sentences))
+    report = page.text.partition("config.yaml, resolved")[0] + " ".join(image["alt"] for image in page.all("img"))
+    assert "How to read these numbers" in report
+    assert not re.search(rf"\b{other}\b", report)
+
+
 def test_empty_masks_are_counted_and_said(tmp_path: Path, make_run: Callable[..., Path]) -> None:
     run = make_run(tmp_path / "run", slices=False)
 
@@ -183,7 +199,7 @@ def test_unfinished_run(tmp_path: Path, make_run: Callable[..., Path]) -> None:
     curves.write_text(
         "iteration,name,value\n1,loss/total,3.5\n2,loss/total,2.5\nnonsense\n3,loss/total,nan\n4,loss/total,1.2"
     )
-    assert read_run_folder(run).curves["loss/total"].iterations.tolist() == [1, 2, 3]  # the cut line is not believed
+    assert read_contents(run).curves["loss/total"].iterations.tolist() == [1, 2, 3]  # the cut line is not believed
     page = Page(write_run_report(run))
     assert "This run has not finished." in page.text and "3 of 12 iterations" in page.text
     assert "No evaluation is stored: metrics.json: missing" in page.text
@@ -196,7 +212,7 @@ def test_unfinished_run(tmp_path: Path, make_run: Callable[..., Path]) -> None:
     (run / "manifest.json").write_text("[]")
     page = Page(write_run_report(run))
     assert "logs/curves.csv: missing" in page.text
-    assert "metrics.json: unreadable" in page.text and "manifest.json: not a JSON object" in page.text
+    assert "metrics.json: cannot be read" in page.text and "manifest.json: not a JSON object" in page.text
 
 
 def test_summary_and_cases_do_not_need_each_other(tmp_path: Path, make_run: Callable[..., Path]) -> None:
@@ -249,19 +265,19 @@ def test_damaged_slices_are_named(tmp_path: Path, make_run: Callable[..., Path])
     del arrays["sagittal_disagreement"]
     np.savez(worst, **arrays)
     page = Page(write_run_report(run))
-    assert "slices/case_01.npz: unreadable (BadZipFile)" in page.text
+    assert "slices/case_01.npz: cannot be read (BadZipFile)" in page.text
     assert "slices/case_03.npz: missing" in page.text
     assert "slices/case_05.npz: 2 of 3 planes are whole" in page.text
     assert len([image for image in page.all("img") if "entropy map" in image["alt"]]) == 2
 
 
 def test_no_run_folder(tmp_path: Path) -> None:
-    with pytest.raises(DualsegError, match="no such folder"):
+    with pytest.raises(DualsegError, match="absent: no run folder"):
         write_run_report(tmp_path / "absent")
-    with pytest.raises(DualsegError, match=r"config\.yaml is missing"):
+    with pytest.raises(DualsegError, match=r"no run folder \(it has no config\.yaml\)"):
         write_run_report(tmp_path)
     (tmp_path / "config.yaml").write_text("a: [")
-    with pytest.raises(DualsegError, match=r"config\.yaml: unreadable"):
+    with pytest.raises(DualsegError, match=r"config\.yaml: cannot be read"):
         write_run_report(tmp_path)
     (tmp_path / "config.yaml").write_text("- a\n")
     with pytest.raises(DualsegError, match="not a mapping"):

@@ -16,6 +16,7 @@ from method_toys import tiny_parts, volumes_data
 from dualseg.assembly import build_trainer
 from dualseg.errors import DualsegError, Interrupted
 from dualseg.methods import DualNetwork
+from dualseg.runs.callbacks import RunTime
 from dualseg.runs.checkpoints import AtomicCheckpointIO, load_networks, network_states, read_checkpoint
 from dualseg.runs.curves import read_curves
 from dualseg.runs.folder import RunFolder, iteration_of
@@ -76,6 +77,10 @@ class Run:
 
     def curves(self) -> list[tuple[int, str, float]]:
         return [row for row in read_curves(self.folder.curves_file) if not row[1].startswith("time/")]
+
+
+def run_time(run: Run) -> RunTime:
+    return next(callback for callback in run.trainer.callbacks if isinstance(callback, RunTime))
 
 
 def assert_same(run: Run, whole: Run) -> None:
@@ -206,11 +211,26 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_previous_one(error, tmp_
 
     monkeypatch.setattr(torch, "save", half)
     run = Run(tmp_path / "run")
-    with pytest.raises(DualsegError, match=r"iteration-000006\.ckpt: the checkpoint could not be written .*disk full"):
+    with pytest.raises(DualsegError) as raised:
         run.fit()
+    path, reason = run.folder.checkpoints / "iteration-000006.ckpt", getattr(error, "strerror", None) or error
+    assert str(raised.value).startswith(f"{path}: the checkpoint could not be written (disk full? {reason}). Earlier")
+    assert str(raised.value).count("iteration-000006") == 1, "said once"
     assert run.kept == [3], "neither the new one nor a temporary file"
     monkeypatch.undo()
     assert Run(tmp_path / "run", resume=True).fit().trained == list(range(3, ITERATIONS))
+
+
+def test_a_killed_launch_counts_up_to_the_checkpoint_that_the_next_one_goes_on_from(whole, tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.checkpoints.mkdir(parents=True)
+    checkpoint = torch.load(whole.folder.checkpoints / "iteration-000010.ckpt", weights_only=True)
+    assert 0 < checkpoint["callbacks"]["RunTime"]["seconds"] < run_time(whole).seconds
+    checkpoint["callbacks"]["RunTime"]["seconds"] = 1e6
+    torch.save(checkpoint, folder.checkpoints / "iteration-000010.ckpt")
+    again = Run(folder.path, resume=True, checkpoint_every=1).fit()
+    saved = torch.load(folder.checkpoint(), weights_only=True)["callbacks"]["RunTime"]["seconds"]
+    assert 1e6 < saved < run_time(again).seconds < 1e6 + 600
 
 
 def test_checkpoints_are_synced_and_renamed(tmp_path, monkeypatch):

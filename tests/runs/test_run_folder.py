@@ -33,7 +33,8 @@ def test_names_read_well():
     supervised = composed("data=la", "method=supervised", "seed=3")
     assert re.fullmatch(r"la-supervised-vnet-alllabels-seed3-[0-9a-f]{8}", run_name(supervised))
     ratio = composed("data=la", "data.labeled_ratio=0.1", "objective=released", "networks=vnet_vnet")
-    assert re.fullmatch(r"la-dual-released-vnet-vnet-0.1oflabels-seed0-[0-9a-f]{8}", run_name(ratio))
+    assert re.fullmatch(r"la-dual-released-vnet-vnet-10pctlabels-seed0-[0-9a-f]{8}", run_name(ratio))
+    assert "-7pctlabels-" in run_name(composed("data=la", "data.labeled_ratio=0.07")), "no 7.000000000000001"
 
 
 def test_a_name_is_stable():
@@ -96,6 +97,14 @@ def test_where_a_run_lies(tmp_path, monkeypatch):
     assert not Path("out").exists(), "naming a folder makes none"
 
 
+def launched(settings: dict[str, Any]) -> RunFolder:
+    """A run folder as dualseg-train leaves it before the first iteration."""
+    folder = RunFolder.of(settings)
+    folder.open(settings)
+    write_json(folder.manifest_file, {"dualseg": "0"})
+    return folder
+
+
 def test_opening_writes_the_configuration_once(settings):
     folder = RunFolder.of(settings)
     folder.claim(settings)
@@ -112,8 +121,7 @@ def test_opening_writes_the_configuration_once(settings):
 
 def test_another_configuration_is_turned_away(settings):
     settings["name"] = "mine"
-    folder = RunFolder.of(settings)
-    folder.open(settings)
+    folder = launched(settings)
     other = copy.deepcopy(settings)
     other["optimizer"]["lr"] = 0.5
     with pytest.raises(DualsegError, match=r"optimizer\.lr: 0\.01 there, 0\.5 now, 1 keys in all.*overwrite=true"):
@@ -125,23 +133,53 @@ def test_another_configuration_is_turned_away(settings):
 
 
 def test_overwriting_empties_the_folder(settings):
-    folder = RunFolder.of(settings)
-    folder.open(settings)
+    folder = launched(settings)
     (folder.checkpoints / "iteration-000003.ckpt").touch()
     folder.finish({"status": "finished"})
     assert folder.finished
+    folder.claim({**settings, "overwrite": True})
     folder.open({**settings, "overwrite": True})
     assert not folder.finished
     assert folder.latest_checkpoint() is None
     assert folder.config()["overwrite"] is True
 
 
-def test_overwriting_spares_what_is_no_run_folder(settings, tmp_path):
+@pytest.mark.parametrize("name", ["chapter.tex", "config.yaml", "manifest.json"])
+def test_overwriting_spares_what_is_no_run_folder(settings, tmp_path, name):
     settings |= {"output": str(tmp_path), "name": "thesis", "overwrite": True}
-    (tmp_path / "thesis").mkdir()
-    (tmp_path / "thesis" / "chapter.tex").write_text("x")
-    RunFolder.of(settings).open(settings)
-    assert (tmp_path / "thesis" / "chapter.tex").read_text() == "x"
+    folder = RunFolder.of(settings)
+    folder.path.mkdir()
+    folder.claim(settings)  # empty, there is nothing to lose
+    (folder.path / name).write_text("{}")
+    with pytest.raises(DualsegError, match=r"thesis: overwrite=true empties run folders alone.*name=\.\.\."):
+        folder.claim(settings)
+    folder.open(settings)
+    assert (folder.path / name).read_text() == "{}"
+
+
+@pytest.mark.parametrize("lost", ["config.yaml", "manifest.json"])
+def test_a_checkpoint_of_unknown_origin_is_not_resumed(settings, lost):
+    folder = launched(settings)
+    (folder.checkpoints / "iteration-000003.ckpt").touch()
+    folder.claim(settings)
+    (folder.path / lost).unlink()
+    with pytest.raises(DualsegError, match=r"iteration-000003\.ckpt: a checkpoint without .*weights=FILE"):
+        folder.claim(settings)
+
+
+def test_only_a_bare_folder_is_removed(settings):
+    folder = launched(settings)
+    folder.curves_file.write_text("iteration,name,value\n1,loss/total,0.5\n")
+    folder.remove_if_bare()
+    assert folder.path.exists()
+    folder.curves_file.write_text("iteration,name,value\n")
+    checkpoint = folder.checkpoints / "iteration-000003.ckpt"
+    checkpoint.touch()
+    folder.remove_if_bare()
+    assert folder.path.exists()
+    checkpoint.unlink()
+    folder.remove_if_bare()
+    assert not folder.path.exists()
 
 
 def test_leftovers_of_a_killed_writer_are_cleared(settings):

@@ -84,6 +84,7 @@ class SegmentationMethod(NetworkEvaluation):
         self.lr_schedule = lr_schedule or step_decay()
         self.gradient_clip_norm = gradient_clip_norm
         self._gradient_norms: dict[str, Tensor] = {}
+        self.watched: dict[str, Tensor] = {}  # further curves of a batch, name -> scalar: `loss_terms` may fill it
         self.seed = seed
 
     @abstractmethod
@@ -118,7 +119,7 @@ class SegmentationMethod(NetworkEvaluation):
         cast(LambdaLR, self.lr_schedulers()).step()
         if iteration == 0 or (iteration + 1) % self.log_every == 0:
             values = {"loss/total": total.detach(), **{term.key: term.value.detach() for term in terms}}
-            values |= {f"gradient_norm/{name}": norm for name, norm in self._gradient_norms.items()}
+            values |= {f"gradient_norm/{name}": norm for name, norm in self._gradient_norms.items()} | self.watched
             curves = {name: float(value) for name, value in values.items()}
             self.log_curves({**curves, **self.ramps(iteration, total_iterations), "lr": rate})
             self.log("loss", total.detach(), prog_bar=True, logger=False)

@@ -33,6 +33,7 @@ from dualseg.losses import (
 )
 from dualseg.losses.contrast import Contrast
 from dualseg.losses.entropy_filtered import Fusion
+from dualseg.losses.masked import mean
 from dualseg.methods.base import LossTerm, SegmentationMethod
 from dualseg.methods.schedules import gaussian_rampup
 
@@ -166,6 +167,7 @@ class DualNetwork(SegmentationMethod):
             halves = {name: view.halves(len(label)) for name, view in views.items()}
             labeled = {name: half for name, (half, _) in halves.items()}
             unlabeled = {name: half for name, (_, half) in halves.items()}
+            self.watched = self._foreground_shares(unlabeled, label)
             terms = [*self._supervised(labeled, label)]
             if self.objective == "described":
                 pseudo = self._fused_pseudo_labels(unlabeled)
@@ -183,6 +185,18 @@ class DualNetwork(SegmentationMethod):
             "contrast": gaussian_rampup(iteration, max_iterations),
         }
         return {f"ramp/{name}": value for name, value in ramps.items()}
+
+    @torch.no_grad()
+    def _foreground_shares(self, unlabeled: dict[str, View], label: Tensor) -> dict[str, Tensor]:
+        """Share of foreground in each network's pseudo-labels, and in the labels to compare with.
+
+        Predicting no foreground on unlabeled volumes minimises every unlabeled term: these curves show whether a run
+        goes there, which no loss can show.
+        """
+        shares = {f"foreground/{i}": view.predicted > 0 for i, view in unlabeled.items()} | {
+            "foreground/labels": label > 0
+        }
+        return {name: mean(mask.float()) for name, mask in shares.items()}
 
     def _w(self, iteration: int, max_iterations: int) -> float:
         """w(t)."""

@@ -250,7 +250,10 @@ def _curve_networks(run: RunContents) -> list[str]:
     return sort_networks(found - {""}) + ([""] if "" in found else [])
 
 
-def _panel(title: str, curves: dict[str, Curve], colours: dict[str, str], *, smooth: bool = True) -> dict[str, str]:
+def _panel(
+    title: str, curves: dict[str, Curve], colours: dict[str, str], *, smooth: bool = True, legend: bool = False
+) -> dict[str, str]:
+    """A chart; without `legend` for what the page's own legend of networks explains."""
     ends = []
     for label, curve in curves.items():
         finite = curve.values[np.isfinite(curve.values)]
@@ -260,7 +263,7 @@ def _panel(title: str, curves: dict[str, Curve], colours: dict[str, str], *, smo
         name = f"{label} " if len(curves) > 1 else ""
         ends.append(f"{name}{end}" + (f" ({bad} of {len(curve.values)} values are not finite)" if bad else ""))
     words = "; ".join(ends)
-    source = figures.curve_panel(curves, colours, smooth=smooth, legend=not smooth and len(curves) > 1)
+    source = figures.curve_panel(curves, colours, smooth=smooth, legend=legend and len(curves) > 1)
     return {"title": title, "source": source, "alt": f"{title} over iterations, at the end: {words}", "words": words}
 
 
@@ -278,7 +281,7 @@ def _loss_panels(run: RunContents) -> list[dict[str, str]]:
 
 
 def _schedule_panels(run: RunContents) -> list[dict[str, str]]:
-    """Validation Dice, ramps and learning rates: drawn as logged, for they are no noisy estimates."""
+    """Validation Dice, share of foreground, ramps and learning rates; all but the second are no noisy estimates."""
 
     def under(prefix: str, suffix: str = "") -> dict[str, Curve]:
         chosen = {n: c for n, c in run.curves.items() if n.startswith(f"{prefix}/") and n.endswith(suffix)}
@@ -290,11 +293,15 @@ def _schedule_panels(run: RunContents) -> list[dict[str, str]]:
     if dice:
         ordered = {name: dice[name] for name in sort_networks(dice)}
         colours = {name: figures.network_colour(name) for name in ordered}
-        panels.append(_panel("validation Dice, 0 to 1", ordered, colours, smooth=False))
+        panels.append(_panel("validation Dice, 0 to 1", ordered, colours, smooth=False, legend=True))
+    foreground = under("foreground")
+    if foreground:
+        colours = {name: figures.network_colour(name) for name in foreground}
+        panels.append(_panel("share of foreground in labels and pseudo-labels", foreground, colours, legend=True))
     for title, curves in (("ramps", under("ramp")), ("learning rate", rates)):
         if curves:
             colours = {n: figures.OTHER_COLOURS[i % len(figures.OTHER_COLOURS)] for i, n in enumerate(sorted(curves))}
-            panels.append(_panel(title, curves, colours, smooth=False))
+            panels.append(_panel(title, curves, colours, smooth=False, legend=True))
     return panels
 
 

@@ -59,15 +59,19 @@ class Variant:
     network: str
 
 
-VARIANTS = (
-    Variant("supervised_vnet_8", "supervised V-Net, 8 labels", ("method=supervised",), "a"),
-    Variant("dual_described_8", "dual described, 8 + 52", ("method=dual", "objective=described"), "ensemble"),
-    Variant("supervised_vnet_60", "supervised V-Net, 60 labels", ("method=supervised", "data.labeled=60"), "a"),
-    Variant("supervised_resnet34_8", "supervised ResNet-34, 8 labels", ("method=supervised", "networks=resnet34"), "a"),
-    Variant("dual_released_8", "dual released, 8 + 52", ("method=dual", "objective=released"), "ensemble"),
+VNET = Variant("supervised_vnet_8", "supervised V-Net, 8 labels", ("method=supervised",), "a")
+RESNET = Variant(
+    "supervised_resnet34_8", "supervised ResNet-34, 8 labels", ("method=supervised", "networks=resnet34"), "a"
 )
-PAIR = (VARIANTS[0], VARIANTS[3])
+VNET_ALL = Variant("supervised_vnet_60", "supervised V-Net, 60 labels", ("method=supervised", "data.labeled=60"), "a")
+GENTLE = Variant("dual_gentle_8", "dual described, gentle weights, 8 + 52", ("method=dual_gentle",), "ensemble")
+DESCRIBED = Variant("dual_described_8", "dual described, 8 + 52", ("method=dual",), "ensemble")
+RELEASED = Variant("dual_released_8", "dual released, 8 + 52", ("method=dual", "objective=released"), "ensemble")
+
+VARIANTS = (VNET, GENTLE, RESNET, VNET_ALL, RELEASED, DESCRIBED)  # in the order in which they are run
+PAIR = (VNET, RESNET)
 CONTROL = Variant("supervised_pair_8", "ensemble of the two supervised, 8 labels", (), "ensemble")
+SHOWN = (*PAIR, CONTROL, DESCRIBED, GENTLE, RELEASED, VNET_ALL)  # in the order of table and figure
 
 
 def run_folder(runs: Path, scale: str, variant: str, seed: int) -> Path:
@@ -191,7 +195,7 @@ def table(rows: list[dict[str, str]]) -> str:
             "| | network | runs | Dice % | Jaccard % | 95HD (voxels) | ASD (voxels) |",
             "|---|---|---|---|---|---|---|",
         ]
-        for variant in (*PAIR, CONTROL, VARIANTS[1], VARIANTS[4], VARIANTS[2]):
+        for variant in SHOWN:
             for network in ("a", "b", "ensemble"):
                 columns = [values_of(rows, scale, variant, network, m) for m in ("dice", "jaccard", "hd95", "asd")]
                 if not columns[0]:
@@ -217,12 +221,11 @@ def figure(rows: list[dict[str, str]], path: Path) -> None:
     scales = [scale for scale in ("cpu", "full") if any(row["scale"] == scale for row in rows)]
     if not scales:
         return
-    variants = (*PAIR, CONTROL, VARIANTS[1], VARIANTS[4], VARIANTS[2])
     drawing, axes = plt.subplots(
         len(scales), 1, figsize=(7, 0.6 + 2.4 * len(scales)), squeeze=False, layout="constrained"
     )
     for axis, scale in zip(axes[:, 0], scales, strict=True):
-        shown = [v for v in reversed(variants) if values_of(rows, scale, v, v.network, "dice")]
+        shown = [v for v in reversed(SHOWN) if values_of(rows, scale, v, v.network, "dice")]
         for height, variant in enumerate(shown):
             dice = [100 * d for d in values_of(rows, scale, variant, variant.network, "dice")]
             colour = "#0072B2" if variant.name.startswith("dual") else "#666666"

@@ -255,6 +255,8 @@ def test_one_step_takes_the_whole_objective_and_logs_its_terms(drawn):
     assert curves.pop("gradient_norm/a") < 10 > curves.pop("gradient_norm/b"), "below the limit"
     assert curves.pop("ramp/unsupervised") == 1.0
     assert curves.pop("ramp/contrast") == pytest.approx(np.exp(-5))
+    assert {name for name in curves if name.startswith("foreground/")} == set(method.watched)
+    curves = {name: value for name, value in curves.items() if name not in method.watched}
     assert curves == pytest.approx({f"loss/{i}/{name}": v for (name, i), (v, _) in expected.items()}, rel=1e-5)
     again = stored_dual(stored)
     torch.manual_seed(0)
@@ -372,3 +374,16 @@ def test_impossible_settings_are_named(settings, words):
 def test_union_is_refused_for_more_than_two_classes():
     with pytest.raises(DualsegError, match=r"method\.fusion=union is defined for 2 classes, not 4"):
         stored_dual(outputs(4), fusion="union")
+
+
+@pytest.mark.parametrize("num_classes", [2, 4])
+@pytest.mark.parametrize("objective", ["described", "released"])
+def test_shares_of_foreground_are_watched(num_classes, objective):
+    stored = outputs(num_classes, seed=60)
+    method = stored_dual(stored, objective=objective)
+    batch = stored_batch(num_classes)
+    method.loss_terms(batch, 0, TOTAL)
+    expected = {"foreground/labels": float((batch["label"].numpy() > 0).mean())}
+    for i, (logits, _) in as_arrays(stored).items():
+        expected[f"foreground/{i}"] = float((logits[LABELED:].argmax(1) > 0).mean())
+    assert {name: float(share) for name, share in method.watched.items()} == pytest.approx(expected, rel=1e-6)

@@ -131,6 +131,8 @@ def write_run(
                     value = (0.2 + 0.1 * index + 0.05 * offset) * (0.25 + np.exp(-4 * done)) * rng.gamma(20, 0.05)
                     writer.writerow([t, f"loss/{network}/{term}" if network else f"loss/{term}", f"{value:.6g}"])
             writer.writerow([t, "loss/total", f"{3 * np.exp(-3 * done) + 0.4 * rng.gamma(20, 0.05):.6g}"])
+            for i, name in enumerate(("a", "b", "labels")):
+                writer.writerow([t, f"foreground/{name}", f"{0.1 + 0.02 * i:.6g}"])
             writer.writerow([t, "ramp/consistency", f"{np.exp(-5 * (1 - min(10 * done, 1)) ** 2):.6g}"])
             writer.writerow([t, "ramp/contrast", f"{0.1 * np.exp(-5 * (1 - done) ** 2):.6g}"])
             writer.writerow([t, "lr", 0.01 if done < 0.42 else 0.001 if done < 0.83 else 0.0001])

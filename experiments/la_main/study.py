@@ -67,11 +67,30 @@ VNET_ALL = Variant("supervised_vnet_60", "supervised V-Net, 60 labels", ("method
 GENTLE = Variant("dual_gentle_8", "dual described, gentle weights, 8 + 52", ("method=dual_gentle",), "ensemble")
 DESCRIBED = Variant("dual_described_8", "dual described, 8 + 52", ("method=dual",), "ensemble")
 RELEASED = Variant("dual_released_8", "dual released, 8 + 52", ("method=dual", "objective=released"), "ensemble")
+VNET_PLAIN = Variant(
+    "supervised_vnet_8_plain", "supervised V-Net without dropout, 8 labels", ("method=supervised", "dropout=0"), "a"
+)
+GENTLE_PLAIN = Variant(
+    "dual_gentle_8_plain",
+    "dual described, gentle, without dropout, 8 + 52",
+    ("method=dual_gentle", "dropout=0"),
+    "ensemble",
+)
 
-VARIANTS = (VNET, GENTLE, RESNET, VNET_ALL, RELEASED, DESCRIBED)  # in the order in which they are run
+# in the order in which they are run
+VARIANTS = (VNET, GENTLE, RESNET, VNET_ALL, RELEASED, VNET_PLAIN, GENTLE_PLAIN, DESCRIBED)
 PAIR = (VNET, RESNET)
 CONTROL = Variant("supervised_pair_8", "ensemble of the two supervised, 8 labels", (), "ensemble")
-SHOWN = (*PAIR, CONTROL, DESCRIBED, GENTLE, RELEASED, VNET_ALL)  # in the order of table and figure
+SHOWN = (
+    *PAIR,
+    CONTROL,
+    VNET_PLAIN,
+    DESCRIBED,
+    RELEASED,
+    GENTLE,
+    GENTLE_PLAIN,
+    VNET_ALL,
+)  # in the order of table and figure
 
 
 def run_folder(runs: Path, scale: str, variant: str, seed: int) -> Path:

@@ -90,7 +90,7 @@ SHOWN = (
     GENTLE,
     GENTLE_PLAIN,
     VNET_ALL,
-)  # in the order of table and figure
+)  # rows of the table
 
 
 def run_folder(runs: Path, scale: str, variant: str, seed: int) -> Path:

@@ -70,15 +70,9 @@ RELEASED = Variant("dual_released_8", "dual released, 8 + 52", ("method=dual", "
 VNET_PLAIN = Variant(
     "supervised_vnet_8_plain", "supervised V-Net without dropout, 8 labels", ("method=supervised", "dropout=0"), "a"
 )
-GENTLE_PLAIN = Variant(
-    "dual_gentle_8_plain",
-    "dual described, gentle, without dropout, 8 + 52",
-    ("method=dual_gentle", "dropout=0"),
-    "ensemble",
-)
 
 # in the order in which they are run
-VARIANTS = (VNET, GENTLE, RESNET, VNET_ALL, RELEASED, VNET_PLAIN, GENTLE_PLAIN, DESCRIBED)
+VARIANTS = (VNET, GENTLE, RESNET, VNET_ALL, RELEASED, VNET_PLAIN, DESCRIBED)
 PAIR = (VNET, RESNET)
 CONTROL = Variant("supervised_pair_8", "ensemble of the two supervised, 8 labels", (), "ensemble")
 SHOWN = (

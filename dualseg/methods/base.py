@@ -20,6 +20,7 @@ from dualseg.methods.evaluation import NetworkEvaluation
 from dualseg.methods.schedules import Schedule, step_decay
 
 CHECKPOINT_FORMAT = 1
+LABELED_TERMS = ("supervised_ce", "supervised_dice", "rectification")
 DEFAULT_OPTIMIZER = partial(SGD, lr=0.01, momentum=0.9, weight_decay=1e-4)
 
 
@@ -45,6 +46,22 @@ class LossTerm:
     def key(self) -> str:
         """Name of its curve: loss/<network>/<name>, or loss/<name> where it is shared."""
         return f"loss/{self.name}" if self.network is None else f"loss/{self.network}/{self.name}"
+
+
+def progress(terms: Sequence[LossTerm]) -> dict[str, float]:
+    """What the progress bar shows of a batch: the loss, its labeled and unlabeled part, Dice of the labeled.
+
+    That Dice is the loss term's soft one, averaged over the networks; `dice` beside it is the last validation's.
+    """
+    values = [(term.name, float(term.value.detach()), term.weight) for term in terms]
+    weighted = {on: sum(w * v for name, v, w in values if (name in LABELED_TERMS) == on) for on in (True, False)}
+    shown = {"loss": weighted[True] + weighted[False], "labeled": weighted[True]}
+    if any(name not in LABELED_TERMS for name, _, _ in values):
+        shown["unlabeled"] = weighted[False]
+    dice = [1 - v for name, v, _ in values if name == "supervised_dice"]
+    if dice:
+        shown["train_dice"] = sum(dice) / len(dice)
+    return shown
 
 
 class SegmentationMethod(NetworkEvaluation):
@@ -122,7 +139,7 @@ class SegmentationMethod(NetworkEvaluation):
             values |= {f"gradient_norm/{name}": norm for name, norm in self._gradient_norms.items()} | self.watched
             curves = {name: float(value) for name, value in values.items()}
             self.log_curves({**curves, **self.ramps(iteration, total_iterations), "lr": rate})
-            self.log("loss", total.detach(), prog_bar=True, logger=False)
+            self.log_dict(progress(terms), prog_bar=True, logger=False)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Limit each network's gradient on its own. Under fp16 Lightning calls this after unscaling."""

@@ -36,10 +36,12 @@ class Checkpoints(Callback):
     def __init__(self, folder: Path, every: int, keep: int, resume_command: str) -> None:
         self.folder, self.every, self.keep = folder, every, keep
         self.resume_command = resume_command
+        self._saved_at: int | None = None
         self._interrupted = False
         self._previous_handler: Any = None
 
-    def on_train_start(self, *args: Any) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._saved_at = trainer.global_step or None  # a resumed run's checkpoint is there
         self._listen()
 
     def on_validation_start(self, *args: Any) -> None:
@@ -51,6 +53,8 @@ class Checkpoints(Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
+        # all processes stop after the same iteration, whenever each one heard of it: saving waits for all of them
+        self._interrupted = trainer.strategy.reduce_boolean_decision(self._interrupted, all=False)
         done = trainer.global_step
         if self._interrupted or (done and done % self.every == 0):
             self._save(trainer)
@@ -94,8 +98,7 @@ class Checkpoints(Callback):
         print("\nCtrl-C: finishing this iteration or case, then stopping (again: stop at once) ...", flush=True)
 
     def _save(self, trainer: pl.Trainer) -> None:
-        path = self.folder / f"iteration-{trainer.global_step:06d}.ckpt"
-        if path.is_file():  # resumed from it a moment ago
+        if trainer.global_step == self._saved_at:
             return
         state = trainer.lightning_module.state_dict()
         # a step can overflow on a loss that is finite; saved, such weights would push out the last good checkpoint
@@ -105,7 +108,8 @@ class Checkpoints(Callback):
                 f"weights not finite after iteration {trainer.global_step}: {broken}. The last good checkpoint is "
                 "kept. Lower optimizer.lr or use trainer.precision=bf16-mixed or 32-true."
             )
-        trainer.save_checkpoint(path)
+        trainer.save_checkpoint(self.folder / f"iteration-{trainer.global_step:06d}.ckpt")
+        self._saved_at = trainer.global_step
         if trainer.is_global_zero:
             saved = sorted((p for p in self.folder.iterdir() if CHECKPOINT.fullmatch(p.name)), key=iteration_of)
             for old in saved[: -self.keep]:
@@ -213,7 +217,7 @@ class SliceWriter(Callback):
 
 
 class ProgressBar(TQDMProgressBar):
-    """One bar that counts iterations, with loss and Dice."""
+    """One bar that counts iterations, with the losses and Dice of `SegmentationMethod`."""
 
     def __init__(self) -> None:
         super().__init__(refresh_rate=5, leave=True)

@@ -99,10 +99,12 @@ def train(arguments: argparse.Namespace) -> int:
         environment = {**os.environ, "OMP_NUM_THREADS": str(arguments.cores)} if pin else dict(os.environ)
         with log.open("a") as file:
             command = [*pin, sys.executable, "-m", module, *words]
-            code = subprocess.run(
-                command, stdout=file, stderr=subprocess.STDOUT, env=environment, check=False
-            ).returncode
-        cores.put(slot)
+            try:
+                code = subprocess.run(
+                    command, stdout=file, stderr=subprocess.STDOUT, env=environment, check=False
+                ).returncode
+            finally:
+                cores.put(slot)
         print(f"{'done' if code == 0 else f'FAILED ({code}), see {log}'}: {log.stem}", flush=True)
         return code
 

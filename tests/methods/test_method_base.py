@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from dualseg.errors import DualsegError
 from dualseg.losses import supervised_ce
 from dualseg.methods import DualNetwork, LossTerm, SegmentationMethod, Supervised
+from dualseg.methods.base import progress
 from dualseg.methods.schedules import constant, gaussian_rampup, polynomial_decay, step_decay
 from dualseg.networks import ResNet34VNet, VNet
 
@@ -409,3 +410,13 @@ def test_prototypes_with_momentum_need_to_know_the_width_of_the_features():
     del parts["networks"]["b"].feature_channels
     with pytest.raises(DualsegError, match=r"networks\.b: .* feature_channels"):
         DualNetwork(**parts, prototype_momentum=0.9)
+
+
+def test_the_bar_shows_the_parts_of_the_loss_and_a_dice():
+    def term(name: str, network: str, value: float, weight: float) -> LossTerm:
+        return LossTerm(name, network, torch.tensor(value), weight)
+
+    labeled = [term("supervised_dice", "a", 0.25, 2.0), term("supervised_dice", "b", 0.75, 1.0)]
+    shown = progress([*labeled, term("cosine", "a", 4.0, 0.5)])
+    assert shown == {"loss": 3.25, "labeled": 1.25, "unlabeled": 2.0, "train_dice": 0.5}
+    assert progress(labeled) == {"loss": 1.25, "labeled": 1.25, "train_dice": 0.5}

@@ -14,6 +14,7 @@ from torch import nn
 
 from dualseg.data import SemiSupervisedDataModule
 from dualseg.data.volumes import VolumeSource
+from dualseg.errors import DualsegError
 from dualseg.inference import SlidingWindow
 from dualseg.methods import NetworkEvaluation, SegmentationMethod
 from dualseg.runs.callbacks import Checkpoints, ProgressBar, RunTime, SliceWriter, Throughput
@@ -118,7 +119,7 @@ def build_trainer(config: Config, folder: RunFolder, resumed_at: int, resume_com
     ]
     if settings["progress_bar"]:
         callbacks.append(ProgressBar())
-    return pl.Trainer(
+    trainer = pl.Trainer(
         max_steps=iterations,
         max_epochs=1,  # the sample stream of a run is one epoch: iterations are the unit
         val_check_interval=min(validate_every or iterations, iterations),
@@ -139,6 +140,21 @@ def build_trainer(config: Config, folder: RunFolder, resumed_at: int, resume_com
         enable_model_summary=False,
         default_root_dir=str(folder.path),
     )
+    check_precision(trainer, settings["precision"])
+    return trainer
+
+
+def check_precision(trainer: pl.Trainer, precision: str) -> None:
+    """Raises: DualsegError for training in mixed precision on a CPU.
+
+    The gradients of bfloat16 convolutions are noise on some processors (seen with torch 2.13.0 on an EPYC with
+    avx512_bf16, Conv3d 3x3x3 on 2x2x2 voxels).
+    """
+    if trainer.strategy.root_device.type == "cpu" and precision != "32-true":
+        raise DualsegError(
+            f"trainer.precision={precision}: mixed precision trains on a GPU only, since gradients can be wrong on a "
+            "CPU; leave it at 32-true."
+        )
 
 
 def _build_wandb(config: Config, folder: RunFolder, resumed_at: int) -> Any:

@@ -7,7 +7,9 @@ import errno
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,6 +18,7 @@ from dualseg.quiet import quiet
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 READER_GONE = 141  # exit code of a command that writes into a closed pipe (128 + SIGPIPE), as `| head` leaves it
+DEVICES = "pytorch_lightning.trainer.connectors.accelerator_connector"  # Lightning's reader of `trainer`
 OUT_OF_MEMORY = re.compile(r"out of memory|not enough memory|can't allocate memory", re.IGNORECASE)
 
 
@@ -71,15 +74,23 @@ def _answer(command: Callable[[], Any]) -> None:
         if error.errno not in DISK_FULL:
             raise
         _exit(f"error: {error}. Free space, then give the same command again; a run resumes.", 2)
-    except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and not OUT_OF_MEMORY.search(str(error)):
-            raise
-        reason = (str(error) or "MemoryError").splitlines()[0]
-        mend = (
-            "Lower data.patch_size, batch.labeled and batch.unlabeled, inference.batch_size or base_channels, "
-            "raise data.downsample, or use trainer.precision=bf16-mixed on a GPU."
-        )
-        _exit(f"error: out of memory ({reason}). {mend}", 2)
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(reason)):
+            reason = (str(error) or "MemoryError").splitlines()[0]
+            mend = (
+                "Lower data.patch_size, batch.labeled and batch.unlabeled, inference.batch_size or base_channels, "
+                "raise data.downsample, or use trainer.precision=bf16-mixed on a GPU."
+            )
+            _exit(f"error: out of memory ({reason}). {mend}", 2)
+        # by the place and not by the type: Lightning's MisconfigurationException can be a bug of a method as well
+        if any(frame.f_globals.get("__name__") == DEVICES for frame, _ in traceback.walk_tb(error.__traceback__)):
+            mend = (
+                "Give what this machine has in trainer.accelerator, trainer.devices, trainer.strategy and "
+                "trainer.precision; auto, 1, auto and 32-true work anywhere."
+            )
+            _exit(f"error: the trainer cannot be set up: {reason} {mend}", 2)
+        raise
 
 
 def _exit(message: str, code: int) -> NoReturn:
@@ -89,10 +100,14 @@ def _exit(message: str, code: int) -> NoReturn:
 
 def explain(error: BaseException) -> str:
     """One message for a configuration error, with the nearest key or option where a name is misspelt."""
+    from hydra.errors import OverrideParseException
+
     causes = [error]
     while (cause := causes[-1].__cause__) is not None:
         causes.append(cause)
     text = str(error).strip()
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: cannot be read; write key=value, a list as key=[1,2,3]."
     for cause in causes:
         if isinstance(cause, DualsegError):  # raised in the constructor of something that Hydra instantiated
             return str(cause)
@@ -105,14 +120,34 @@ def explain(error: BaseException) -> str:
     if option:
         group, _, name = option.group(1).rpartition("/")
         return f"{group}={name}: no such option.{_near_option(group, name)}"
-    group_key = re.search(r"Could not override '([^']+)'", text)
+    group_key = re.search(r"Could not override '([^']+)'|Override ([^=\s]+)=.* looks like a config group", text)
     if group_key:
-        return f"{group_key.group(1)}: no such configuration key.{_near_key(group_key.group(1))}"
+        key = group_key.group(1) or group_key.group(2)
+        return f"{key}: no such configuration key.{_near_key(key)}"
     return " ".join(line.strip() for line in text.splitlines() if line.strip() and "full stack trace" not in line)
 
 
+def _conf_dirs() -> list[Path]:
+    """Where options lie: the configuration tree, and that of --config-dir where the command line gives one."""
+    words = sys.argv[1:]
+    own = [after for word, after in pairwise(words) if word in ("--config-dir", "-cd")]
+    own += [word.partition("=")[2] for word in words if word.startswith("--config-dir=")]
+    return [conf_dir(), *(Path(folder).absolute() for folder in own)]
+
+
+def _group_choices() -> list[str]:
+    """The words of the command line that choose an option of a group; of several to sweep over, the first."""
+    choices = []
+    for word in sys.argv[1:]:
+        group, _, options = word.partition("=")
+        folder = group.lstrip("+").partition("@")[0]
+        if options and folder and any((conf / folder).is_dir() for conf in _conf_dirs()):
+            choices.append(f"{group}={options if options.startswith('[') else options.partition(',')[0]}")
+    return choices
+
+
 def _near_key(key: str) -> str:
-    """Nearest key of the configuration without the offending override."""
+    """Nearest key or group of the configuration that the command line's choices of options make."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
@@ -120,21 +155,23 @@ def _near_key(key: str) -> str:
 
     from dualseg.runs.folder import flatten, nearest
 
-    groups = [a for a in sys.argv[1:] if re.fullmatch(r"(data|method|networks|experiment|trainer|logger)=\w+", a)]
+    search = ",".join(f"'file://{folder}'" for folder in _conf_dirs()[1:])
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         try:
-            config = compose("train", overrides=groups)
+            overrides = [*_group_choices(), f"hydra.searchpath=[{search}]"]
+            config = compose("train", overrides=overrides, return_hydra_config=True)
         except HydraException:
             return ""
     known: Any = OmegaConf.to_container(config, resolve=False)
+    groups = known.pop("hydra")["runtime"]["choices"]
     flat = list(flatten(known))
     prefixes = {k.rsplit(".", n)[0] for k in flat for n in range(1, k.count(".") + 1)}
-    return nearest(key, [*flat, *prefixes])
+    return nearest(key, [*flat, *prefixes, *groups])
 
 
 def _near_option(group: str, name: str) -> str:
     from dualseg.runs.folder import nearest
 
-    options = sorted(p.stem for p in (conf_dir() / group).glob("*.yaml"))
+    options = sorted({p.stem for conf in _conf_dirs() for p in (conf / group).glob("*.yaml")})
     return nearest(name, options) or (f" There are {', '.join(options)}." if options else "")

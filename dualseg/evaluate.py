@@ -1,6 +1,7 @@
 """`dualseg-evaluate run=RUN_FOLDER [key=value ...]`: evaluate a trained run again, or several runs as one ensemble."""
 
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ HELP = """dualseg-evaluate run=RUN_FOLDER [run=RUN_FOLDER ...] [split=test|valid
 
 
 def evaluate(runs: list[str], split: str, output: str | None, changes: dict[str, Any]) -> Path:
-    """Evaluate runs on a split of the first run's data; returns the folder with metrics.json and cases.csv.
+    """Evaluate runs on a split of the first run's data; returns the folder with what was written.
 
     Raises:
         DualsegError: whatever the user can mend.
@@ -42,18 +43,25 @@ def evaluate(runs: list[str], split: str, output: str | None, changes: dict[str,
     check_data(settings)
 
     from dualseg import assembly
-    from dualseg.runs.evaluation import check_unseen, write_evaluation
+    from dualseg.runs import provenance
+    from dualseg.runs.evaluation import check_unseen, checkpoints_of, write_evaluation
 
     assembly.use_threads(settings)
     data = assembly.build_data(settings)
-    if not getattr(data.split, split):
+    cases = getattr(data.split, split)
+    if not cases:
         raise DualsegError(f"split={split}: has no cases; give data.held_out_{split}=N or another split.")
-    check_unseen([folder.config() for folder in folders], data.source, getattr(data.split, split))
+    check_unseen([folder.config() for folder in folders], settings["data"], data.source, cases)
     evaluation = assembly.build_evaluation(settings, folders, data.source)
     trainer = assembly.build_evaluator(settings, target)
     run_stage = trainer.test if split == "test" else trainer.validate
+    facts = {"dataset": settings["data"]["name"], split: len(cases)}
+    manifest = {**provenance.describe(settings["seed"], facts), "evaluated": checkpoints_of(folders)}
+    began = time.perf_counter()
     run_stage(evaluation, data, verbose=False)
-    write_evaluation(target, evaluation.results, {split: getattr(data.split, split)}, folders, settings)
+    provenance.start(target.manifest_file, manifest, resumed_at=0)
+    provenance.finish(target.manifest_file, time.perf_counter() - began)
+    write_evaluation(target, evaluation.results, {split: cases}, folders, settings)
     return target.path
 
 

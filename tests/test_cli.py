@@ -7,10 +7,14 @@ import sys
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException, InstantiationException
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from dualseg import audit, cli, evaluate, report, train
 from dualseg.errors import DualsegError, Interrupted
+from dualseg.runs.folder import run_name
+from dualseg.runs.settings import resolve
 
 SECONDS = 3.0
 
@@ -74,6 +78,15 @@ def test_help_answers_at_once(tmp_path, module, said):
     "module, words, said",
     [
         ("train", ["data.labelled=4"], "data.labelled: no such configuration key. Did you mean data.labeled?"),
+        ("train", ["lr_schedule=polynomial", "lr_schedule.powr=0.5"], "Did you mean lr_schedule.power?"),
+        ("train", ["-m", "lr_schedule=polynomial,step", "lr_schedule.powr=1"], "Did you mean lr_schedule.power?"),
+        (
+            "train",
+            ["network@networks.a=segresnet", "networks.a.init_filter=4"],
+            "Did you mean networks.a.init_filters?",
+        ),
+        ("train", ["experimnt=demo"], "experimnt: no such configuration key. Did you mean experiment?"),
+        ("train", ["netwrok@networks.a=vnet"], "Did you mean network@networks.a?"),
         ("train", ["method=duel"], "method=duel: no such option. Did you mean dual?"),
         ("train", ["data=la"], "data.root is required"),
         ("train", ["data=la", "data.root=/none"], "data.root=/none: no such folder"),
@@ -84,6 +97,7 @@ def test_help_answers_at_once(tmp_path, module, said):
         ("train", ["method.keep_fraction=1.5"], "method.keep_fraction=1.5: give a number from 0 to 1"),
         ("train", ["method.prototype_momentum=-0.1"], "method.prototype_momentum=-0.1: give a number from 0 to 1"),
         ("train", ["method.confidence=60"], "method.confidence=60: give a number from 0 to 1"),
+        ("train", ["trainer.devices=0"], "trainer.devices=0: give a number of at least 1"),
         ("train", ["lr_schedule.milestones=[0,5000]"], "lr_schedule.milestones=[0, 5000]: give a list of iterations"),
         ("train", ["weights=none.ckpt"], "weights=none.ckpt: no such checkpoint; give a checkpoints/iteration-"),
         ("audit", ["weights=none.ckpt"], "weights=none.ckpt: no such checkpoint"),
@@ -99,6 +113,30 @@ def test_mistakes_in_the_configuration_answer_at_once(tmp_path, module, words, s
     assert err.splitlines()[-1].startswith("error: ") and said in err.splitlines()[-1]
     assert "Traceback" not in out + err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("flag", [["--config-dir", "conf"], ["--config-dir=conf"], ["-cd", "conf"]])
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["lr_schedule=warm", "lr_schedule.warmt=1"], "Did you mean lr_schedule.warmth?"),
+        (["lr_schedule=wram"], "Did you mean warm?"),
+    ],
+)
+def test_suggestions_know_options_of_ones_own(command, tmp_path, monkeypatch, flag, words, said):
+    monkeypatch.chdir(tmp_path)
+    own = tmp_path / "conf" / "lr_schedule"
+    own.mkdir(parents=True)
+    (own / "warm.yaml").write_text("_target_: mine.warm\nwarmth: 3\n")
+    command(train.main, *flag, *words).complains(said)
+
+
+@pytest.mark.parametrize("method", [path.stem for path in (cli.conf_dir() / "method").glob("*.yaml")])
+def test_run_names_say_which_method_it_is(method):
+    """By its own name: `method=dual` and `method=dual_gentle` would else differ in the hash alone."""
+    with initialize_config_dir(str(cli.conf_dir()), version_base="1.3"):
+        settings = resolve(compose("train", [f"method={method}"]))
+    assert run_name(settings).split("-")[:2] == ["phantom", method]
 
 
 def test_help_is_help_wherever_it_stands(tmp_path):
@@ -193,7 +231,10 @@ def test_expected_ends(capsys, error, code, message):
     assert message is None or err == message
 
 
-@pytest.mark.parametrize("error", [RuntimeError("a bug"), KeyError("a bug"), FileNotFoundError(2, "a bug")])
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("a bug"), KeyError("a bug"), FileNotFoundError(2, "a bug"), MisconfigurationException("a bug")],
+)
 def test_bugs_keep_their_traceback(error):
     def fail():
         raise error

@@ -36,9 +36,15 @@ def split_cases(
         held_out_test: the last cases of `train_cases` are the test split.
 
     Raises:
-        DualsegError: both or impossible counts; a case listed twice, in one list or in both.
+        DualsegError: both or impossible counts; a case listed twice, in one list or in both; a name that is a path.
     """
     cases = list(train_cases)
+    paths = [case for case in (*train_cases, *test_cases) if "/" in case or "\\" in case]
+    if paths:  # files of a run are named after its cases
+        raise DualsegError(
+            f"{', '.join(paths[:5])}: the name of a case must hold no path separator; let the data source give other "
+            "names, for example with _ in its place."
+        )
     repeated = [case for case, count in Counter([*train_cases, *test_cases]).items() if count > 1]
     if repeated:
         raise DualsegError(

@@ -51,7 +51,8 @@ def _norm(gradients: list[Tensor | None]) -> float:
 def audit(method: SegmentationMethod, batches: list[dict[str, Any]], max_iterations: int) -> list[AuditRow]:
     """Audit every term of the objective on `batches` at full ramp, and name the known terms that are absent.
 
-    Weights do not change; BatchNorm statistics and drawn voxels do, as in training.
+    Weights do not change; BatchNorm statistics and drawn voxels do, as in training. Gradients are not scaled: under
+    float16 autocast weak ones would be rounded to zero.
 
     Raises:
         DualsegError: no batch.

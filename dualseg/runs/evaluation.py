@@ -1,6 +1,8 @@
 """Evaluations of finished runs: what the command line asks for, and what is written."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -41,6 +43,8 @@ def parse_words(words: Sequence[str]) -> tuple[list[str], str, str | None, dict[
 def settings_of_evaluation(configs: Sequence[Mapping[str, Any]], changes: Mapping[str, Any]) -> dict[str, Any]:
     """The first run's configuration with `changes` to existing keys under data, inference and trainer.
 
+    Another data.root moves every path of data.source that lies in the former one.
+
     Raises:
         DualsegError: an unknown key, or runs that see the data differently and so cannot be ensembled.
     """
@@ -51,6 +55,10 @@ def settings_of_evaluation(configs: Sequence[Mapping[str, Any]], changes: Mappin
                 ours, theirs = settings["data"][key], config["data"][key]
                 raise DualsegError(f"data.{key}: {ours} in one run, {theirs} in another; they cannot be ensembled.")
     known = [key for key in flatten(settings) if key.startswith(CHANGEABLE)]
+    if "data.root" in changes:  # before the changes to data.source itself, which say where they mean
+        new = Path(str(changes["data.root"])).expanduser().absolute()
+        settings["data"]["source"] = _moved(settings["data"]["source"], Path(settings["data"]["root"]), new)
+        changes = {**changes, "data.root": str(new)}
     for key, value in changes.items():
         if key not in known:
             raise DualsegError(f"{key}: no such key of this run's configuration.{nearest(key, known)}")
@@ -59,24 +67,57 @@ def settings_of_evaluation(configs: Sequence[Mapping[str, Any]], changes: Mappin
         for parent in parents:
             node = node[parent]
         node[last] = value
-    if "data.root" in changes:  # an interpolation of data.root when the run was composed
-        settings["data"]["source"]["root"] = changes["data.root"]
     return settings
 
 
-def check_unseen(configs: Sequence[Mapping[str, Any]], source: VolumeSource, cases: Sequence[str]) -> None:
-    """Raises: DualsegError if a run was trained, with or without labels, on one of the cases to evaluate."""
+def _moved(value: Any, old: Path, new: Path) -> Any:
+    """`value` with `old` replaced by `new` in every string that is a path at or below it."""
+    if isinstance(value, Mapping):
+        return {key: _moved(item, old, new) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_moved(item, old, new) for item in value]
+    if isinstance(value, str) and Path(value).is_relative_to(old):
+        return str(new / Path(value).relative_to(old))
+    return value
+
+
+def check_unseen(
+    configs: Sequence[Mapping[str, Any]], data: Mapping[str, Any], source: VolumeSource, cases: Sequence[str]
+) -> None:
+    """No run has seen the cases to evaluate.
+
+    Args:
+        configs: of the runs.
+        data: the evaluation's `data`. A run is of the same dataset where its data.name or the class of its source is
+            the same: `source.name` need be neither.
+        source: what `data` describes.
+        cases: to evaluate.
+
+    Raises:
+        DualsegError: a run was trained, with or without labels, on one of the cases.
+    """
     counts = ("labeled", "labeled_ratio", "held_out_validation", "held_out_test")
     for config in configs:
-        if config["data"]["name"] != source.name:
+        its = config["data"]
+        if its["name"] != data["name"] and its["source"]["_target_"] != data["source"]["_target_"]:
             continue
-        own = split_cases(source.train_cases, source.test_cases, **{name: config["data"][name] for name in counts})
+        own = split_cases(source.train_cases, source.test_cases, **{name: its[name] for name in counts})
         trained = {*own.labeled, *(own.unlabeled if config["batch"]["unlabeled"] else ())}
         seen = [case for case in cases if case in trained]
         if seen:
             raise DualsegError(
                 f"{len(seen)} of the cases to evaluate were trained on, {seen[0]} for one; choose others."
             )
+
+
+def checkpoints_of(runs: Sequence[RunFolder]) -> dict[str, dict[str, str]]:
+    """Run folder -> name and SHA-256 of the checkpoint that an evaluation takes: which weights it is of."""
+    found = {}
+    for run in runs:
+        with run.checkpoint().open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        found[str(run.path)] = {"checkpoint": run.checkpoint().name, "sha256": digest}
+    return found
 
 
 def write_evaluation(

@@ -103,8 +103,11 @@ class RunFolder:
 
     @property
     def launched(self) -> bool:
-        """dualseg-train has opened it: there is a manifest that it wrote."""
-        return self.manifest_file.is_file() and "dualseg" in read_json(self.manifest_file)
+        """dualseg-train has opened it: there is a manifest that it, and not dualseg-evaluate, wrote."""
+        if not self.manifest_file.is_file():
+            return False
+        manifest = read_json(self.manifest_file)
+        return "dualseg" in manifest and "evaluated" not in manifest
 
     @property
     def finished(self) -> bool:
@@ -127,7 +130,8 @@ class RunFolder:
         """Check, before anything is computed, that this folder can take the run; writes nothing.
 
         Raises:
-            DualsegError: it belongs to another configuration or to something else, or cannot be written.
+            DualsegError: it belongs to another configuration or to something else, it is finished on other data, or it
+                cannot be written.
         """
         parent = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
         if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
@@ -136,7 +140,7 @@ class RunFolder:
             if self.path.exists() and any(self.path.iterdir()) and not self.launched:
                 raise DualsegError(
                     f"{self.path}: overwrite=true empties run folders alone, and this is none (it has no manifest.json "
-                    "of dualseg); choose another name=..., or remove it yourself."
+                    "of dualseg-train); choose another name=..., or remove it yourself."
                 )
             return
         latest = self.latest_checkpoint()
@@ -147,7 +151,8 @@ class RunFolder:
             )
         if not self.config_file.is_file():
             return
-        ours, theirs = identity(config), identity(self.config())
+        earlier = self.config()
+        ours, theirs = identity(config), identity(earlier)
         different = [k for k in sorted(ours.keys() | theirs.keys()) if ours.get(k, "absent") != theirs.get(k, "absent")]
         if different:
             key = different[0]
@@ -155,9 +160,14 @@ class RunFolder:
                 f"{self.path}: holds a run of another configuration ({key}: {theirs.get(key, 'absent')} there, "
                 f"{ours.get(key, 'absent')} now, {len(different)} keys in all); choose name=... or overwrite=true."
             )
+        if self.finished:  # one that is not will compare the volumes themselves
+            _check_same_roots(self.path, earlier, config)
 
     def open(self, config: Mapping[str, Any]) -> None:
-        """Make the folder and write config.yaml; `overwrite` empties a run folder first."""
+        """Make the folder and write config.yaml; `overwrite` empties a run folder first.
+
+        The config.yaml of a resumed run is written anew: later commands must look where its data lie now.
+        """
         try:
             if config["overwrite"] and self.launched:
                 shutil.rmtree(self.path)
@@ -165,7 +175,7 @@ class RunFolder:
             self.curves_file.parent.mkdir(exist_ok=True)
             for leftover in self.checkpoints.glob(".*.tmp.*"):  # of a run that was killed while it wrote
                 leftover.unlink()
-            if not self.config_file.is_file():
+            if not self.config_file.is_file() or identity(self.config()) == identity(config):
                 write_text(self.config_file, yaml.safe_dump(dict(config), sort_keys=False))
         except OSError as error:
             raise DualsegError(f"{self.path}: cannot be written ({error}); choose another with output=DIR.") from error
@@ -184,6 +194,17 @@ class RunFolder:
     def finish(self, metrics: Mapping[str, Any]) -> None:
         """Write metrics.json: from now on the run is finished."""
         write_json(self.metrics_file, metrics)
+
+
+def _check_same_roots(path: Path, earlier: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """Raises: DualsegError where the finished run at `path` read its data elsewhere than `config` does."""
+    for key in ("data.root", "data.source.root"):
+        there, now = flatten(earlier).get(key), flatten(config).get(key)
+        if Path(str(there)).expanduser().resolve() != Path(str(now)).expanduser().resolve():
+            raise DualsegError(
+                f"{path}: finished, but with {key}={there}, not {now}, so its scores may be of other data; give "
+                f"{key}={there} to see them, name=... for another run, or overwrite=true to start anew."
+            )
 
 
 def iteration_of(checkpoint: Path) -> int:

@@ -67,7 +67,7 @@ def _cpu() -> str:
 
 
 def describe(seed: int, data: dict[str, Any]) -> dict[str, Any]:
-    """What is known before the first iteration; `data`: fingerprint, dataset and the number of cases of each role."""
+    """What is known before the first iteration; `data`: dataset, number of cases of each role, a run's fingerprint."""
     status = _git("status", "--porcelain", "--untracked-files=no")
     return {
         "dualseg": __version__,

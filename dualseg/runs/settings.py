@@ -1,5 +1,6 @@
 """Checks of a resolved configuration that need no torch, so that a mistake answers at once."""
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -33,10 +34,20 @@ NUMBERS = {
     "data.labeled_ratio": 0.0,
     "data.downsample": 1.0,
     "optimizer.lr": 0.0,
-    "method.gradient_clip_norm": 0.0,
+    "optimizer.weight_decay": 0.0,
+    "lr_schedule.factor": 0.0,
+    "lr_schedule.power": 0.0,
+    "method.margin": 0.0,
     "method.rampup_iterations": 0.0,
 }
-FRACTIONS = ("method.confidence", "method.keep_fraction", "method.prototype_momentum")
+POSITIVE = ("method.gradient_clip_norm", "method.temperature")  # a norm of 0 would clip every gradient to nothing
+FRACTIONS = (
+    "dropout",
+    "optimizer.momentum",
+    "method.confidence",
+    "method.keep_fraction",
+    "method.prototype_momentum",
+)
 NULLABLE = (
     "data.labeled",
     "data.labeled_ratio",
@@ -45,7 +56,8 @@ NULLABLE = (
     "method.gradient_clip_norm",
     "method.rampup_iterations",
 )
-NETWORKS = {"dual": ["a", "b"], "supervised": ["a"]}  # of the methods that take no others
+TERM_WEIGHT = re.compile(r"method\.terms\.\w+\.weight")
+NETWORKS = {"dual": ["a", "b"], "dual_gentle": ["a", "b"], "supervised": ["a"]}  # of the methods that take no others
 CHOICES = {
     "objective": ("described", "released"),
     "method.fusion": ("mean", "union"),
@@ -81,12 +93,19 @@ def check(settings: Mapping[str, Any]) -> None:
             continue
         if key in WHOLE and (type(value) is not int or value < WHOLE[key]):
             raise DualsegError(f"{key}={value}: give a whole number of at least {WHOLE[key]}.")
-        if key in NUMBERS and (type(value) not in (int, float) or value < NUMBERS[key]):
-            raise DualsegError(f"{key}={value}: give a number of at least {NUMBERS[key]:g}.")
-        if key in FRACTIONS and not (type(value) in (int, float) and 0 <= value <= 1):
+        least = 0.0 if TERM_WEIGHT.fullmatch(key) else NUMBERS.get(key)
+        if least is not None and not (_is_number(value) and value >= least):
+            raise DualsegError(f"{key}={value}: give a number of at least {least:g}.")
+        if key in POSITIVE and not (_is_number(value) and value > 0):
+            or_null = ", or null for no limit" if key in NULLABLE else ""
+            raise DualsegError(f"{key}={value}: give a number above 0{or_null}.")
+        if key in FRACTIONS and not (_is_number(value) and 0 <= value <= 1):
             raise DualsegError(f"{key}={value}: give a number from 0 to 1.")
         if key == "lr_schedule.milestones" and not (isinstance(value, list) and all(map(_is_milestone, value))):
             mend = "give a list of iterations (whole numbers above 1) or fractions of the run (above 0, at most 1)"
+            raise DualsegError(f"{key}={value}: {mend}.")
+        if key == "trainer.devices" and not _is_devices(value):
+            mend = "give a number of at least 1, -1 or auto for all there are, or a list of their indices such as [0,1]"
             raise DualsegError(f"{key}={value}: {mend}.")
         if (key in SWITCHES or key.endswith(".enabled")) and type(value) is not bool:
             raise DualsegError(f"{key}={value}: give true or false.")  # a string such as off would count as true
@@ -108,9 +127,21 @@ def check(settings: Mapping[str, Any]) -> None:
         raise DualsegError(f"data.stride={stride}: needs three numbers from 1 to data.patch_size={patch}.")
 
 
+def _is_number(value: Any) -> bool:
+    """Neither true or false, which Python counts as numbers, nor infinite or NaN."""
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _is_devices(value: Any) -> bool:
+    """As Lightning's `devices`."""
+    if isinstance(value, list):
+        return bool(value) and all(type(index) is int and index >= 0 for index in value)
+    return value == "auto" or (type(value) is int and (value == -1 or value >= 1))
+
+
 def _is_milestone(value: Any) -> bool:
     """As `step_decay` takes them."""
-    return type(value) in (int, float) and value > 0 and (value <= 1 or value % 1 == 0)
+    return _is_number(value) and value > 0 and (value <= 1 or value % 1 == 0)
 
 
 def check_weights(settings: Mapping[str, Any]) -> None:

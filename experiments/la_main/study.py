@@ -198,8 +198,8 @@ def table(rows: list[dict[str, str]]) -> str:
             continue
         lines += [f"Test cases 61-80, scale={scale}; mean ± standard deviation over seeds.", ""]
         lines += [
-            "| | network | runs | Dice % | Jaccard % | 95HD (voxels) | ASD (voxels) |",
-            "|---|---|---|---|---|---|---|",
+            "| | network | iterations | runs | Dice % | Jaccard % | 95HD (voxels) | ASD (voxels) |",
+            "|---|---|---|---|---|---|---|---|",
         ]
         for variant in SHOWN:
             for network in ("a", "b", "ensemble"):
@@ -207,7 +207,11 @@ def table(rows: list[dict[str, str]]) -> str:
                 if not columns[0]:
                     continue
                 cells = [_spread(c, 100 if i < 2 else 1) for i, c in enumerate(columns)]
-                lines.append(f"| {variant.title} | {network} | {len(columns[0])} | {' | '.join(cells)} |")
+                iterations = ", ".join(
+                    sorted({f"{n:,.0f}" for n in values_of(rows, scale, variant, network, "iterations")})
+                )
+                first = f"| {variant.title} | {network} | {iterations} | {len(columns[0])} |"
+                lines.append(f"{first} {' | '.join(cells)} |")
         lines.append("")
     return "\n".join(lines)
 
@@ -239,7 +243,11 @@ def figure(rows: list[dict[str, str]], path: Path) -> None:
             axis.plot(np.mean(dice), height, "|", color=colour, markersize=18, markeredgewidth=2.5)
         axis.set_yticks(range(len(shown)), [v.title for v in shown])
         axis.set_ylim(-0.6, len(shown) - 0.4)
-        axis.set_xlabel("Dice %, mean of test cases 61-80 (dots: seeds, bar: their mean)")
+        axis.set_xlabel("Dice %, test cases 61-80; dots: seeds, bar: mean")
+        middle, half = np.mean(axis.get_xlim()), max(np.ptp(axis.get_xlim()) / 2, 5)
+        axis.set_xlim(
+            middle - half, middle + half
+        )  # no narrower than 10 points: a single run's difference is no result
         axis.set_title(f"scale={scale}", loc="left", fontsize=10)
         axis.grid(axis="x", alpha=0.3)
     drawing.savefig(path, dpi=130)

@@ -92,3 +92,10 @@ def test_the_shipped_left_atrium_lists_are_disjoint_and_of_the_official_length()
 def test_a_case_listed_twice_is_refused_by_name(train, test):
     with pytest.raises(DualsegError, match=r"^a: listed more than once"):
         split_cases(train, test)
+
+
+@pytest.mark.parametrize("train, test", [(["a", "site/b"], ["t"]), (["a", "b"], ["site/b"]), (["a", "site\\b"], ())])
+def test_a_case_whose_name_is_a_path_is_refused_by_name(train, test):
+    """The report would not read the slices that are stored under it."""
+    with pytest.raises(DualsegError, match=r"^site[/\\]b: .*no path separator.*other names"):
+        split_cases(train, test)

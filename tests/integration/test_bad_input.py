@@ -14,11 +14,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from hydra import compose, initialize_config_dir
 
 import dualseg.methods.dual
 from dualseg import audit, evaluate, report, train
+from dualseg.cli import conf_dir
 from dualseg.data.left_atrium import case_list
 from dualseg.runs import checkpoints
+from dualseg.runs.settings import resolve
 
 pytestmark = pytest.mark.filterwarnings("ignore:Detected pickle protocol 4", "ignore:.*not resumable")
 
@@ -161,7 +164,7 @@ def test_a_bad_evaluation_volume_is_found_before_the_run(phantom_fails, phantom_
     [
         (["data.patch_size=[32,32,33]"], ["data.patch_size=[32, 32, 33]", "multiples of 16", "[32, 32, 32]"]),
         (["data.patch_size=32"], ["data.patch_size=32", "three whole numbers"]),
-        (["data.stride=[16,16,48]"], ["data.stride=[16, 16, 48]", "data.patch_size"]),
+        (["data.stride=[16,16,48]"], ["data.stride=[16, 16, 48]", "from 1 to data.patch_size"]),
         (["data.labeled=0"], ["data.labeled=0", "at least 1"]),
         (["data.labeled=7"], ["data.labeled=7", "give between 1 and 6"]),
         (["data.labeled=two"], ["data.labeled=two", "whole number"]),
@@ -172,7 +175,7 @@ def test_a_bad_evaluation_volume_is_found_before_the_run(phantom_fails, phantom_
         (["data.labeled_ratio=0.5"], ["data.labeled and data.labeled_ratio", "keep one"]),
         (["data.labeled=6"], ["data.labeled=6", "no unlabeled volume", "lower data.labeled or use method=supervised"]),
         (["data.held_out_test=6"], ["data.held_out_test=6", "give 0 to 5"]),
-        (["data.downsample=0.5"], ["data.downsample=0.5"]),
+        (["data.downsample=0.5"], ["data.downsample=0.5: give a number of at least 1"]),
         (["data.labelled=4"], ["data.labelled", "Did you mean data.labeled?"]),
         (["trainer.max_iteration=4"], ["trainer.max_iteration", "Did you mean trainer.max_iterations?"]),
         (["method.terms.cosin.weight=2"], ["method.terms.cosin", "Did you mean method.terms.cosine"]),
@@ -182,20 +185,72 @@ def test_a_bad_evaluation_volume_is_found_before_the_run(phantom_fails, phantom_
         (["experiment=la_papr"], ["experiment=la_papr", "Did you mean la_paper?"]),
         (["trainer.max_iterations=0"], ["trainer.max_iterations=0", "at least 1"]),
         (["trainer.max_iterations=2.5"], ["trainer.max_iterations=2.5", "whole number"]),
+        (["trainer.precision=bf16-mixed"], ["trainer.precision=bf16-mixed", "on a GPU only", "leave it at 32-true"]),
         (["trainer.precision=fp8"], ["trainer.precision=fp8", "bf16-mixed"]),
         (["objective=publish"], ["objective=publish", "described, released"]),
-        (["optimizer.lr=fast"], ["optimizer.lr=fast", "number"]),
+        (["optimizer.lr=fast"], ["optimizer.lr=fast: give a number of at least 0"]),
         (["evaluate_on=[training]"], ["evaluate_on", "training", "validation and test"]),
-        (["networks=vnet"], ["networks: method=dual takes a and b, not ['a']"]),
-        (["method=supervised", "networks=vnet_vnet"], ["networks: method=supervised takes a, not ['a', 'b']"]),
-        (["batch.labeled=0"], ["batch.labeled=0"]),
-        (["seed=-1"], ["seed=-1"]),
-        (["data.patch_size=[32,32"], ["[32,32"]),
-        (["method"], ["method"]),
+        (["networks=vnet"], ["networks: method=dual takes a and b, not ['a']; choose another networks=..."]),
+        (["method=dual_gentle", "networks=vnet"], ["networks: method=dual_gentle takes a and b", "choose another"]),
+        (
+            ["method=supervised", "networks=vnet_vnet"],
+            ["networks: method=supervised takes a, not ['a', 'b']", "choose"],
+        ),
+        (["batch.labeled=0"], ["batch.labeled=0: give a whole number of at least 1"]),
+        (["seed=-1"], ["seed=-1: give a whole number of at least 0"]),
+        (
+            ["data.patch_size=[32,32"],
+            ["data.patch_size=[32,32: cannot be read; write key=value, a list as key=[1,2,3]"],
+        ),
+        (["method"], ["method: cannot be read; write key=value"]),
+        (["optimizer.lr=nan"], ["optimizer.lr=nan: give a number of at least 0"]),
+        (["optimizer.momentum=x"], ["optimizer.momentum=x: give a number from 0 to 1"]),
+        (["optimizer.weight_decay=x"], ["optimizer.weight_decay=x: give a number of at least 0"]),
+        (["lr_schedule.factor=x"], ["lr_schedule.factor=x: give a number of at least 0"]),
+        (["lr_schedule=polynomial", "lr_schedule.power=x"], ["lr_schedule.power=x: give a number of at least 0"]),
+        (["dropout=2"], ["dropout=2: give a number from 0 to 1"]),
+        (["method.terms.cosine.weight=abc"], ["method.terms.cosine.weight=abc: give a number of at least 0"]),
+        (["method.terms.cosine.weight=-1"], ["method.terms.cosine.weight=-1: give a number of at least 0"]),
+        (["method.temperature=0"], ["method.temperature=0: give a number above 0."]),
+        (["method.temperature=x"], ["method.temperature=x: give a number above 0."]),
+        (["method.margin=-1"], ["method.margin=-1: give a number of at least 0"]),
+        (["method.gradient_clip_norm=0"], ["method.gradient_clip_norm=0: give a number above 0, or null for no limit"]),
+        (["trainer.devices=0"], ["trainer.devices=0: give a number of at least 1, -1 or auto", "[0,1]"]),
+        (["trainer.devices=[]"], ["trainer.devices=[]: give a number of at least 1"]),
+        (["trainer.devices=two"], ["trainer.devices=two: give a number of at least 1"]),
     ],
 )
 def test_a_mistake_in_the_configuration(command, tiny, phantom, runs, words, parts):
     command(train.main, *tiny(phantom.root, runs), *words).complains(*parts)
+    assert not runs.exists()
+
+
+@pytest.mark.parametrize("value", ["auto", "-1", "2", "[0,1]"])
+def test_devices_as_lightning_takes_them(value):
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        resolve(compose("train", [f"trainer.devices={value}"]))
+
+
+@pytest.mark.parametrize("main", [train.main, audit.main])
+@pytest.mark.parametrize(
+    "words",
+    [
+        pytest.param(
+            ["trainer.accelerator=gpu"], marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+        ),
+        ["trainer.accelerator=tpu"],
+        ["trainer.accelerator=abacus"],
+    ],
+)
+def test_a_device_that_is_not_there(command, tiny, phantom, runs, main, words):
+    outcome = command(main, *tiny(phantom.root, runs), *words)
+    outcome.complains("trainer.accelerator", "trainer.devices", "trainer.strategy", "trainer.precision", "auto")
+    assert not runs.exists()
+
+
+@pytest.mark.parametrize("words", [["trainer.devices=[0]"], ["trainer.strategy=abacus"]])
+def test_devices_and_strategies_that_do_not_fit(command, tiny, phantom, runs, words):
+    command(train.main, *tiny(phantom.root, runs), *words).complains("cannot be set up", "trainer.devices")
     assert not runs.exists()
 
 
@@ -267,6 +322,16 @@ def test_a_run_name_is_taken_by_another_configuration(command, tiny, phantom, ru
     outcome = command(train.main, *words, "optimizer.lr=0.02")
     outcome.complains(run, "another configuration", "optimizer.lr: 0.01 there, 0.02 now", "name=... or overwrite=true")
     assert content(run) == before
+
+
+def test_a_finished_run_is_not_shown_for_other_data(command, tiny, phantom, run, tmp_path):
+    before = content(run)
+    words = [*tiny(phantom.root, run.parent), "name=done"]
+    assert command(train.main, *words).code == 0
+    other = tmp_path / "none"
+    outcome = command(train.main, *words, f"data.root={other}")
+    outcome.complains(run, f"data.root={phantom.root}", other, "name=...", "overwrite=true")
+    assert content(run) == before and not other.exists()
 
 
 def test_weights_of_another_architecture(command, tiny, phantom, run, tmp_path):

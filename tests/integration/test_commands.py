@@ -1,6 +1,7 @@
 """The whole path of one run through the four commands: train, evaluate, report, audit."""
 
 import csv
+import hashlib
 import json
 import os
 import re
@@ -181,6 +182,13 @@ def test_evaluations_stand_beside_earlier_ones(run, away, command):
         assert {p.name for p in (folder / "slices").iterdir()} == {"phantom_006.npz", "phantom_007.npz"}
         evaluated = yaml.safe_load((folder / "config.yaml").read_text())["evaluated"]
         assert evaluated == {str(run.path): "iteration-000012.ckpt"}
+        manifest = json.loads((folder / "manifest.json").read_text())
+        assert manifest["command"] == f"dualseg-evaluate run={run.path}"
+        assert manifest["started"] <= manifest["finished"] and manifest["seconds"] > 0
+        assert manifest["data"] == {"dataset": "phantom", "test": 2}
+        sha256 = hashlib.sha256(run.checkpoint().read_bytes()).hexdigest()
+        assert manifest["evaluated"] == {str(run.path): {"checkpoint": "iteration-000012.ckpt", "sha256": sha256}}
+        assert {"versions", "git", "hardware"} <= manifest.keys()
     assert all(path.read_bytes() == content for path, content in before.items())
     assert list(away.iterdir()) == []
 

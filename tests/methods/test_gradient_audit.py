@@ -212,6 +212,22 @@ def test_command_fails_on_a_red_row(words, command, monkeypatch):
     assert sum("cosine" in line and "ON, BUT SENDS NOTHING" in line for line in outcome.out.splitlines()) == 2
 
 
+@pytest.mark.parametrize("precision", ["16-mixed", "bf16-mixed"])
+def test_command_takes_gradients_in_float32(precision, words, command, monkeypatch):
+    """Unscaled, a weak term's would be rounded to zero in float16."""
+    seen = []
+
+    def watch(*args):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return []
+
+    monkeypatch.setattr("dualseg.methods.audit.audit", watch)
+    monkeypatch.setattr(dualseg.audit, "WARM_UP", 1)
+    outcome = command(dualseg.audit.main, *words, f"trainer.precision={precision}")
+    assert outcome.code == 0, outcome.err
+    assert seen == [False]
+
+
 def test_help_answers_without_torch():
     code = "import sys; sys.argv = ['dualseg-audit', '--help']\nfrom dualseg.audit import main\n"
     code += "try:\n    main()\nfinally:\n    assert 'torch' not in sys.modules, 'torch was imported'\n"

@@ -105,18 +105,41 @@ def launched(settings: dict[str, Any]) -> RunFolder:
     return folder
 
 
-def test_opening_writes_the_configuration_once(settings):
+def test_opening_writes_the_configuration(settings):
     folder = RunFolder.of(settings)
     folder.claim(settings)
     assert not folder.path.exists(), "claim writes nothing"
     folder.open(settings)
     assert {p.name for p in folder.path.iterdir()} == {"config.yaml", "checkpoints", "logs"}
     assert folder.config() == settings
-    before = folder.config_file.stat().st_mtime_ns
-    again = {**settings, "output": "elsewhere"}
-    folder.claim(again)
-    folder.open(again)
-    assert folder.config_file.stat().st_mtime_ns == before
+
+
+def test_a_resumed_run_says_where_its_data_lie_now(settings):
+    settings["name"] = "mine"
+    folder = launched(settings)
+    moved = composed(f"output={settings['output']}", "name=mine", "data.root=/moved", "trainer.log_every=3")
+    folder.claim(moved)
+    folder.open(moved)
+    assert folder.config() == moved
+    assert folder.config()["data"]["source"]["root"] == "/moved"
+
+
+@pytest.mark.parametrize("key", ["data.root", "data.source.root"])
+def test_a_finished_run_is_of_the_data_it_read(settings, tmp_path, key):
+    settings["name"] = "mine"
+    settings["data"]["root"] = settings["data"]["source"]["root"] = str(tmp_path / "first")
+    folder = launched(settings)
+    other = copy.deepcopy(settings)
+    (other["data"] if key == "data.root" else other["data"]["source"])["root"] = str(tmp_path / "second")
+    folder.claim(other)
+    folder.finish({"status": "finished"})
+    with pytest.raises(DualsegError) as refused:
+        folder.claim(other)
+    ways = (f"{key}={tmp_path / 'first'}", f"not {tmp_path / 'second'}", "name=...", "overwrite=true")
+    assert all(words in str(refused.value) for words in ways), refused.value
+    folder.claim({**other, "overwrite": True})
+    (tmp_path / "second").symlink_to(tmp_path / "first")
+    folder.claim(other)  # the same folder by another name
 
 
 def test_another_configuration_is_turned_away(settings):
@@ -155,6 +178,14 @@ def test_overwriting_spares_what_is_no_run_folder(settings, tmp_path, name):
         folder.claim(settings)
     folder.open(settings)
     assert (folder.path / name).read_text() == "{}"
+
+
+def test_an_evaluation_is_no_run_folder_to_empty(settings, tmp_path):
+    settings |= {"output": str(tmp_path), "name": "both", "overwrite": True}
+    folder = RunFolder.of(settings)
+    write_json(folder.manifest_file, {"dualseg": "0", "evaluated": {}})
+    with pytest.raises(DualsegError, match=r"both: overwrite=true empties run folders alone"):
+        folder.claim(settings)
 
 
 @pytest.mark.parametrize("lost", ["config.yaml", "manifest.json"])

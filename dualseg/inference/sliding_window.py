@@ -7,6 +7,8 @@ from monai.inferers import sliding_window_inference
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dualseg.inference.folding import fold_batch_norm
+
 
 class SlidingWindow:
     """Windows at 0, s, 2s, ... along each axis, the last clamped to the edge; probabilities averaged in overlaps.
@@ -52,10 +54,11 @@ class SlidingWindow:
         Returns:
             name -> (K, W, H, D) float32.
         """
+        folded = [fold_batch_norm(network) for network in networks.values()]
 
         def predict(windows: Tensor) -> Tensor:
             windows = windows.contiguous(memory_format=self.memory_format)
-            return torch.cat([network(windows).logits.float().softmax(dim=1) for network in networks.values()], dim=1)
+            return torch.cat([network(windows).logits.float().softmax(dim=1) for network in folded], dim=1)
 
         stacked = sliding_window_inference(
             image[None], self.patch_size, self.batch_size, predict, overlap=self.overlap, mode="constant"

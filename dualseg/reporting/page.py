@@ -297,7 +297,7 @@ def _schedule_panels(run: RunContents) -> list[dict[str, str]]:
     foreground = under("foreground")
     if foreground:
         colours = {name: figures.network_colour(name) for name in foreground}
-        panels.append(_panel("share of foreground in labels and pseudo-labels", foreground, colours, legend=True))
+        panels.append(_panel("share of foreground", foreground, colours, legend=True))
     for title, curves in (("ramps", under("ramp")), ("learning rate", rates)):
         if curves:
             colours = {n: figures.OTHER_COLOURS[i % len(figures.OTHER_COLOURS)] for i, n in enumerate(sorted(curves))}

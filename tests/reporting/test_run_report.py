@@ -109,7 +109,7 @@ def test_page_needs_nothing_but_itself(page: Page) -> None:
 
 def test_accessible(page: Page) -> None:
     images = page.all("img")
-    # 1 distribution, 9 loss terms with the total, 3 schedules, 3 cases x 3 planes x 2.
+    # 1 distribution, 9 loss terms with the total, share of foreground and 3 schedules, 3 cases x 3 planes x 2.
     assert len(images) == 1 + 9 + 4 + 18
     assert all(len(image["alt"]) > 20 for image in images)
     assert all("scope" in cell for cell in page.all("th"))

@@ -111,7 +111,7 @@ def test_evaluation_volumes_are_checked_before_a_run_and_only_those_asked_for():
     assert {case for _, case in source.read} == {"y", "z"}
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3, 5])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
 def test_ranks_share_evaluation_volumes_without_repeats(world_size):
     source = Counted()
     data = module(source, held_out_validation=4)
@@ -120,6 +120,14 @@ def test_ranks_share_evaluation_volumes_without_repeats(world_size):
         data.trainer = trainer(rank, world_size)
         seen += [(volume.case, volume.case_index) for volume in data.val_dataloader()]
     assert sorted(seen) == [("e", 0), ("f", 1), ("g", 2), ("h", 3)]
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_more_ranks_than_evaluation_volumes_are_refused_on_every_rank(rank):
+    data = module(Counted(), held_out_validation=4)
+    data.trainer = trainer(rank, 5)
+    with pytest.raises(DualsegError, match=r"trainer\.devices: 5 processes for 4 volumes .* dualseg-evaluate"):
+        data.val_dataloader()
 
 
 def test_no_evaluation_cases_give_no_loader():

@@ -234,8 +234,8 @@ class SemiSupervisedDataModule(pl.LightningDataModule):
         assert trainer is not None
         if trainer.world_size > len(dataset):  # on every rank alike: with an empty share the others would wait for ever
             raise DualsegError(
-                f"trainer.devices: {trainer.world_size} processes for {len(dataset)} volumes to evaluate; use fewer, or "
-                "evaluate_on=[] and trainer.validate_every=null, and dualseg-evaluate afterwards."
+                f"trainer.devices: {trainer.world_size} processes for {len(dataset)} volumes to evaluate; use fewer, "
+                "or evaluate_on=[] and trainer.validate_every=null, and dualseg-evaluate afterwards."
             )
         # every volume once over all ranks: a DistributedSampler would repeat some to even the shares out
         share = range(trainer.global_rank, len(dataset), trainer.world_size)

@@ -128,7 +128,9 @@ def build_trainer(config: Config, folder: RunFolder, resumed_at: int, resume_com
         log_every_n_steps=min(settings["log_every"], iterations),
         accelerator=settings["accelerator"],
         devices=settings["devices"],
+        num_nodes=settings["num_nodes"],
         strategy=settings["strategy"],
+        sync_batchnorm=settings["sync_batchnorm"],
         precision=settings["precision"],
         benchmark=True,  # patches have one size: let cuDNN choose by trying
         use_distributed_sampler=False,

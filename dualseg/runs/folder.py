@@ -19,6 +19,8 @@ from dualseg.files import read_json, write_json, write_text
 NOT_IDENTITY = (
     "name",
     "output",
+    "study",
+    "variant",
     "overwrite",
     "logger",
     "data.root",

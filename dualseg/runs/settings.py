@@ -23,13 +23,14 @@ WHOLE = {  # whole numbers and their least value; where the configuration leaves
     "data.num_workers": 0,
     "inference.batch_size": 1,
     "trainer.max_iterations": 1,
+    "trainer.num_nodes": 1,
     "trainer.checkpoint_every": 1,
     "trainer.checkpoints_kept": 1,
     "trainer.log_every": 1,
     "trainer.threads": 1,
     "trainer.validate_every": 1,
 }
-SWITCHES = ("overwrite", "trainer.channels_last", "trainer.progress_bar")  # and every method.terms.*.enabled
+SWITCHES = ("overwrite", "trainer.channels_last", "trainer.progress_bar", "trainer.sync_batchnorm")  # and every method.terms.*.enabled
 NUMBERS = {
     "data.labeled_ratio": 0.0,
     "data.downsample": 1.0,

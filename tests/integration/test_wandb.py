@@ -24,7 +24,8 @@ def initial(path: Path, resumed_at: int = 0, **changes: Any) -> dict[str, Any]:
     """What wandb.init will be called with."""
     trainer = {
         "max_iterations": 2, "validate_every": None, "checkpoint_every": 3, "checkpoints_kept": 1, "log_every": 1,
-        "accelerator": "cpu", "devices": 1, "strategy": "auto", "precision": "32-true", "progress_bar": False,
+        "accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "sync_batchnorm": False,
+        "precision": "32-true", "progress_bar": False,
     }  # fmt: skip
     logger = {"_target_": "pytorch_lightning.loggers.WandbLogger", "project": "p", "offline": True}
     config = {"trainer": trainer, "logger": logger, **changes}

@@ -30,7 +30,12 @@ WHOLE = {  # whole numbers and their least value; where the configuration leaves
     "trainer.threads": 1,
     "trainer.validate_every": 1,
 }
-SWITCHES = ("overwrite", "trainer.channels_last", "trainer.progress_bar", "trainer.sync_batchnorm")  # and every method.terms.*.enabled
+SWITCHES = (  # and every method.terms.*.enabled
+    "overwrite",
+    "trainer.channels_last",
+    "trainer.progress_bar",
+    "trainer.sync_batchnorm",
+)
 NUMBERS = {
     "data.labeled_ratio": 0.0,
     "data.downsample": 1.0,

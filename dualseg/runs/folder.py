@@ -20,6 +20,7 @@ NOT_IDENTITY = (
     "name",
     "output",
     "study",
+    "scale",
     "variant",
     "overwrite",
     "logger",

@@ -87,7 +87,7 @@ def resolve(config: Any) -> dict[str, Any]:
     config.data.root = str(Path(config.data.root).expanduser().absolute())
     settings = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     assert isinstance(settings, dict)
-    plain = {str(key): value for key, value in settings.items()}
+    plain = {str(key): value for key, value in settings.items() if key != "sweep"}  # what other runs there are
     check(plain)
     return plain
 

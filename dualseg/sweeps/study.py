@@ -1,0 +1,96 @@
+"""A study: which runs one table or figure needs. Read from conf/sweep/<study>.yaml; no Hydra, no torch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dualseg.cli import conf_dir
+from dualseg.errors import DualsegError
+from dualseg.runs.folder import nearest
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is run for one study.
+
+    Attributes:
+        name: as of its folder in experiments/.
+        experiments: scale (`cpu`, `full`) -> option of the group `experiment`.
+        seeds: of every variant.
+        variants: row of the table -> {key or group: value} that is changed for it.
+        ensembles: row of the table -> the variants whose runs are evaluated together for it.
+        against: the variant that the others are compared with; None: no comparison.
+    """
+
+    name: str
+    experiments: Mapping[str, str]
+    seeds: tuple[int, ...]
+    variants: Mapping[str, Mapping[str, Any]]
+    ensembles: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    against: str | None = None
+
+    @property
+    def rows(self) -> tuple[str, ...]:
+        """Every row of the table in the order of the file: variants, then ensembles."""
+        return (*self.variants, *self.ensembles)
+
+    def words(self, variant: str, scale: str) -> list[str]:
+        """The words of a command line that make `variant`, its seed excepted."""
+        if scale not in self.experiments:
+            raise DualsegError(f"scale={scale}: the study {self.name} has {', '.join(self.experiments)}.")
+        changes = [f"{key}={as_word(value)}" for key, value in self.variants[variant].items()]
+        labels = [f"study={self.name}", f"scale={scale}", f"variant={variant}"]
+        return [f"experiment={self.experiments[scale]}", *changes, *labels]
+
+
+def as_word(value: Any) -> str:
+    """A value as Hydra's command line takes it."""
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def study_names() -> list[str]:
+    """Every study that conf/sweep describes."""
+    return sorted(path.stem for path in (conf_dir() / "sweep").glob("*.yaml"))
+
+
+def read_study(name: str, folder: Path | None = None) -> Study:
+    """The study of conf/sweep/<name>.yaml.
+
+    Args:
+        name: of the study.
+        folder: another folder of such files, in place of conf/sweep.
+
+    Raises:
+        DualsegError: no such study, or its file does not describe one.
+    """
+    path = (folder or conf_dir() / "sweep") / f"{name}.yaml"
+    if not path.is_file():
+        raise DualsegError(f"{name}: no such study (no {path}).{nearest(name, study_names())}")
+    try:
+        content = yaml.safe_load(path.read_text())
+        return study_of(content["study"], content["sweep"])
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, DualsegError):
+            raise
+        raise DualsegError(f"{path}: describes no study ({error}); see conf/sweep/la_main.yaml for one.") from error
+
+
+def study_of(name: str, sweep: Mapping[str, Any]) -> Study:
+    """The study `name` of the content of its `sweep` key.
+
+    Raises:
+        DualsegError: a reference to a variant that is not there.
+    """
+    variants = {key: dict(value or {}) for key, value in sweep["variants"].items()}
+    ensembles = {key: tuple(value) for key, value in (sweep.get("ensembles") or {}).items()}
+    against = sweep.get("against")
+    known = {*variants, *ensembles}
+    for reference in (*(v for group in ensembles.values() for v in group), *([against] if against else [])):
+        if reference not in known:
+            raise DualsegError(f"sweep {name}: {reference} is none of its variants.{nearest(reference, list(known))}")
+    return Study(name, dict(sweep["experiments"]), tuple(sweep["seeds"]), variants, ensembles, against)

@@ -6,12 +6,15 @@ from typing import Any
 from dualseg.cli import run_with_hydra
 
 BATCHES = 3
-WARM_UP = 10  # iterations before the audit: at the very start confident predictions, and so some masks, are rare
+# iterations before the audit, and how many more where a mask was empty: early, confident predictions are rare
+WARM_UP = (10, 30, 60, 100)
 
 HELP = """dualseg-audit [any words of dualseg-train; see dualseg-train --help]
 
-  Trains a few iterations of that configuration, then prints, for each loss term and network, the norm of the weighted
-  gradient that the term sends at full ramp. A term that is on and sends none is red, and the exit code is 2.
+  Trains a few iterations of that configuration, more while the mask of a term is empty (200 at the most), then prints,
+  for each loss term and network, the norm of the weighted gradient that the term sends at full ramp. A term that is on
+  and sends none is red, and the exit code is 2. With weights=RUN_FOLDER/checkpoints/iteration-NNNNNN.ckpt it audits the
+  networks of a trained run.
 """
 
 
@@ -41,26 +44,37 @@ def audit_config(config: Any) -> None:
     method = assembly.build_method(settings, data.source)
     if settings["weights"]:
         load_networks(settings["weights"], dict(method.networks.items()))
-    trainer = pl.Trainer(
-        max_steps=WARM_UP + BATCHES,
-        limit_train_batches=WARM_UP,
-        max_epochs=1,
-        limit_val_batches=0,
-        accelerator=settings["trainer"]["accelerator"],
-        devices=1,
-        # whatever trainer.precision says: in float16 a weak term's unscaled gradient would be rounded to zero
-        precision="32-true",
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=settings["trainer"]["progress_bar"],
-    )
-    trainer.fit(method, data)
-    loader = data.train_dataloader()
-    batches = [trainer.strategy.batch_to_device(batch) for _, batch in zip(range(BATCHES), loader, strict=False)]
-    method.to(trainer.strategy.root_device)
-    rows = audit(method, batches, settings["trainer"]["max_iterations"])
+    trained = 0
+    for iterations in WARM_UP:
+        trainer = pl.Trainer(
+            max_steps=max(settings["trainer"]["max_iterations"], iterations + BATCHES),
+            limit_train_batches=iterations,
+            max_epochs=1,
+            limit_val_batches=0,
+            accelerator=settings["trainer"]["accelerator"],
+            devices=1,
+            # whatever trainer.precision says: in float16 a weak term's unscaled gradient would be rounded to zero
+            precision="32-true",
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            enable_progress_bar=settings["trainer"]["progress_bar"],
+        )
+        trainer.fit(method, data)
+        trained += iterations
+        loader = data.train_dataloader()
+        batches = [trainer.strategy.batch_to_device(batch) for _, batch in zip(range(BATCHES), loader, strict=False)]
+        method.to(trainer.strategy.root_device)
+        rows = audit(method, batches, settings["trainer"]["max_iterations"])
+        if all(row.verdict != "empty" for row in rows):
+            break
     Console().print(audit_table(rows, list(method.trainable_networks()), len(batches)))
+    empty = sorted({row.term for row in rows if row.verdict == "empty"})
+    if empty:
+        mend = "give weights=RUN_FOLDER/checkpoints/iteration-NNNNNN.ckpt to audit trained networks"
+        print(
+            f"Never audited: {', '.join(empty)}, no voxel of its mask in the batches after {trained} iterations; {mend}."
+        )
     dead = [f"{row.term} ({row.network or 'shared'})" for row in rows if row.verdict in ("dead", "leak")]
     if dead:
         raise DualsegError(f"{', '.join(dead)}: on, but the gradient does not go where it should; see the red rows.")

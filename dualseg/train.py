@@ -39,11 +39,13 @@ def train(config: Any) -> None:
         checkpoints.load_networks(settings["weights"], networks)
     data.setup("fit")
     along = ["validation"] if settings["trainer"]["validate_every"] else []
-    data.check_evaluation(dict.fromkeys([*along, *settings["evaluate_on"]]))
+    stages = list(dict.fromkeys([*along, *settings["evaluate_on"]]))
+    data.check_evaluation(stages)
     resumed_at = iteration_of(latest) if latest else 0
     if latest is not None:
         provenance.check_same_data(folder.manifest_file, data.fingerprint())
     trainer = assembly.build_trainer(settings, folder, resumed_at, provenance.resume_command())
+    data.check_processes(trainer.world_size, stages)
     new = trainer.is_global_zero and (settings["overwrite"] or not folder.path.exists())
     try:
         if trainer.is_global_zero:

@@ -73,6 +73,14 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def _check_shares(processes: int, volumes: int) -> None:
+    if processes > volumes:  # on every rank alike: with an empty share the others would wait for ever
+        raise DualsegError(
+            f"trainer.devices: {processes} processes for {volumes} volumes to evaluate; use fewer, or evaluate_on=[] and "
+            "trainer.validate_every=null, and dualseg-evaluate afterwards."
+        )
+
+
 class EvaluationDataset(Dataset[EvaluationVolume]):
     """Whole volumes with their labels, read one at a time; kept in memory where they come again (`cache`)."""
 
@@ -180,6 +188,22 @@ class SemiSupervisedDataModule(pl.LightningDataModule):
             for index in tqdm(range(len(dataset)), desc=f"Checking {stage} volumes", leave=False):
                 dataset[index]
 
+    def check_processes(self, processes: int, stages: Collection[str] = ()) -> None:
+        """Every batch, and the volumes of `stages`, can be dealt out to so many processes: known before a run starts.
+
+        Raises:
+            DualsegError: they cannot.
+        """
+        for key, size in (("labeled", self.labeled_per_batch), ("unlabeled", self.unlabeled_per_batch)):
+            if size % processes:
+                raise DualsegError(
+                    f"batch.{key}={size} cannot be dealt out evenly to {processes} processes; make it a multiple."
+                )
+        for stage in stages:
+            cases = getattr(self.split, stage)
+            if cases:  # without any, nothing is evaluated
+                _check_shares(processes, len(cases))
+
     def fingerprint(self) -> str:
         """Hash of the training data that was read; after `setup("fit")`."""
         return fingerprint(self.volumes)
@@ -188,11 +212,7 @@ class SemiSupervisedDataModule(pl.LightningDataModule):
         if self.trainer is None or self.trainer.max_steps < 1:
             raise DualsegError("trainer.max_iterations (pl.Trainer(max_steps=...)): the length of a run is not given.")
         world_size = self.trainer.world_size
-        for key, size in (("labeled", self.labeled_per_batch), ("unlabeled", self.unlabeled_per_batch)):
-            if size % world_size:
-                raise DualsegError(
-                    f"batch.{key}={size} cannot be dealt out evenly to {world_size} processes; make it a multiple."
-                )
+        self.check_processes(world_size)
         # the loops are restored before the loaders are built: a resumed run goes on with the next iteration's batch
         sampler = IterationBatchSampler(
             self.labeled_per_batch,
@@ -232,11 +252,7 @@ class SemiSupervisedDataModule(pl.LightningDataModule):
             return []
         trainer = self.trainer
         assert trainer is not None
-        if trainer.world_size > len(dataset):  # on every rank alike: with an empty share the others would wait for ever
-            raise DualsegError(
-                f"trainer.devices: {trainer.world_size} processes for {len(dataset)} volumes to evaluate; use fewer, "
-                "or evaluate_on=[] and trainer.validate_every=null, and dualseg-evaluate afterwards."
-            )
+        _check_shares(trainer.world_size, len(dataset))
         # every volume once over all ranks: a DistributedSampler would repeat some to even the shares out
         share = range(trainer.global_rank, len(dataset), trainer.world_size)
         return DataLoader(dataset, sampler=list(share), batch_size=None)

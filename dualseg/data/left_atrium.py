@@ -55,8 +55,10 @@ class LeftAtrium(VolumeSource):
     def _read(self, case: str, key: str) -> np.ndarray:
         path = self._path(case)
         if not path.is_file():
+            alone = ", or give data.held_out_test=20 if you have the 80 training volumes alone"
             raise DualsegError(
-                f"{path}: missing, but {case} is in the list of cases. Put the file there or check data.root."
+                f"{path}: missing, but {case} is in the list of cases. Put the file there or check data.root"
+                f"{alone if case in self.test_cases else ''}."
             )
         try:
             with h5py.File(path, "r") as h5:

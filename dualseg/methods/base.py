@@ -76,7 +76,7 @@ class SegmentationMethod(NetworkEvaluation):
         networks, class_names, sliding_window, distance_unit: see `NetworkEvaluation`.
         optimizer: parameter groups -> optimizer; default SGD, lr 0.01, momentum 0.9, weight decay 1e-4.
         lr_schedule: factor of the learning rate at an iteration; default x 0.1 after 2,500/6,000 and 5,000/6,000.
-        gradient_clip_norm: largest L2 norm of one network's gradient in a step, None for no limit. The contrast divides
+        gradient_clip_norm: largest L2 norm of one network's gradient in a step; None, as in the paper: no limit. The contrast divides
             by feature norms, which dropout and ReLU can leave near zero: experiments/la_main shows what that does.
         seed: of dropout and of the voxels that the contrast draws.
     """
@@ -91,7 +91,7 @@ class SegmentationMethod(NetworkEvaluation):
         sliding_window: SlidingWindow,
         optimizer: Callable[..., Optimizer] = DEFAULT_OPTIMIZER,
         lr_schedule: Schedule | None = None,
-        gradient_clip_norm: float | None = None,
+        gradient_clip_norm: float | None = 10.0,
         seed: int = 0,
         distance_unit: Literal["voxel", "mm"] = "voxel",
     ) -> None:
@@ -127,6 +127,8 @@ class SegmentationMethod(NetworkEvaluation):
         optimizer = cast(LightningOptimizer, self.optimizers())
         optimizer.zero_grad()  # first: the forward passes use the gradients' memory again
         terms = self.loss_terms(batch, iteration, total_iterations)
+        if not terms:
+            raise DualsegError("method.terms: every term is off, so there is nothing to train on; leave one enabled.")
         total = torch.stack([term.weight * term.value for term in terms]).sum()
         if not torch.isfinite(total):
             self._stop_not_finite(terms, iteration, batch["case"])

@@ -11,19 +11,19 @@ NOTE = {
     "live": "live",
     "dead": "ON, BUT SENDS NOTHING",
     "leak": "REACHES ANOTHER NETWORK",
-    "empty": "mask empty in every batch",
+    "empty": "mask empty",
     "absent": "absent",
 }
 
 
 def audit_table(rows: Sequence[AuditRow], networks: Sequence[str], batches: int) -> Table:
     """Loss term x network -> largest weighted gradient norm over the batches, at full ramp."""
-    table = Table(title=f"Gradient audit: largest |d(weight x term)/d(parameters)| over {batches} batches, full ramp")
+    table = Table(title=f"Gradient audit: largest norm of the weighted gradient in {batches} batches, full ramp")
     table.add_column("term", no_wrap=True)
-    table.add_column("objective of")
+    table.add_column("of")
     for network in networks:
         table.add_column(f"into {network}", justify="right")
-    table.add_column("empty masks", justify="right")
+    table.add_column("empty", justify="right")
     table.add_column("verdict")
     for row in rows:
         norms = [f"{row.norms[n]:.3e}" if row.norms.get(n) else "-" for n in networks]

@@ -117,6 +117,7 @@ def check(settings: Mapping[str, Any]) -> None:
             raise DualsegError(f"{key}={value}: give true or false.")  # a string such as off would count as true
         if key in CHOICES and value not in CHOICES[key]:
             raise DualsegError(f"{key}={value}: choose from {', '.join(CHOICES[key])}.")
+    _check_terms(settings["method"].get("terms"))
     method, networks = settings["method"]["name"], sorted(settings["networks"])
     if networks != NETWORKS.get(method, networks):
         takes = " and ".join(NETWORKS[method])
@@ -131,6 +132,18 @@ def check(settings: Mapping[str, Any]) -> None:
     check_patch_size(patch)
     if not all(1 <= s <= p for s, p in zip(stride, patch, strict=True)):
         raise DualsegError(f"data.stride={stride}: needs three numbers from 1 to data.patch_size={patch}.")
+
+
+def _check_terms(terms: Any) -> None:
+    if terms is None:
+        return
+    if not isinstance(terms, dict):
+        raise DualsegError(f"method.terms={terms}: write method.terms.cosine.enabled=false, for example.")
+    for name, setting in terms.items():
+        if not isinstance(setting, dict):
+            raise DualsegError(f"method.terms.{name}={setting}: write method.terms.{name}.enabled=false or .weight=...")
+    if terms and not any(setting.get("enabled", True) for setting in terms.values()):
+        raise DualsegError("method.terms: every term is off, so there is nothing to train on; leave one enabled.")
 
 
 def _is_number(value: Any) -> bool:

@@ -20,6 +20,7 @@ import dualseg.methods.dual
 from dualseg import audit, evaluate, report, train
 from dualseg.cli import conf_dir
 from dualseg.data.left_atrium import case_list
+from dualseg.methods.dual import DEFAULT_TERMS
 from dualseg.runs import checkpoints
 from dualseg.runs.settings import resolve
 
@@ -209,6 +210,8 @@ def test_a_bad_evaluation_volume_is_found_before_the_run(phantom_fails, phantom_
         (["lr_schedule.factor=x"], ["lr_schedule.factor=x: give a number of at least 0"]),
         (["lr_schedule=polynomial", "lr_schedule.power=x"], ["lr_schedule.power=x: give a number of at least 0"]),
         (["dropout=2"], ["dropout=2: give a number from 0 to 1"]),
+        (["method.terms.contrast=false"], ["method.terms.contrast=False: write method.terms.contrast.enabled=false"]),
+        ([f"method.terms.{t}.enabled=false" for t in DEFAULT_TERMS], ["method.terms: every term is off"]),
         (["method.terms.cosine.weight=abc"], ["method.terms.cosine.weight=abc: give a number of at least 0"]),
         (["method.terms.cosine.weight=-1"], ["method.terms.cosine.weight=-1: give a number of at least 0"]),
         (["method.temperature=0"], ["method.temperature=0: give a number above 0."]),
@@ -611,3 +614,12 @@ def test_configurations_of_runs_are_plain_yaml(trained):
     """So that a run folder from elsewhere executes nothing when it is read."""
     assert "!!" not in (trained / "config.yaml").read_text()
     assert yaml.safe_load((trained / "config.yaml").read_text())["base_channels"] == 4
+
+
+def test_what_processes_cannot_share_is_said_before_the_run(command, tiny, phantom, runs):
+    words = [*tiny(phantom.root, runs), "trainer.devices=2", "trainer.strategy=ddp", "evaluate_on=[test]"]
+    outcome = command(train.main, *words, "data.held_out_test=1")
+    outcome.complains("trainer.devices: 2 processes for 1 volumes to evaluate; use fewer")
+    outcome = command(train.main, *words, "batch.unlabeled=3")
+    outcome.complains("batch.unlabeled=3 cannot be dealt out evenly to 2 processes")
+    assert not runs.exists()

@@ -268,7 +268,7 @@ def test_report_is_one_page_of_its_own(run, away, command):
 
 
 def test_audit_takes_the_words_of_training(run, phantom, away, command, monkeypatch):
-    monkeypatch.setattr(dualseg.audit, "WARM_UP", 2)
+    monkeypatch.setattr(dualseg.audit, "WARM_UP", (2,))
     monkeypatch.setattr(dualseg.audit, "BATCHES", 1)
     words = [*TRAIN_WORDS, "method.confidence=0.5", "method.keep_fraction=0.5"]
     outcome = command(dualseg.audit.main, f"data.root={phantom.root}", *words)

@@ -127,7 +127,7 @@ def test_an_empty_mask_is_told_from_a_dead_term():
     empty = {(row.term, row.network): row for row in rows if row.verdict == "empty"}
     assert empty.keys() == expected
     assert all(row.empty_masks == 2 for row in empty.values())
-    assert "mask empty in every batch" in text_of(rows)["rectification a"]
+    assert "mask empty" in text_of(rows)["rectification a"]
     assert not any(row.verdict == "dead" for row in rows)
 
 
@@ -189,7 +189,7 @@ def words(tiny: Callable[..., list[str]], phantom: Phantom, tmp_path: Path) -> l
 def test_command_shows_the_table(objective, words, command, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "140")
-    monkeypatch.setattr(dualseg.audit, "WARM_UP", 5)
+    monkeypatch.setattr(dualseg.audit, "WARM_UP", (5,))
     # so early in a run few voxels are confidently foreground: a low bar keeps the correction's mask from being empty
     outcome = command(dualseg.audit.main, *words, f"objective={objective}", "method.confidence=0.5")
     assert outcome.code == 0, outcome.err
@@ -206,10 +206,36 @@ def test_command_fails_on_a_red_row(words, command, monkeypatch):
     original = dual.cosine
     monkeypatch.setattr(dual, "cosine", lambda p, q: original(p, q).detach())
     monkeypatch.setenv("COLUMNS", "140")
-    monkeypatch.setattr(dualseg.audit, "WARM_UP", 1)
+    monkeypatch.setattr(dualseg.audit, "WARM_UP", (1,))
     outcome = command(dualseg.audit.main, *words)
     outcome.complains("cosine (a), cosine (b)", "on, but the gradient does not go where it should")
     assert sum("cosine" in line and "ON, BUT SENDS NOTHING" in line for line in outcome.out.splitlines()) == 2
+
+
+def test_command_trains_on_while_a_mask_is_empty(words, command, monkeypatch):
+    verdicts = iter(["empty", "live", "empty"])
+    monkeypatch.setattr(
+        "dualseg.methods.audit.audit", lambda *_: [AuditRow("contrast", "a", {"a": 1.0, "b": 0.0}, 0, next(verdicts))]
+    )
+    monkeypatch.setattr(dualseg.audit, "WARM_UP", (1, 2, 3))
+    outcome = command(dualseg.audit.main, *words)
+    assert (outcome.code, next(verdicts)) == (0, "empty"), "stops at the first audit without an empty mask"
+    assert "Never audited" not in outcome.out
+    monkeypatch.setattr("dualseg.methods.audit.audit", lambda *_: [AuditRow("contrast", "a", {}, 3, "empty")])
+    monkeypatch.setattr(dualseg.audit, "WARM_UP", (1, 2))
+    outcome = command(dualseg.audit.main, *words)
+    assert "Never audited: contrast, no voxel of its mask in the batches after 3 iterations" in outcome.out
+    assert "weights=RUN_FOLDER" in outcome.out
+
+
+@pytest.mark.data
+def test_every_term_of_the_study_on_left_atrium_is_live(la_root, command, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "140")
+    few = ["data.labeled=2", "data.held_out_test=77", "evaluate_on=[]"]  # volumes; all else is the study's
+    outcome = command(dualseg.audit.main, "experiment=la_cpu", f"data.root={la_root}", *few)
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.count(" live ") == 2 * len(DEFAULT_TERMS), outcome.out
 
 
 @pytest.mark.parametrize("precision", ["16-mixed", "bf16-mixed"])
@@ -222,7 +248,7 @@ def test_command_takes_gradients_in_float32(precision, words, command, monkeypat
         return []
 
     monkeypatch.setattr("dualseg.methods.audit.audit", watch)
-    monkeypatch.setattr(dualseg.audit, "WARM_UP", 1)
+    monkeypatch.setattr(dualseg.audit, "WARM_UP", (1,))
     outcome = command(dualseg.audit.main, *words, f"trainer.precision={precision}")
     assert outcome.code == 0, outcome.err
     assert seen == [False]

@@ -1,6 +1,8 @@
 """What every method inherits: one optimizer, counted iterations, schedules, precision, memory format, checkpoints."""
 
 import copy
+import inspect
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -8,14 +10,17 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+import yaml
 from method_toys import Stored, Tiny, Volumes, cpu_trainer, outputs, plain_sgd, stored_batch, stored_dual, tiny_parts
 from method_toys import volumes_data as data_of
 from torch import Tensor, nn
 
+from dualseg.cli import conf_dir
 from dualseg.errors import DualsegError
 from dualseg.losses import supervised_ce
 from dualseg.methods import DualNetwork, LossTerm, SegmentationMethod, Supervised
 from dualseg.methods.base import progress
+from dualseg.methods.dual import DEFAULT_TERMS
 from dualseg.methods.schedules import constant, gaussian_rampup, polynomial_decay, step_decay
 from dualseg.networks import ResNet34VNet, VNet
 
@@ -420,3 +425,23 @@ def test_the_bar_shows_the_parts_of_the_loss_and_a_dice():
     shown = progress([*labeled, term("cosine", "a", 4.0, 0.5)])
     assert shown == {"loss": 3.25, "labeled": 1.25, "unlabeled": 2.0, "train_dice": 0.5}
     assert progress(labeled) == {"loss": 1.25, "labeled": 1.25, "train_dice": 0.5}
+
+
+@pytest.mark.parametrize("name", ["dual", "supervised"])
+def test_a_notebook_and_the_command_have_the_same_defaults(name):
+    settings = yaml.safe_load((conf_dir() / "method" / f"{name}.yaml").read_text())["method"]
+    method = {"dual": DualNetwork, "supervised": Supervised}[name]
+    defaults = {
+        key: parameter.default
+        for owner in (SegmentationMethod, method)
+        for key, parameter in inspect.signature(owner.__init__).parameters.items()
+    }
+    for key, value in settings.items():
+        if key in ("name", "_target_"):
+            continue
+        if key == "terms":
+            assert value == {name: asdict(setting) for name, setting in DEFAULT_TERMS.items()}
+        elif key == "objective":
+            assert defaults[key] == "described"
+        else:
+            assert defaults[key] == value, key

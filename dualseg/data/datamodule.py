@@ -76,8 +76,8 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
 def _check_shares(processes: int, volumes: int) -> None:
     if processes > volumes:  # on every rank alike: with an empty share the others would wait for ever
         raise DualsegError(
-            f"trainer.devices: {processes} processes for {volumes} volumes to evaluate; use fewer, or evaluate_on=[] and "
-            "trainer.validate_every=null, and dualseg-evaluate afterwards."
+            f"trainer.devices: {processes} processes for {volumes} volumes to evaluate; use fewer, or evaluate_on=[] "
+            "and trainer.validate_every=null, and dualseg-evaluate afterwards."
         )
 
 

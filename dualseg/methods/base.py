@@ -76,8 +76,9 @@ class SegmentationMethod(NetworkEvaluation):
         networks, class_names, sliding_window, distance_unit: see `NetworkEvaluation`.
         optimizer: parameter groups -> optimizer; default SGD, lr 0.01, momentum 0.9, weight decay 1e-4.
         lr_schedule: factor of the learning rate at an iteration; default x 0.1 after 2,500/6,000 and 5,000/6,000.
-        gradient_clip_norm: largest L2 norm of one network's gradient in a step; None, as in the paper: no limit. The contrast divides
-            by feature norms, which dropout and ReLU can leave near zero: experiments/la_main shows what that does.
+        gradient_clip_norm: largest L2 norm of one network's gradient in a step; None, as in the paper: no limit. The
+            contrast divides by feature norms, which dropout and ReLU can leave near zero: experiments/la_main shows
+            what that does.
         seed: of dropout and of the voxels that the contrast draws.
     """
 

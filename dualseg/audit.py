@@ -71,8 +71,8 @@ def audit_config(config: Any) -> None:
     Console().print(audit_table(rows, list(method.trainable_networks()), len(batches)))
     empty = sorted({row.term for row in rows if row.verdict == "empty"})
     if empty:
-        mend = "give weights=RUN_FOLDER/checkpoints/iteration-NNNNNN.ckpt to audit trained networks"
-        print(f"Never audited: {', '.join(empty)}, no voxel of its mask in the batches after {trained} iterations;", mend)
+        mend = "weights=RUN_FOLDER/checkpoints/iteration-NNNNNN.ckpt audits trained networks"
+        print(f"Never audited: {', '.join(empty)}, no voxel of its mask in batches after {trained} iterations; {mend}.")
     dead = [f"{row.term} ({row.network or 'shared'})" for row in rows if row.verdict in ("dead", "leak")]
     if dead:
         raise DualsegError(f"{', '.join(dead)}: on, but the gradient does not go where it should; see the red rows.")

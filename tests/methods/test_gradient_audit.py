@@ -224,7 +224,7 @@ def test_command_trains_on_while_a_mask_is_empty(words, command, monkeypatch):
     monkeypatch.setattr("dualseg.methods.audit.audit", lambda *_: [AuditRow("contrast", "a", {}, 3, "empty")])
     monkeypatch.setattr(dualseg.audit, "WARM_UP", (1, 2))
     outcome = command(dualseg.audit.main, *words)
-    assert "Never audited: contrast, no voxel of its mask in the batches after 3 iterations" in outcome.out
+    assert "Never audited: contrast, no voxel of its mask in batches after 3 iterations" in outcome.out
     assert "weights=RUN_FOLDER" in outcome.out
 
 

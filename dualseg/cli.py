@@ -29,15 +29,28 @@ def conf_dir() -> Path:
     return installed if installed.is_dir() else package.parent / "conf"
 
 
-def run_with_hydra(task: Callable[[Any], Any], config_name: str) -> None:
-    """Compose `config_name` with the command line's overrides and call `task` with it."""
-    import hydra
+def run_with_hydra(task: Callable[[Any], Any], config_name: str, in_sweep: Callable[[Any], Any] | None = None) -> None:
+    """Compose `config_name` with the command line's overrides and call `task` with it.
 
+    Args:
+        task: takes the composed configuration; what a user can mend may leave it.
+        config_name: the root of the configuration tree.
+        in_sweep: takes the configuration of each run of `-m`, and gives back what the sweeper wants to know; None:
+            `-m` is refused.
+    """
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    if in_sweep is None and {"-m", "--multirun"} & set(sys.argv[1:]):
+        _exit("error: -m: this command takes one configuration at a time; leave it out.", 2)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through to `guarded`
 
-    # guarded inside as well: Hydra prints a line of its own about what leaves the task
-    def job(config: Any) -> None:
-        guarded(lambda: task(config))
+    def job(config: Any) -> Any:
+        if in_sweep is not None and HydraConfig.get().mode == RunMode.MULTIRUN:
+            return in_sweep(config)
+        # guarded inside as well: Hydra prints a line of its own about what leaves the task
+        return guarded(lambda: task(config))
 
     guarded(hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(job))
 

@@ -1,4 +1,4 @@
-"""`dualseg-report run RUN_FOLDER`: one self-contained HTML page of a run."""
+"""`dualseg-report`: a run, or how far a sweep is, as something to read."""
 
 import argparse
 import sys
@@ -14,8 +14,13 @@ def main() -> None:
     run = commands.add_parser("run", help="one self-contained HTML page of a run")
     run.add_argument("run", type=Path, metavar="RUN_FOLDER")
     run.add_argument("--output", type=Path, default=None, help="where to write it (default: RUN_FOLDER/report.html)")
+    run.set_defaults(report=lambda given: report_run(given.run, given.output))
+    status = commands.add_parser("status", help="how far the runs of a sweep are")
+    status.add_argument("sweep", metavar="SWEEP", help="a study, or the name or folder of a sweep")
+    status.add_argument("--runs", type=Path, default=Path("runs"), help="folder of run folders (default: runs)")
+    status.set_defaults(report=lambda given: report_status(given.sweep, given.runs))
     arguments = parser.parse_args(sys.argv[1:])
-    guarded(lambda: report_run(arguments.run, arguments.output))
+    guarded(lambda: arguments.report(arguments))
 
 
 def report_run(run: Path, output: Path | None) -> None:
@@ -23,6 +28,14 @@ def report_run(run: Path, output: Path | None) -> None:
     from dualseg.reporting import write_run_report
 
     print(f"Report: {write_run_report(run, output)}")
+
+
+def report_status(sweep: str, runs: Path) -> None:
+    """Print a line for each run of a sweep, and what is left."""
+    from dualseg.sweeps.index import Sweep
+    from dualseg.sweeps.timing import status
+
+    print(status(Sweep.existing(sweep, runs)))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from dualseg.cli import run_with_hydra
+from dualseg.sweeps.job import run_job
 
 
 def train(config: Any) -> None:
@@ -104,7 +105,7 @@ def _show(folder: Any) -> None:
 
 def main() -> None:
     """Console script."""
-    run_with_hydra(train, "train")
+    run_with_hydra(train, "train", in_sweep=run_job)
 
 
 if __name__ == "__main__":

@@ -82,12 +82,14 @@ def resolve(config: Any) -> dict[str, Any]:
     """
     from omegaconf import OmegaConf
 
+    if config.get("sweep") is not None:
+        raise DualsegError(f"sweep={config.study}: is many runs; add -m (dualseg-train -m sweep={config.study} ...).")
     # absolute before it is resolved, so that a run evaluated from another folder finds its data
     config = config.copy()
     config.data.root = str(Path(config.data.root).expanduser().absolute())
     settings = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     assert isinstance(settings, dict)
-    plain = {str(key): value for key, value in settings.items() if key != "sweep"}  # what other runs there are
+    plain = {str(key): value for key, value in settings.items() if key not in ("sweep", "dry")}  # of other runs
     check(plain)
     return plain
 

@@ -1,0 +1,162 @@
+"""The index of a sweep: which runs it has, in which folders, and how far each of them is. No torch, no Hydra."""
+
+import hashlib
+import json
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from dualseg.errors import DualsegError
+from dualseg.files import read_json, write_json
+from dualseg.runs.folder import RunFolder, nearest
+from dualseg.runs.lock import is_locked
+
+State = Literal["done", "running", "failed", "interrupted", "to do"]
+STATES: tuple[State, ...] = ("done", "running", "failed", "interrupted", "to do")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a sweep.
+
+    Attributes:
+        run: name of its folder within the sweep's output folder.
+        words: of the command line that trains it.
+        label: what tells it from the others, in a few words.
+        kind: runs of one kind take as long an iteration: dataset, method, objective, networks.
+        iterations: its length.
+        seed, variant: as in its configuration.
+    """
+
+    run: str
+    words: tuple[str, ...]
+    label: str
+    kind: str
+    iterations: int
+    seed: int
+    variant: str | None
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any], words: Sequence[str], label: str) -> "Job":
+        """The job of a resolved configuration that `words` compose."""
+        networks = "-".join(network["architecture"] for network in settings["networks"].values())
+        parts = (settings["data"]["name"], settings["method"]["name"], settings.get("objective"), networks)
+        return cls(
+            run=RunFolder.of(settings).path.name,
+            words=tuple(words),
+            label=label,
+            kind="-".join(part for part in parts if part),
+            iterations=settings["trainer"]["max_iterations"],
+            seed=settings["seed"],
+            variant=settings["variant"],
+        )
+
+
+class Sweep:
+    """<output>/sweeps/<name>: sweep.json, what its runs printed, and why those in failed/ failed.
+
+    Args:
+        path: the folder; nothing is written before `write`.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.file = self.path / "sweep.json"
+        self.output = self.path.parent.parent
+
+    @classmethod
+    def named(cls, output: str | Path, study: str | None, scale: str | None, words: Sequence[str]) -> "Sweep":
+        """The sweep of a study at a scale, or of a command line's words: the same words find the same sweep again."""
+        digest = hashlib.sha256(json.dumps(sorted(words)).encode()).hexdigest()[:8]
+        name = f"{study}-{scale}" if study else f"multirun-{digest}"
+        return cls(Path(output).expanduser() / "sweeps" / name)
+
+    @classmethod
+    def existing(cls, sweep: str, output: str | Path = "runs") -> "Sweep":
+        """The sweep of that folder, of that name below `output`, or, where there is one scale, of that study.
+
+        Raises:
+            DualsegError: there is none, or there are several.
+        """
+        folder = Path(output).expanduser() / "sweeps"
+        candidates = [path for path in (Path(sweep).expanduser(), folder / sweep) if (path / "sweep.json").is_file()]
+        candidates = candidates[:1] or [path.parent for path in sorted(folder.glob(f"{sweep}-*/sweep.json"))]
+        if len(candidates) == 1:
+            return cls(candidates[0])
+        known = sorted(path.parent.name for path in folder.glob("*/sweep.json"))
+        if candidates:
+            raise DualsegError(f"{sweep}: several sweeps; give one of {', '.join(path.name for path in candidates)}.")
+        there = f" There are {', '.join(known)}." if known else ""
+        raise DualsegError(f"{sweep}: no such sweep in {folder}.{nearest(sweep, known) or there}")
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def scale(self) -> str | None:
+        """That of the study; None where it is none."""
+        return read_json(self.file).get("scale")
+
+    def run_folder(self, job: Job) -> RunFolder:
+        return RunFolder(self.output / job.run)
+
+    def log_file(self, run: str) -> Path:
+        """What the last launches of a run printed."""
+        return self.path / f"{run}.log"
+
+    def jobs(self) -> list[Job]:
+        """Raises: DualsegError where sweep.json is damaged."""
+        if not self.file.is_file():
+            return []
+        try:
+            return [Job(**{**job, "words": tuple(job["words"])}) for job in read_json(self.file)["jobs"]]
+        except (KeyError, TypeError) as error:
+            raise DualsegError(f"{self.file}: damaged ({error}); delete it and start the sweep again.") from error
+
+    def write(self, jobs: Iterable[Job], study: str | None, scale: str | None) -> None:
+        """Add `jobs` to those that are there: a study may be run a few seeds at a time."""
+        known = {job.run: job for job in self.jobs()} | {job.run: job for job in jobs}
+        content = {"name": self.name, "study": study, "scale": scale, "jobs": [asdict(job) for job in known.values()]}
+        write_json(self.file, content)
+
+    def record_failure(self, run: str, reason: str) -> None:
+        """Note why the last launch of a run failed."""
+        write_json(self._failure_file(run), {"reason": reason})
+
+    def forget_failure(self, run: str) -> None:
+        """Drop the record of an earlier launch."""
+        self._failure_file(run).unlink(missing_ok=True)
+
+    def failure(self, run: str) -> str | None:
+        """Why the last launch of a run failed; None where it did not."""
+        file = self._failure_file(run)
+        return str(read_json(file)["reason"]) if file.is_file() else None
+
+    def _failure_file(self, run: str) -> Path:
+        return self.path / "failed" / f"{run}.json"
+
+    def state(self, job: Job) -> State:
+        """How far a run is, as its folder tells; it may be written by another sweep, or by hand."""
+        folder = self.run_folder(job)
+        if folder.finished:
+            return "done"
+        if is_locked(folder.path):
+            return "running"
+        if self.failure(job.run) is not None:
+            return "failed"
+        return "interrupted" if folder.latest_checkpoint() else "to do"
+
+
+def iterations_done(folder: RunFolder) -> int:
+    """Iterations behind a run: of the last whole line of its curves, 0 where there is none."""
+    if not folder.curves_file.is_file():
+        return 0
+    with folder.curves_file.open(encoding="utf-8", errors="replace") as file:
+        for line in reversed(deque(file, maxlen=2)):  # the last line may be cut off
+            iteration = line.partition(",")[0]
+            if line.endswith("\n") and iteration.isdigit():
+                return int(iteration)
+    return 0

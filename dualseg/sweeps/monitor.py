@@ -1,0 +1,98 @@
+"""What a person sees of a sweep: a line for every run that ends, and a bar for all of them."""
+
+import threading
+from collections.abc import Sequence
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from dualseg.errors import DualsegError
+from dualseg.files import read_json
+from dualseg.sweeps.index import Job, State, Sweep, iterations_done
+from dualseg.sweeps.timing import duration, measured_rates, overview, seconds_left
+
+POLL_SECONDS = 2.0
+ENDED: tuple[State, ...] = ("done", "failed")
+
+
+class Monitor:
+    """Watches the folders of a sweep's runs from a thread, whatever launches them; a context manager.
+
+    Args:
+        sweep: whose records tell of failures.
+        jobs: its runs.
+        scale: of which rates are known before a run is finished.
+    """
+
+    def __init__(self, sweep: Sweep, jobs: Sequence[Job], scale: str | None) -> None:
+        self.sweep, self.jobs, self.scale = sweep, jobs, scale
+        self._known = {job.run: sweep.state(job) for job in jobs}
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        console = Console(highlight=False, soft_wrap=True)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[now]}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,  # in a file, the lines alone
+        )
+        self._bar = self._progress.add_task(sweep.name, total=len(jobs), now="")
+
+    def __enter__(self) -> "Monitor":
+        self._progress.start()
+        self._say(f"{self.sweep.path}: {overview(self._known.values())}")
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._look()
+        self._progress.stop()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(POLL_SECONDS):
+            self._look()
+
+    def _look(self) -> None:
+        for job in self.jobs:
+            if self._known[job.run] == "done":
+                continue
+            state = self.sweep.state(job)
+            if state in ENDED and state != self._known[job.run]:
+                self._say(self._line(job, state))
+            self._known[job.run] = state
+        done = sum(state in ENDED for state in self._known.values())
+        self._progress.update(self._bar, completed=done, now=self._now())
+
+    def _line(self, job: Job, state: State) -> str:
+        ended = sum(known in ENDED for known in self._known.values()) + 1
+        start = f"[{ended:{len(str(len(self.jobs)))}}/{len(self.jobs)}] {state:6} {job.label}"
+        if state == "failed":
+            return f"{start}: {self.sweep.failure(job.run)} Output: {self.sweep.log_file(job.run)}"
+        folder = self.sweep.run_folder(job)
+        try:
+            test = read_json(folder.metrics_file).get("test", {})
+            seconds = read_json(folder.manifest_file)["seconds"]
+        except (DualsegError, KeyError):
+            return start
+        scores = test.get("ensemble") or test.get("a")
+        dice = f"  Dice {100 * scores['dice']:.2f} %" if scores else ""
+        return f"{start}{dice}  {duration(seconds)}"
+
+    def _now(self) -> str:
+        running = [job for job in self.jobs if self._known[job.run] == "running"]
+        left, unknown = seconds_left(self.sweep, self.jobs, measured_rates(self.sweep, self.jobs, self.scale))
+        shown = [f"{job.label} {iterations_done(self.sweep.run_folder(job))}/{job.iterations}" for job in running[:2]]
+        more = [f"{len(running) - 2} more"] if len(running) > 2 else []
+        time = [] if unknown or not left else [f"{duration(left / max(len(running), 1))} left"]
+        return ", ".join([*shown, *more, *time])
+
+    def _say(self, line: str) -> None:
+        self._progress.console.print(line, markup=False)

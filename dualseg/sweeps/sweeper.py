@@ -1,0 +1,178 @@
+"""`dualseg-train -m`: the runs of a study, or of every combination of comma-separated values."""
+
+import itertools
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from dualseg.errors import DualsegError
+from dualseg.runs.folder import RunFolder, nearest
+from dualseg.runs.settings import check_data, resolve
+from dualseg.sweeps.index import Job, Sweep
+from dualseg.sweeps.monitor import Monitor
+from dualseg.sweeps.study import Study, study_of
+from dualseg.sweeps.timing import plan
+
+FOR_THE_SWEEP = ("sweep", "launcher", "dry", "study", "scale", "variant")  # words that are no run's own
+
+
+@dataclass(frozen=True)
+class Combination:
+    """The words of one run, and what tells it from the others."""
+
+    words: tuple[str, ...]
+    label: str
+
+
+def sweep(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
+    """Launch those of the runs that `arguments`, the words of a command line, describe that are not finished.
+
+    Args:
+        sweeper: Hydra's, with its configuration, loader and launcher.
+        arguments: as Hydra hands them on.
+
+    Raises:
+        DualsegError: words that compose no run, or two runs in one folder; nothing is launched then.
+        SystemExit: a run failed; the others are finished.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from omegaconf import OmegaConf
+
+    config, loader = sweeper.config, sweeper.hydra_context.config_loader
+    overrides = OverridesParser.create(config_loader=loader).parse_overrides(list(arguments))
+    if config.sweep is None:
+        study, combinations = None, _of_values(overrides)
+    else:
+        study = study_of(config.study, cast(dict[str, Any], OmegaConf.to_container(config.sweep, resolve=True)))
+        combinations = _of_study(study, config.scale, overrides)
+    jobs = [_job(sweeper, combination) for combination in combinations]
+    _check_folders(jobs, config.output)
+    every_word = sorted({word for combination in combinations for word in combination.words})
+    target = Sweep.named(config.output, study.name if study else None, config.scale, every_word)
+    if config.dry:
+        print(plan(target, jobs, config.scale))
+        return []
+
+    target.write(jobs, study.name if study else None, config.scale)
+    waiting = [job for job in jobs if target.state(job) != "done"]
+    for job in waiting:
+        target.forget_failure(job.run)  # a failure of an earlier launch
+    with Monitor(target, jobs, config.scale):
+        if waiting:
+            where = f"hydra.sweep.dir={target.path}"
+            returned = sweeper.launcher.launch([[*job.words, where] for job in waiting], initial_job_idx=0)
+            for job, one in zip(waiting, returned, strict=True):
+                _note_loss(target, job, one)
+    unfinished = [job for job in jobs if target.state(job) != "done"]
+    failures = [f"{job.label}: {target.failure(job.run) or 'not finished'}" for job in unfinished]
+    if study:
+        failures += evaluate_ensembles(study, target, jobs)
+    if failures:
+        print(f"error: {len(failures)} of {len(jobs)} runs failed:", *failures, sep="\n  ", file=sys.stderr)
+        raise SystemExit(1)
+    if study:
+        print(f"Tables and figures: dualseg-report study {study.name} --runs {config.output}")
+    return []
+
+
+def _of_values(overrides: Sequence[Any]) -> list[Combination]:
+    """Every combination of comma-separated values."""
+    words = [_choices(override) for override in overrides if override.get_key_element() not in FOR_THE_SWEEP]
+    several = {choice for choices in words if len(choices) > 1 for choice in choices}
+    found = [tuple(combination) for combination in itertools.product(*words)]
+    return [Combination(c, " ".join(word for word in c if word in several) or "the only run") for c in found]
+
+
+def _of_study(study: Study, scale: str, overrides: Sequence[Any]) -> list[Combination]:
+    """A study's variants, a whole table of one seed before the next: an interrupted study then still says something.
+
+    Raises:
+        DualsegError: an unknown variant, a key that the rows of the study differ in, or several values for another one.
+    """
+    given = {override.get_key_element(): _choices(override) for override in overrides}
+    variants = [word.partition("=")[2] for word in given.get("variant", ())] or list(study.variants)
+    for variant in variants:
+        if variant not in study.variants:
+            raise DualsegError(f"variant={variant}: no such row of {study.name}.{nearest(variant, [*study.variants])}")
+    changed = {key for changes in study.variants.values() for key in changes} | {"experiment", "name"}
+    own = {key: choices for key, choices in given.items() if key not in (*FOR_THE_SWEEP, "seed")}
+    for key, choices in own.items():
+        if key in changed:
+            raise DualsegError(f"{key}: the study {study.name} sets it for each of its rows; leave it out.")
+        if len(choices) > 1:
+            raise DualsegError(f"{key}: give one value; of a study's keys only seed and variant may take several.")
+    seeds = given.get("seed") or [f"seed={seed}" for seed in study.seeds]
+    rest = [choices[0] for choices in own.values()]
+    return [
+        Combination((*study.words(variant, scale), seed, *rest), f"{variant} {seed.replace('=', ' ')}")
+        for seed in seeds
+        for variant in variants
+    ]
+
+
+def _choices(override: Any) -> list[str]:
+    """The words, one value each, of a word of the command line."""
+    key = override.get_key_element()
+    if override.is_sweep_override():
+        return [f"{key}={value}" for value in override.sweep_string_iterator()]
+    return [f"{key}={override.get_value_element_as_str()}"]
+
+
+def _job(sweeper: Any, combination: Combination) -> Job:
+    from omegaconf import open_dict
+
+    config = sweeper.hydra_context.config_loader.load_sweep_config(sweeper.config, list(combination.words))
+    with open_dict(config):
+        del config["hydra"]
+    settings = resolve(config)
+    check_data(settings)
+    return Job.of(settings, combination.words, combination.label)
+
+
+def _check_folders(jobs: Sequence[Job], output: str) -> None:
+    """Raises: DualsegError where two runs are the same, or would be written into one folder."""
+    first: dict[str, Job] = {}
+    for job in jobs:
+        other = first.setdefault(job.run, job)
+        if other is not job:
+            raise DualsegError(
+                f"{other.label} and {job.label}: both runs would be written to {Path(output) / job.run}; leave "
+                "name=... out, or give every run another configuration."
+            )
+
+
+def _note_loss(target: Sweep, job: Job, returned: Any) -> None:
+    """Record a job whose launcher lost it, or that fell over before it could say so itself."""
+    try:
+        returned.return_value  # noqa: B018 - Hydra raises what the job raised
+    except Exception as error:
+        target.record_failure(job.run, " ".join(str(error).split()) or type(error).__name__)
+
+
+def evaluate_ensembles(study: Study, target: Sweep, jobs: Sequence[Job]) -> list[str]:
+    """Evaluate together what the study wants evaluated together, as far as the runs are finished.
+
+    Returns:
+        What failed.
+    """
+    by_row = {(job.variant, job.seed): job for job in jobs}
+    failures = []
+    for row, variants in study.ensembles.items():
+        for seed in sorted({job.seed for job in jobs}):
+            members = [by_row.get((variant, seed)) for variant in variants]
+            folder = RunFolder(target.output / f"{target.name}-{row}-seed{seed}")
+            runs = [target.run_folder(job) for job in members if job is not None]
+            if folder.finished or len(runs) < len(variants) or not all(run.finished for run in runs):
+                continue
+            words = [*(f"run={run.path}" for run in runs), f"output={folder.path}", "trainer.progress_bar=false"]
+            log = target.log_file(folder.path.name)
+            with log.open("a") as file:
+                command = [sys.executable, "-m", "dualseg.evaluate", *words]
+                code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
+            print(f"{'done  ' if code == 0 else 'failed'} {row} seed {seed}")
+            if code:
+                failures.append(f"{row} seed {seed}: its evaluation ended with exit code {code}; see {log}")
+    return failures

@@ -1,0 +1,15 @@
+"""Where Hydra looks for sweepers: it takes none from elsewhere. The code is dualseg/sweeps/sweeper.py."""
+
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+
+class StudySweeper(BasicSweeper):
+    """`dualseg-train -m`: see `dualseg.sweeps.sweeper.sweep`."""
+
+    def sweep(self, arguments: list[str]) -> Any:
+        # here: Hydra imports every plugin at every start
+        from dualseg.sweeps.sweeper import sweep
+
+        return sweep(self, arguments)

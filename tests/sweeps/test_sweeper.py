@@ -1,0 +1,240 @@
+"""`dualseg-train -m`: which runs there are, which are launched, and what becomes of the rest when one fails."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import dualseg.audit
+import dualseg.report
+import dualseg.train
+from dualseg.processes import Ending
+from dualseg.runs.folder import RunFolder
+from dualseg.sweeps.index import Sweep
+from dualseg.sweeps.study import Study, read_study
+
+TOY_STUDY = """# @package _global_
+study: toy
+scale: cpu
+sweep:
+  experiments: {cpu: small}
+  seeds: [0, 1]
+  against: full
+  variants:
+    full: {}
+    without_contrast: {method.terms.contrast.enabled: false}
+    supervised: {method: supervised}
+"""
+SMALL = "# @package _global_\nbase_channels: 4\ntrainer: {max_iterations: 3, accelerator: cpu}\n"
+
+
+class Launches:
+    """In place of `run_group`: notes the words of each launch, and finishes the run, or does what `becomes` says."""
+
+    def __init__(self, output: Path) -> None:
+        self.output = output
+        self.words: list[list[str]] = []
+        self.becomes: Callable[[list[str]], Ending] = lambda words: Ending(0)
+
+    def __call__(self, words: list[str], processes: int, log: Path) -> Ending:
+        self.words.append(list(words))
+        assert processes == 1
+        ending = self.becomes(words)
+        if ending.code == 0:
+            self.finish(words)
+        return ending
+
+    def finish(self, words: list[str]) -> None:
+        for index in (self.output / "sweeps").glob("*/sweep.json"):
+            for job in json.loads(index.read_text())["jobs"]:
+                if set(job["words"]) <= set(words):
+                    folder = self.output / job["run"]
+                    folder.mkdir(exist_ok=True)
+                    metrics = {"status": "finished", "iterations": 3, "test": {"a": {"dice": 0.5}}}
+                    (folder / "metrics.json").write_text(json.dumps(metrics))
+                    (folder / "manifest.json").write_text(json.dumps({"seconds": 30.0}))
+
+    def labels(self) -> list[tuple[str, str]]:
+        """(variant, seed) of each launch."""
+        found = []
+        for words in self.words:
+            given = dict(word.split("=", 1) for word in words if "=" in word)
+            found.append((given.get("variant", ""), given["seed"]))
+        return found
+
+
+@pytest.fixture
+def launches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Launches:
+    found = Launches(tmp_path / "runs")
+    monkeypatch.setattr("dualseg.processes.run_group", found)
+    return found
+
+
+@pytest.fixture
+def train(command: Callable[..., Any], tmp_path: Path, launches: Launches) -> Callable[..., Any]:
+    """dualseg-train -m on the toy study's configuration folder."""
+    for group, name, text in (("sweep", "toy", TOY_STUDY), ("experiment", "small", SMALL)):
+        (tmp_path / "conf" / group).mkdir(parents=True)
+        (tmp_path / "conf" / group / f"{name}.yaml").write_text(text)
+    words = ["--config-dir", tmp_path / "conf", f"data.root={tmp_path / 'phantom'}", f"output={tmp_path / 'runs'}"]
+    return lambda *more: command(dualseg.train.main, "-m", *words, *more)
+
+
+def test_a_study_is_every_variant_with_every_seed_one_seed_after_the_other(train, launches, tmp_path):
+    outcome = train("sweep=toy")
+    assert outcome.code == 0, outcome.err
+    rows = ["full", "without_contrast", "supervised"]
+    assert launches.labels() == [(row, seed) for seed in "01" for row in rows]
+    config_dir = ["--config-dir", str(tmp_path / "conf")]
+    assert all(words[:2] == config_dir and "experiment=small" in words for words in launches.words)
+    assert not any(word.startswith(("sweep=", "launcher=", "hydra.")) for words in launches.words for word in words)
+    index = json.loads((tmp_path / "runs/sweeps/toy-cpu/sweep.json").read_text())
+    assert (index["study"], index["scale"], len({job["run"] for job in index["jobs"]})) == ("toy", "cpu", 6)
+    assert "[6/6] done   supervised seed 1  Dice 50.00 %  30 s" in outcome.out
+
+
+def test_finished_runs_are_known_by_their_configuration(train, launches):
+    assert train("sweep=toy", "seed=1").code == 0
+    launches.words.clear()
+    assert train("sweep=toy", "variant=full,supervised").code == 0
+    assert launches.labels() == [("full", "0"), ("supervised", "0")], "seed 1 is finished, whatever its number"
+    launches.words.clear()
+    # the same configurations, belonging to no study
+    assert train("experiment=small", "seed=0,1,2").code == 0
+    assert launches.labels() == [("", "2")]
+
+
+def test_a_failure_is_listed_and_stops_no_other_run(train, launches, tmp_path):
+    launches.becomes = lambda words: Ending(2, "no such volume.") if "method=supervised" in words else Ending(0)
+    outcome = train("sweep=toy")
+    assert outcome.code == 1
+    assert len(launches.words) == 6
+    assert "error: 2 of 6 runs failed:" in outcome.err
+    assert outcome.err.count("supervised seed 0: no such volume.") == 1
+    assert "failed supervised seed 1: no such volume. Output: " in outcome.out
+    launches.words.clear()
+    launches.becomes = lambda words: Ending(0)
+    outcome = train("sweep=toy")
+    assert (outcome.code, launches.labels()) == (0, [("supervised", "0"), ("supervised", "1")])
+
+
+def test_a_job_that_falls_over_is_a_failure_of_that_run_alone(train, launches):
+    def fall(words):
+        if "seed=0" in words:
+            raise TypeError("a bug")
+        return Ending(0)
+
+    launches.becomes = fall
+    outcome = train("experiment=small", "seed=0,1")
+    assert outcome.code == 1
+    assert "seed=0: a bug" in outcome.err and "[2/2] done   seed=1" in outcome.out
+
+
+def test_ctrl_c_ends_the_sweep(train, launches):
+    launches.becomes = lambda words: Ending(130, "stopped after iteration 2.")
+    outcome = train("sweep=toy")
+    assert (outcome.code, len(launches.words)) == (130, 1)
+
+
+def test_dry_says_what_there_would_be_and_writes_nothing(train, launches, tmp_path):
+    outcome = train("sweep=toy", "dry=true")
+    assert outcome.code == 0, outcome.err
+    assert "6 runs: 6 to do" in outcome.out
+    assert "3 variants: full, without_contrast, supervised" in outcome.out
+    assert "seeds 0, 1; 3 iterations a run" in outcome.out
+    assert "phantom-dual-described-resnet34-vnet: never measured" in outcome.out
+    assert not launches.words and not (tmp_path / "runs").exists()
+    assert train("sweep=toy", "seed=0", "variant=full").code == 0
+    # 30 s for 3 iterations: 10 s each, for 3 more runs of that kind
+    outcome = train("sweep=toy", "dry=true")
+    assert "1 done, 5 to do" in outcome.out and "about 1 min 30 s one after the other" in outcome.out
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["sweep=toy", "variant=ful"], ["variant=ful: no such row of toy", "Did you mean full?"]),
+        (["sweep=toy", "method=dual"], ["method: the study toy sets it for each of its rows"]),
+        (["sweep=toy", "experiment=small"], ["experiment: the study toy sets it"]),
+        (["sweep=toy", "data.labeled=2,3"], ["data.labeled: give one value", "only seed and variant"]),
+        (["sweep=toy", "scale=full"], ["scale=full: the study toy has cpu"]),
+        (["sweep=ty"], ["sweep=ty: no such option", "Did you mean toy?"]),
+        (["sead=0,1"], ["sead", "Did you mean seed?"]),
+        (["data.labelled=2,4"], ["data.labelled", "Did you mean data.labeled?"]),
+        (["seed=0,1", "name=same"], ["seed=0 and seed=1: both runs would be written to", "leave name=... out"]),
+        (["seed=0,-1"], ["seed=-1: give a whole number"]),
+    ],
+)
+def test_mistakes_are_said_once_and_before_anything_is_launched(train, launches, tmp_path, words, parts):
+    train(*words).complains(*parts)
+    assert not launches.words and not (tmp_path / "runs").exists()
+
+
+def test_a_study_without_m_and_an_audit_with_it_are_refused(command, tmp_path):
+    command(dualseg.train.main, "sweep=la_main", f"data.root={tmp_path}").complains("sweep=la_main: is many runs; add -m")
+    command(dualseg.audit.main, "-m", "seed=0,1").complains("-m: this command takes one configuration at a time")
+
+
+def test_status_tells_the_states_apart(train, launches, tmp_path, command):
+    launches.becomes = lambda words: Ending(2, "no such volume.") if "variant=supervised" in words else Ending(0)
+    train("sweep=toy", "seed=0")
+    launches.becomes = lambda words: Ending(130)
+    train("sweep=toy", "seed=1", "variant=full")
+    sweep = Sweep.existing("toy", tmp_path / "runs")
+    job = next(job for job in sweep.jobs() if (job.variant, job.seed) == ("full", 1))
+    folder = sweep.run_folder(job)
+    folder.checkpoints.mkdir(parents=True)
+    (folder.checkpoints / "iteration-000002.ckpt").touch()
+    folder.curves_file.parent.mkdir()
+    folder.curves_file.write_text("iteration,name,value\n1,loss/total,0.5\n2,loss/total,0.5\n3,loss/to")
+    outcome = command(dualseg.report.main, "status", "toy", "--runs", tmp_path / "runs")
+    lines = outcome.out.splitlines()
+    assert [line.split()[0] for line in lines[:4]] == ["done", "done", "failed", "interrupted"]
+    assert "no such volume. Output: " in lines[2] and lines[3].endswith("iteration 2 of 3")
+    assert "4 runs: 2 done, 1 failed, 1 interrupted" in lines[4]
+    assert "about 10 s one after the other" in outcome.out  # one iteration of the interrupted run
+
+
+def test_status_of_no_sweep_names_those_there_are(train, tmp_path, command):
+    train("sweep=toy", "seed=0", "variant=full")
+    outcome = command(dualseg.report.main, "status", "toi-cpu", "--runs", tmp_path / "runs")
+    outcome.complains("toi-cpu: no such sweep", "Did you mean toy-cpu?")
+    (tmp_path / "runs/sweeps/toy-cpu/sweep.json").write_text('{"jobs": [{"run": "x"}]}')
+    outcome = command(dualseg.report.main, "status", "toy", "--runs", tmp_path / "runs")
+    outcome.complains("sweep.json: damaged", "delete it")
+
+
+def test_an_ensemble_is_evaluated_when_its_runs_are_finished(train, launches, tmp_path, monkeypatch):
+    path = tmp_path / "conf/sweep/toy.yaml"
+    path.write_text(TOY_STUDY + "  ensembles: {pair: [full, supervised]}\n")
+    asked: list[list[str]] = []
+
+    def evaluate(words: list[str], **_: Any) -> Any:
+        asked.append(words)
+        folder = RunFolder(next(word for word in words if word.startswith("output=")).removeprefix("output="))
+        folder.path.mkdir()
+        folder.metrics_file.write_text('{"status": "finished"}')
+        return type("Done", (), {"returncode": 0})
+
+    monkeypatch.setattr("dualseg.sweeps.sweeper.subprocess.run", evaluate)
+    outcome = train("sweep=toy", "seed=0")
+    assert outcome.code == 0, outcome.err
+    (words,) = asked
+    assert sum(word.startswith("run=") for word in words) == 2
+    assert f"output={tmp_path / 'runs/toy-cpu-pair-seed0'}" in words
+    train("sweep=toy", "seed=0")
+    assert len(asked) == 1, "finished"
+
+
+def test_a_study_whose_file_refers_to_no_variant_is_refused(tmp_path):
+    (tmp_path / "toy.yaml").write_text(TOY_STUDY.replace("against: full", "against: ful"))
+    with pytest.raises(ValueError, match=r"sweep toy: ful is none of its variants\. Did you mean full\?"):
+        read_study("toy", tmp_path)
+    (tmp_path / "toy.yaml").write_text("study: toy\n")
+    with pytest.raises(ValueError, match=r"toy\.yaml: describes no study"):
+        read_study("toy", tmp_path)
+    with pytest.raises(ValueError, match=r"la_mian: no such study .* Did you mean la_main\?"):
+        read_study("la_mian")
+    assert isinstance(read_study("la_main"), Study)

@@ -1,16 +1,21 @@
 # Every target makes .venv and installs the pinned dependencies first, if they are missing or their list has changed.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench la-main clean
+STUDIES := la-main la-label-count la-ablation la-networks
+.PHONY: help demo test check bench $(STUDIES) reproduce clean
 
 PYTHON ?= python3
 WORKERS ?= 2
+# of the studies
 SCALE ?= cpu
+SEEDS ?=
+LAUNCHER ?= basic
+DRY ?=
 LA_ROOT ?=
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' Makefile
 
 demo: $(INSTALLED) ## train both networks on the embedded dataset (minutes on 2 cores) -> runs/demo/report.html
 	@$(BIN)/dualseg-train experiment=demo
@@ -28,9 +33,26 @@ check: $(INSTALLED) ## lint (ruff), formatting (ruff format) and types (mypy)
 bench: $(INSTALLED) ## measure speed and memory against plain loops and MedPy
 	$(BIN)/python benchmarks/bench.py
 
-la-main: $(INSTALLED) ## the Left Atrium study: SCALE=cpu LA_ROOT=<folder of <case>/mri_norm2.h5>
-	@test -n "$(LA_ROOT)" || { echo "LA_ROOT is not given: make la-main LA_ROOT=<folder of <case>/mri_norm2.h5>" >&2; exit 2; }
-	$(BIN)/python experiments/la_main/study.py run --root "$(LA_ROOT)" --scale $(SCALE)
+# $(call sweep,study,name of the variable with its data root): finished runs are skipped, interrupted ones resume
+define sweep
+@test -n "$($(2))" || { echo "$(2) is not given: make $@ $(2)=<folder of the volumes, see docs/data.md>" >&2; exit 2; }
+@$(BIN)/dualseg-train -m sweep=$(1) scale=$(SCALE) launcher=$(LAUNCHER) data.root="$($(2))" \
+  $(if $(SEEDS),seed=$(SEEDS)) $(if $(DRY),dry=true)
+endef
+
+la-main: $(INSTALLED) ## study: the method against its bounds on Left Atrium (LA_ROOT= SCALE=cpu|full SEEDS=0,1 LAUNCHER= DRY=1)
+	$(call sweep,la_main,LA_ROOT)
+
+la-label-count: $(INSTALLED) ## study: how many labels it takes (same words)
+	$(call sweep,la_label_count,LA_ROOT)
+
+la-ablation: $(INSTALLED) ## study: what each term is worth (same words)
+	$(call sweep,la_ablation,LA_ROOT)
+
+la-networks: $(INSTALLED) ## study: which pair of networks (same words)
+	$(call sweep,la_networks,LA_ROOT)
+
+reproduce: $(STUDIES) ## every study
 
 clean: ## remove .venv, caches and build outputs; runs/ and data/ stay
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache dist

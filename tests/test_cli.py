@@ -194,7 +194,7 @@ def test_a_run_from_another_folder_with_relative_paths(command, tiny, phantom, t
 
 
 def test_the_audit_prints_its_table_and_leaves_nothing(command, tiny, phantom, tmp_path, monkeypatch):
-    monkeypatch.setattr(audit, "WARM_UP", 1)
+    monkeypatch.setattr(audit, "WARM_UP", (1,))
     monkeypatch.setattr(audit, "BATCHES", 1)
     monkeypatch.chdir(tmp_path)
     ended = command(audit.main, *tiny(phantom.root, tmp_path / "runs"), "objective=released")

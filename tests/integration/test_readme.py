@@ -22,6 +22,7 @@ from dualseg.cli import conf_dir
 from dualseg.runs.checkpoints import network_states, read_checkpoint
 from dualseg.runs.evaluation import parse_words, settings_of_evaluation
 from dualseg.runs.settings import resolve
+from dualseg.sweeps.study import read_study
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -90,13 +91,16 @@ def run(command: Sequence[str | Path], cwd: Path, **environment: str) -> subproc
 
 def check_composes(words: Sequence[str], own_files: Path) -> None:
     """The configuration composes and passes the checks that a run begins with, for every value of a sweep."""
-    overrides, rest = [], list(words)
+    overrides, rest, study = [], list(words), None
     while rest:
         word = rest.pop(0)
         if word == "--config-dir":
             overrides.append(f"hydra.searchpath=[file://{own_files / rest.pop(0)}]")
         elif word == "--cfg":
             assert rest.pop(0) in ("job", "hydra", "all")
+        elif word.startswith("sweep="):
+            assert "-m" in words
+            study = read_study(word.removeprefix("sweep="))
         elif word not in ("--help", "-m"):
             overrides.append(word)
     choices: list[list[str]] = []
@@ -106,9 +110,11 @@ def check_composes(words: Sequence[str], own_files: Path) -> None:
         assert "-m" in words or not override.is_sweep_override()
         swept = override.is_sweep_override()
         choices.append([f"{key}={v}" for v in override.sweep_string_iterator()] if swept else [override.input_line])
-    for index in range(max((len(choice) for choice in choices), default=1)):
-        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            resolve(compose("train", overrides=[choice[index % len(choice)] for choice in choices]))
+    rows = [study.words(variant, scale) for variant in study.variants for scale in study.experiments] if study else [[]]
+    for row in rows:
+        for index in range(max((len(choice) for choice in choices), default=1)):
+            with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+                resolve(compose("train", overrides=[*row, *(choice[index % len(choice)] for choice in choices)]))
 
 
 @pytest.mark.parametrize("words", commands())
@@ -125,7 +131,8 @@ def test_every_command_of_the_documentation_is_right(
         settings_of_evaluation([trained] * len(runs), changes)
     elif name == "dualseg-report":
         monkeypatch.setattr(sys, "argv", words)
-        monkeypatch.setattr(dualseg.report, "report_run", lambda run, output: None)
+        for report in ("report_run", "report_status"):
+            monkeypatch.setattr(dualseg.report, report, lambda *arguments: None)
         dualseg.report.main()
     elif name == "make":
         targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)

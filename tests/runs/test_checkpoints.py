@@ -1,8 +1,10 @@
 """Checkpoints: when they are written, how many stay, and that a run goes on from any of them as if never stopped."""
 
 import csv
+import os
 import shutil
 import signal
+import stat
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -236,10 +238,11 @@ def test_a_killed_launch_counts_up_to_the_checkpoint_that_the_next_one_goes_on_f
 def test_checkpoints_are_synced_and_renamed(tmp_path, monkeypatch):
     events = []
     rename = Path.replace
-    monkeypatch.setattr("os.fsync", lambda descriptor: events.append("sync"))
+    kind = {True: "sync folder", False: "sync file"}
+    monkeypatch.setattr("os.fsync", lambda descriptor: events.append(kind[stat.S_ISDIR(os.fstat(descriptor).st_mode)]))
     monkeypatch.setattr(Path, "replace", lambda self, target: events.append("rename") or rename(self, target))
     AtomicCheckpointIO().save_checkpoint({"x": torch.ones(2), "dualseg": {"format": 1, "version": "0"}}, tmp_path / "c")
-    assert events == ["sync", "rename"]
+    assert events == ["sync file", "rename", "sync folder"]
     assert torch.equal(read_checkpoint(tmp_path / "c")["x"], torch.ones(2))
 
 

@@ -3,7 +3,9 @@
 import copy
 import hashlib
 import json
+import os
 import re
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -288,10 +290,11 @@ def test_a_failed_write_leaves_the_former_file_and_nothing_else(tmp_path, error)
 def test_files_are_synced_before_they_are_renamed(tmp_path, monkeypatch):
     events = []
     rename = Path.replace
-    monkeypatch.setattr("os.fsync", lambda descriptor: events.append("sync"))
+    kind = {True: "sync folder", False: "sync file"}
+    monkeypatch.setattr("os.fsync", lambda descriptor: events.append(kind[stat.S_ISDIR(os.fstat(descriptor).st_mode)]))
     monkeypatch.setattr(Path, "replace", lambda self, target: events.append("rename") or rename(self, target))
     write_text(tmp_path / "x.txt", "new")
-    assert events == ["sync", "rename"]
+    assert events == ["sync file", "rename", "sync folder"]
     assert (tmp_path / "x.txt").read_text() == "new"
 
 

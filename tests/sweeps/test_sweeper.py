@@ -173,7 +173,9 @@ def test_mistakes_are_said_once_and_before_anything_is_launched(train, launches,
 
 
 def test_a_study_without_m_and_an_audit_with_it_are_refused(command, tmp_path):
-    command(dualseg.train.main, "sweep=la_main", f"data.root={tmp_path}").complains("sweep=la_main: is many runs; add -m")
+    command(dualseg.train.main, "sweep=la_main", f"data.root={tmp_path}").complains(
+        "sweep=la_main: is many runs; add -m"
+    )
     command(dualseg.audit.main, "-m", "seed=0,1").complains("-m: this command takes one configuration at a time")
 
 

@@ -1,4 +1,4 @@
-"""`dualseg-report`: a run, or how far a sweep is, as something to read."""
+"""`dualseg-report`: a run, a study, or how far a sweep is, as something to read."""
 
 import argparse
 import sys
@@ -15,6 +15,11 @@ def main() -> None:
     run.add_argument("run", type=Path, metavar="RUN_FOLDER")
     run.add_argument("--output", type=Path, default=None, help="where to write it (default: RUN_FOLDER/report.html)")
     run.set_defaults(report=lambda given: report_run(given.run, given.output))
+    study = commands.add_parser("study", help="tables, figures, comparisons and a page of a study's finished runs")
+    study.add_argument("study", metavar="STUDY", help="a name of conf/sweep")
+    study.add_argument("--runs", type=Path, default=Path("runs"), help="folder of run folders (default: runs)")
+    study.add_argument("--output", type=Path, default=None, help="where to write (default: experiments/STUDY)")
+    study.set_defaults(report=lambda given: report_study(given.study, given.runs, given.output))
     status = commands.add_parser("status", help="how far the runs of a sweep are")
     status.add_argument("sweep", metavar="SWEEP", help="a study, or the name or folder of a sweep")
     status.add_argument("--runs", type=Path, default=Path("runs"), help="folder of run folders (default: runs)")
@@ -28,6 +33,29 @@ def report_run(run: Path, output: Path | None) -> None:
     from dualseg.reporting import write_run_report
 
     print(f"Report: {write_run_report(run, output)}")
+
+
+def report_study(name: str, runs: Path, output: Path | None) -> None:
+    """Collect the finished runs of a study's sweeps, add them to its tables, and print the table.
+
+    Raises:
+        DualsegError: no such study, no finished run, a damaged table.
+        SystemExit: a run had to be left out.
+    """
+    from dualseg.reporting.studies.page import write_study
+    from dualseg.runs.collecting import collect
+    from dualseg.sweeps.members import members_of
+    from dualseg.sweeps.study import read_study
+
+    study = read_study(name)
+    target = output or Path("experiments") / study.name
+    collected = collect(study.name, members_of(study, runs), target)
+    page = write_study(study.name, collected, study.rows, len(study.seeds), study.against, target)
+    print((target / "table.md").read_text())
+    print(f"Page: {page}")
+    if collected.problems:
+        print("error: left out:", *collected.problems, sep="\n  ", file=sys.stderr)
+        raise SystemExit(1)
 
 
 def report_status(sweep: str, runs: Path) -> None:

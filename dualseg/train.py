@@ -1,5 +1,6 @@
 """`dualseg-train`: from a configuration to a finished run folder; started again, it resumes."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def train(config: Any) -> None:
     check_data(settings)
 
     from dualseg import assembly
-    from dualseg.runs import checkpoints, provenance
+    from dualseg.runs import checkpoints, curves, provenance
 
     assembly.use_threads(settings)
     data = assembly.build_data(settings)
@@ -62,6 +63,9 @@ def train(config: Any) -> None:
     if trainer.is_global_zero:
         _write(folder, trainer, method, data)
         _show(folder)
+        warning = curves.collapse(folder.curves_file)
+        if warning:
+            print(f"warning: {warning}", file=sys.stderr)
 
 
 def _fit_and_evaluate(trainer: Any, method: Any, data: Any, latest: Path | None, evaluate_on: list[str]) -> None:

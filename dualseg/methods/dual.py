@@ -193,10 +193,10 @@ class DualNetwork(SegmentationMethod):
         Predicting no foreground on unlabeled volumes minimises every unlabeled term: these curves show whether a run
         goes there, which no loss can show.
         """
-        shares = {f"foreground/{i}": view.predicted > 0 for i, view in unlabeled.items()} | {
-            "foreground/labels": label > 0
+        masks = {i: view.predicted > 0 for i, view in unlabeled.items() if view.predicted.numel()} | {
+            "labels": label > 0
         }
-        return {name: mean(mask.float()) for name, mask in shares.items()}
+        return {f"foreground/{name}": mean(mask.float()) for name, mask in masks.items()}
 
     def _w(self, iteration: int, max_iterations: int) -> float:
         """w(t)."""

@@ -3,6 +3,7 @@
 import csv
 import io
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from pytorch_lightning.loggers.logger import Logger, rank_zero_experiment
@@ -12,11 +13,32 @@ from dualseg.files import write_text
 from dualseg.runs.reading import curve_row, read_rows
 
 HEADER = ["iteration", "name", "value"]
+COLLAPSED = 0.25  # a run is told of when its share of foreground is below that part of the labels'
 
 
 def read_curves(path: Path) -> list[tuple[int, str, float]]:
     """Whole rows of a curves file, none where there is no file."""
     return read_rows(path, curve_row)[0] if path.is_file() else []
+
+
+def collapse(path: Path) -> str | None:
+    """What to say of a run whose networks find hardly any foreground in unlabeled patches, at the end of its curves.
+
+    Background everywhere minimises every unlabeled loss, so no loss shows it; see docs/method.md. None where the shares
+    of foreground in pseudo-labels and labels, over the last tenth of the run, are alike.
+    """
+    rows = [row for row in read_curves(path) if row[1].startswith("foreground/")]
+    last = [row for row in rows if row[0] > 0.9 * rows[-1][0]] if rows else []
+    shares = {name: mean(v for _, other, v in last if other == name) for name in sorted({row[1] for row in last})}
+    labels = shares.pop("foreground/labels", 0.0)
+    low = {name.removeprefix("foreground/"): share for name, share in shares.items() if share < COLLAPSED * labels}
+    if not low:
+        return None
+    found = " and ".join(f"{network} {100 * share:.1f} %" for network, share in low.items())
+    return (
+        f"the pseudo-labels have won over the labels: at the end network {found} of the unlabeled voxels are "
+        f"foreground, of the labeled ones {100 * labels:.1f} %. Try method=dual_gentle; docs/method.md says why this happens."
+    )
 
 
 class CurveLogger(Logger):

@@ -77,6 +77,7 @@ def describe(seed: int, data: dict[str, Any]) -> dict[str, Any]:
         "hardware": {
             "cpu": _cpu(),
             "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            "instructions": torch.backends.cpu.get_cpu_capability(),  # AVX2 and AVX512 round differently
             "threads": torch.get_num_threads(),
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         },

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, cast
 
 from dualseg.errors import DualsegError
-from dualseg.runs.folder import RunFolder, nearest
+from dualseg.runs.folder import nearest
 from dualseg.runs.settings import check_data, resolve
 from dualseg.sweeps.index import Job, Sweep
+from dualseg.sweeps.members import ensemble_folder
 from dualseg.sweeps.monitor import Monitor
 from dualseg.sweeps.study import Study, study_of
 from dualseg.sweeps.timing import plan
@@ -163,7 +164,7 @@ def evaluate_ensembles(study: Study, target: Sweep, jobs: Sequence[Job]) -> list
     for row, variants in study.ensembles.items():
         for seed in sorted({job.seed for job in jobs}):
             members = [by_row.get((variant, seed)) for variant in variants]
-            folder = RunFolder(target.output / f"{target.name}-{row}-seed{seed}")
+            folder = ensemble_folder(target, row, seed)
             runs = [target.run_folder(job) for job in members if job is not None]
             if folder.finished or len(runs) < len(variants) or not all(run.finished for run in runs):
                 continue

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dualseg.runs.curves import HEADER, CurveLogger, read_curves
+from dualseg.runs.curves import HEADER, CurveLogger, collapse, read_curves
 
 
 def written(path: Path) -> list[list[str]]:
@@ -93,3 +93,29 @@ def test_values_keep_every_digit(path):
 
 def test_no_file_no_rows(tmp_path):
     assert read_curves(tmp_path / "curves.csv") == []
+
+
+def shares(path: Path, a: float, b: float, labels: float = 0.2) -> Path:
+    """Curves of 100 iterations that end with these shares of foreground, and began with equal ones."""
+    rows = ["iteration,name,value"]
+    for iteration in range(10, 101, 10):
+        ended = iteration > 90
+        for name, share in (("a", a), ("b", b), ("labels", labels)):
+            rows.append(f"{iteration},foreground/{name},{share if ended or name == 'labels' else labels}")
+    path.write_text("\n".join(rows) + "\n")
+    return path
+
+
+def test_networks_that_end_on_background_are_told_of(tmp_path):
+    said = collapse(shares(tmp_path / "curves.csv", a=0.002, b=0.15))
+    assert said is not None
+    assert "network a 0.2 % of the unlabeled voxels are foreground, of the labeled ones 20.0 %" in said
+    assert "method=dual_gentle" in said
+    assert "a 0.2 % and b 4.0 %" in str(collapse(shares(tmp_path / "curves.csv", a=0.002, b=0.04)))
+
+
+def test_of_healthy_networks_and_of_runs_without_pseudo_labels_nothing_is_said(tmp_path):
+    assert collapse(shares(tmp_path / "curves.csv", a=0.06, b=0.3)) is None
+    (tmp_path / "curves.csv").write_text("iteration,name,value\n10,loss/total,1.0\n")
+    assert collapse(tmp_path / "curves.csv") is None
+    assert collapse(tmp_path / "missing.csv") is None

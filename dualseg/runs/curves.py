@@ -37,7 +37,7 @@ def collapse(path: Path) -> str | None:
     found = " and ".join(f"{network} {100 * share:.1f} %" for network, share in low.items())
     return (
         f"the pseudo-labels have won over the labels: at the end network {found} of the unlabeled voxels are "
-        f"foreground, of the labeled ones {100 * labels:.1f} %. Try method=dual_gentle; docs/method.md says why this happens."
+        f"foreground, of the labeled ones {100 * labels:.1f} %. Try method=dual_gentle; docs/method.md says why."
     )
 
 

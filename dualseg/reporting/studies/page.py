@@ -29,6 +29,7 @@ class Scale:
     comparisons: list[Comparison]
     figures: dict[str, Figure]  # name -> drawing
     runs: pd.DataFrame
+    untraced: list[str]  # runs of the table that left no provenance here
 
 
 def write_study(
@@ -80,7 +81,8 @@ def _scale(name: str, collected: Collected, rows: Sequence[str], seeds: int, aga
         shown["labels"] = figures.labels_figure(results)
     if comparisons:
         shown["differences"] = figures.differences_figure(comparisons)
-    return Scale(name, lines, comparisons, shown, runs)
+    untraced = sorted(set(results["run"]) - set(runs["run"]))
+    return Scale(name, lines, comparisons, shown, runs, untraced)
 
 
 def _comparisons_table(comparisons: Sequence[Comparison]) -> str:

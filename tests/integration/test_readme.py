@@ -131,7 +131,7 @@ def test_every_command_of_the_documentation_is_right(
         settings_of_evaluation([trained] * len(runs), changes)
     elif name == "dualseg-report":
         monkeypatch.setattr(sys, "argv", words)
-        for report in ("report_run", "report_status"):
+        for report in ("report_run", "report_study", "report_status"):
             monkeypatch.setattr(dualseg.report, report, lambda *arguments: None)
         dualseg.report.main()
     elif name == "make":

@@ -1,0 +1,319 @@
+"""The processes of one run: how many, which of them this one is, and a fresh group of them. No torch at import.
+
+A group is started here rather than by Lightning, which repeats the command line of the process that it runs in: in a
+Hydra multirun the second rank would go through the whole sweep again, beside the first.
+"""
+
+import errno
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import IO, Any
+
+from dualseg.errors import DualsegError
+
+GROUP = "DUALSEG_GROUP"  # set in the environment of the processes that `run_group` starts
+PEER_LOST = 76  # exit code of a rank that only noticed that another one is gone
+GRACE = 10.0  # seconds in which the other ranks may end by themselves once one has failed
+LOST = re.compile(r"connection (closed|reset|refused)|broken pipe|socket closed|timed out", re.IGNORECASE)
+
+
+def in_group() -> bool:
+    """This process is one of a group that `run_group` started."""
+    return GROUP in os.environ
+
+
+def is_slurm_task() -> bool:
+    """This process is one of several that `srun` started.
+
+    SLURM_NTASKS does not say so: the batch script, which runs once, has it too.
+    """
+    return not in_group() and int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1
+
+
+def rank() -> int:
+    """Global rank of this process; 0 where it is alone."""
+    if in_group():
+        return int(os.environ["RANK"])
+    return int(os.environ["SLURM_PROCID"]) if is_slurm_task() else 0
+
+
+def world_size() -> int:
+    """How many processes were started for this run; 1 where this one is alone."""
+    if in_group():
+        return int(os.environ[GROUP])
+    return int(os.environ["SLURM_STEP_NUM_TASKS"]) if is_slurm_task() else 1
+
+
+def processes_of(trainer: Mapping[str, Any]) -> int:
+    """How many processes a run with these `trainer` settings takes on this machine.
+
+    Raises:
+        DualsegError: more GPUs than there are, or several machines, which Slurm alone starts.
+    """
+    devices = trainer["devices"]
+    if trainer["num_nodes"] > 1:
+        raise DualsegError(
+            f"trainer.num_nodes={trainer['num_nodes']}: several machines are started by Slurm, one task for each "
+            "device (srun --nodes=N --ntasks-per-node=M); leave it at 1 elsewhere."
+        )
+    if devices == 1:
+        return 1
+    gpus = 0
+    if trainer["accelerator"] != "cpu":
+        import torch
+
+        gpus = torch.cuda.device_count()
+    if not gpus:  # what cannot be had without GPUs, the trainer says
+        return devices if type(devices) is int and devices > 0 else 1
+    if devices in (-1, "auto"):
+        return gpus
+    needed, count = (max(devices) + 1, len(devices)) if isinstance(devices, list) else (devices, devices)
+    if needed > gpus:
+        mend = "give a number or indices of those there are, or trainer.accelerator=cpu"
+        raise DualsegError(f"trainer.devices={devices}: this machine has {gpus} GPU{'s' * (gpus > 1)}; {mend}.")
+    return count
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a group ended: its exit code, and one sentence why it failed (empty where the console has said it)."""
+
+    code: int
+    reason: str = ""
+
+
+def run_group(words: Sequence[str], processes: int, log: Path | None = None) -> Ending:
+    """Run `python -m dualseg.train WORDS` as `processes` ranks on this machine, and wait for all of them.
+
+    What rank 0 prints goes to the terminal, or into `log`; what another rank says of an error is shown only if it is
+    the first to fail and rank 0 does not fail in the same way, so that one mistake gives one message. When a rank
+    fails, the others are ended. The first SIGINT or SIGTERM makes the ranks write a checkpoint and stop, a second one
+    kills them. If this process dies, they die (`as_rank`).
+
+    Raises:
+        DualsegError: MASTER_PORT is set and cannot be had.
+    """
+    with ExitStack() as stack:
+        port = stack.enter_context(_port())
+        console = None if log is None else stack.enter_context(log.open("w+b"))
+        # a file each, for a pipe that nobody reads fills up
+        said = [None, *(stack.enter_context(tempfile.TemporaryFile()) for _ in range(1, processes))]
+        ranks: list[subprocess.Popen[bytes]] = []
+        stack.callback(_kill, ranks)
+        stop = stack.enter_context(_Stop.heard(ranks))
+        for number in range(processes):
+            out, err = (console, console) if number == 0 else (subprocess.DEVNULL, said[number])
+            ranks.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", "dualseg.train", *words],
+                    env=_environment(number, processes, port),
+                    stdin=subprocess.PIPE,  # nothing is written: it closes when this process dies
+                    stdout=out,
+                    stderr=err,
+                    start_new_session=True,  # a terminal's Ctrl-C reaches this process alone, which passes it on
+                )
+            )
+        first = _wait(ranks)
+        code, reason = _judge(ranks, first, stop)
+        messages = [] if first is None else _message(ranks, first, said[first])
+        if reason:
+            messages.append(f"error: {reason}")
+        if console is None:
+            print(*messages, sep="\n", end="\n" if messages else "", file=sys.stderr, flush=True)
+            return Ending(code, reason)
+        console.seek(0, os.SEEK_END)
+        console.write("".join(f"{message}\n" for message in messages).encode())
+        return Ending(code, (reason or _last_words(console)) if code else "")
+
+
+def _environment(number: int, processes: int, port: int) -> dict[str, str]:
+    """What Lightning's LightningEnvironment reads of processes that it has not started itself."""
+    # of a torchrun around this process, which torch would look for
+    own = {key: value for key, value in os.environ.items() if not key.startswith("TORCHELASTIC_")}
+    return own | {
+        GROUP: str(processes),
+        "RANK": str(number),  # also what says, at import, which process logs
+        "LOCAL_RANK": str(number),
+        "NODE_RANK": "0",
+        "WORLD_SIZE": str(processes),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+
+
+@contextmanager
+def _port() -> Iterator[int]:
+    """A port for the ranks to meet at: MASTER_PORT, or a free one.
+
+    The socket stays bound meanwhile, so that the system gives its port to no other program. It does not listen, and
+    allows reuse: so Linux lets rank 0 bind the port as well.
+    """
+    given = os.environ.get("MASTER_PORT")
+    if given is not None and not (given.isdecimal() and 0 < int(given) < 2**16):
+        raise DualsegError(f"MASTER_PORT={given}: no port; give a number from 1 to 65535, or unset it.")
+    with socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            held.bind(("", int(given or 0)))
+        except OSError as error:
+            why = "another program uses it" if error.errno == errno.EADDRINUSE else error.strerror
+            raise DualsegError(
+                f"MASTER_PORT={given}: the port cannot be had ({why}); give another one, or unset it: a free one is "
+                "chosen then."
+            ) from error
+        port = held.getsockname()[1]
+        if sys.platform != "linux":
+            held.close()
+        yield port
+
+
+class _Stop:
+    """Passes SIGINT and SIGTERM on, both as SIGINT: the ranks answer it with a checkpoint. A second one kills."""
+
+    def __init__(self, ranks: Sequence[subprocess.Popen[bytes]]) -> None:
+        self.ranks = ranks
+        self.signals: list[int] = []
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        self.signals.append(number)
+        if len(self.signals) > 1:
+            _kill(self.ranks)
+            return
+        for process in self.ranks:
+            process.send_signal(signal.SIGINT)  # does nothing to one that has ended
+
+    @classmethod
+    @contextmanager
+    def heard(cls, ranks: Sequence[subprocess.Popen[bytes]]) -> Iterator["_Stop"]:
+        """Handles the signals meanwhile; in another than the main thread, where Python allows no handler, it cannot."""
+        stop = cls(ranks)
+        if threading.current_thread() is not threading.main_thread():
+            yield stop
+            return
+        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield stop
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> int | None:
+    """Until all have ended; the rank that failed first, of itself and not for the loss of another, or None."""
+    failed: list[int] = []
+    deadline = float("inf")
+    while True:
+        running = [number for number, process in enumerate(ranks) if process.poll() is None]
+        failed += [n for n, process in enumerate(ranks) if process.returncode and n not in failed]
+        if not running:
+            causes = [n for n in failed if ranks[n].returncode != PEER_LOST]
+            return causes[0] if causes else max(failed, default=None)  # rank 0 would not have shown its loss
+        if failed:
+            deadline = min(deadline, time.monotonic() + GRACE)
+        if time.monotonic() > deadline:
+            _kill(ranks)  # they stand behind the cause in `failed`
+        time.sleep(0.02)
+
+
+def _kill(ranks: Sequence[subprocess.Popen[bytes]]) -> None:
+    """End every rank and what it has started, such as workers that load data."""
+    for process in ranks:
+        with suppress(ProcessLookupError, PermissionError):  # the latter is macOS's answer for a group of zombies
+            os.killpg(process.pid, signal.SIGKILL)
+    for process in ranks:
+        process.wait()
+        if process.stdin:
+            process.stdin.close()
+
+
+def _judge(ranks: Sequence[subprocess.Popen[bytes]], first: int | None, stop: _Stop) -> tuple[int, str]:
+    """Exit code and, where no rank can have said it, the reason."""
+    if first is None:
+        return 0, ""
+    code = ranks[first].returncode
+    if stop.signals and (code < 0 or code == 130):
+        return 128 + stop.signals[0], "stopped at once." if len(stop.signals) > 1 else ""
+    again = "The last checkpoint is kept: give the same command again to resume."
+    who = f"rank {first} of {len(ranks)}" if len(ranks) > 1 else "the process"
+    if code < 0:
+        hint = " (out of memory?)" if code == -signal.SIGKILL else ""
+        return 128 - code, f"{who} was killed by {signal.Signals(-code).name}{hint}; the run is ended. {again}"
+    if code == PEER_LOST:
+        return 1, f"the ranks lost the connection to one another; the run is ended. {again}"
+    return code, ""
+
+
+def _message(ranks: Sequence[subprocess.Popen[bytes]], first: int, said: IO[bytes] | None) -> list[str]:
+    """The lines of the rank that failed first, unless rank 0 failed in the same way and has said it."""
+    if said is None or (ranks[first].returncode == ranks[0].returncode != PEER_LOST):
+        return []
+    said.seek(0)
+    return [line for line in map(_shown, said.read().decode(errors="replace").split("\n")) if line]
+
+
+def _shown(line: str) -> str:
+    """What a terminal would show at last of a line on which a progress bar was drawn."""
+    return line.rpartition("\r")[2].rstrip()
+
+
+def _last_words(console: IO[bytes]) -> str:
+    """The last error in a log, or else its last line."""
+    console.seek(0)
+    lines = [line for line in map(_shown, console.read().decode(errors="replace").split("\n")) if line]
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return (errors or lines or ["nothing was said"])[-1]
+
+
+@contextmanager
+def as_rank() -> Iterator[None]:
+    """What a process of a group does around its work; nothing in another process.
+
+    It dies with the process that started it. A rank that fails leaves at once, since cleaning up could wait for the
+    others; where it only lost another rank, rank 0 does not show that: the other one's message is the one to read.
+    """
+    if not in_group():
+        yield
+        return
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    try:
+        yield
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        code = stop.code if isinstance(stop.code, int) else 1
+    except BaseException as error:
+        code = PEER_LOST if world_size() > 1 and is_lost_peer(error) else 1
+        if code != PEER_LOST or rank() != 0:
+            traceback.print_exc()
+    else:
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _die_with_parent() -> None:
+    while os.read(0, 1):  # of standard input, which the parent holds open as long as it lives
+        pass
+    os.killpg(0, signal.SIGKILL)
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """`error` is torch.distributed's about a connection to another rank that is gone."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is None or not distributed.is_available() or not isinstance(error, RuntimeError):
+        return False
+    return isinstance(error, distributed.DistError) or ("gloo" in str(error) and LOST.search(str(error)) is not None)

@@ -1,0 +1,116 @@
+"""One writer at a time: a lock on a run folder that the system releases when its process dies."""
+
+import fcntl
+import os
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from dualseg.errors import DualsegError
+
+LOCK = ".lock"  # file in the run folder, there while a run writes (and after a kill, when nobody holds it)
+PATIENCE = 1.0  # seconds: whoever asks `is_locked` holds the lock for an instant
+
+_held: set[int] = set()
+
+
+def _let_go() -> None:
+    """A forked process, such as one that loads data, would keep the lock beyond its parent's end."""
+    for descriptor in _held:
+        os.close(descriptor)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_let_go)
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Hold the lock of a run folder, which is made if need be, and removed again if nothing was written into it.
+
+    Where the file system has no locks, go on without.
+
+    Raises:
+        DualsegError: another process holds it.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = _acquire(folder)
+    except BlockingIOError:
+        raise being_written(folder) from None
+    except OSError:  # no locks here, or nothing can be written: what writes next says so
+        yield
+        return
+    _held.add(descriptor)
+    try:
+        yield
+    finally:
+        if _is_file(descriptor, folder / LOCK):  # else the folder was removed, and another run may have made it anew
+            (folder / LOCK).unlink()
+        _held.discard(descriptor)
+        os.close(descriptor)
+        with suppress(OSError):  # the first one that is not empty
+            for path in made:
+                if path.exists():
+                    path.rmdir()
+
+
+def _acquire(folder: Path) -> int:
+    """Raises: BlockingIOError where another holds it, OSError where there are no locks."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_file(descriptor, folder / LOCK):
+                os.ftruncate(descriptor, 0)
+                os.write(descriptor, f"process {os.getpid()} on {platform.node()}\n".encode())
+                return descriptor
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                os.close(descriptor)
+                raise
+            time.sleep(0.05)
+        except OSError:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # its holder has removed the file, or holds it still
+
+
+def _is_file(descriptor: int, path: Path) -> bool:
+    """The locked file is still the one of that name."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def is_locked(folder: Path) -> bool:
+    """A process is writing this run folder; False also where that cannot be known."""
+    try:
+        descriptor = os.open(folder / LOCK, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def being_written(folder: Path) -> DualsegError:
+    """The answer to a second launch of a run that is running."""
+    try:
+        who = (folder / LOCK).read_text().strip()
+    except OSError:
+        who = ""
+    return DualsegError(
+        f"{folder}: is being written by {who or 'another process'}; wait for it or stop it, or choose another name=..."
+    )

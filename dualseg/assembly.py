@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import json
+import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
+from lightning_fabric.plugins.environments import ClusterEnvironment, LightningEnvironment, SLURMEnvironment
+from pytorch_lightning.strategies import DDPStrategy, Strategy
 from torch import nn
 
 from dualseg.data import SemiSupervisedDataModule
@@ -17,6 +20,7 @@ from dualseg.data.volumes import VolumeSource
 from dualseg.errors import DualsegError
 from dualseg.inference import SlidingWindow
 from dualseg.methods import NetworkEvaluation, SegmentationMethod
+from dualseg.processes import is_slurm_task, world_size
 from dualseg.runs.callbacks import Checkpoints, ProgressBar, RunTime, SliceWriter, Throughput
 from dualseg.runs.checkpoints import AtomicCheckpointIO, load_networks
 from dualseg.runs.curves import CurveLogger
@@ -28,8 +32,10 @@ Config = Mapping[str, Any]
 
 def use_threads(config: Config) -> None:
     """`trainer.threads`: before anything is computed."""
-    if config["trainer"]["threads"]:
-        torch.set_num_threads(config["trainer"]["threads"])
+    threads = config["trainer"]["threads"]
+    if threads:
+        torch.set_num_threads(threads)
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # else Lightning sets its own number in each of several processes
 
 
 def build_source(config: Config) -> VolumeSource:
@@ -119,6 +125,7 @@ def build_trainer(config: Config, folder: RunFolder, resumed_at: int, resume_com
     ]
     if settings["progress_bar"]:
         callbacks.append(ProgressBar())
+    environment = _cluster_environment()
     trainer = pl.Trainer(
         max_steps=iterations,
         max_epochs=1,  # the sample stream of a run is one epoch: iterations are the unit
@@ -129,21 +136,48 @@ def build_trainer(config: Config, folder: RunFolder, resumed_at: int, resume_com
         accelerator=settings["accelerator"],
         devices=settings["devices"],
         num_nodes=settings["num_nodes"],
-        strategy=settings["strategy"],
+        strategy=_strategy(settings["strategy"]),
         sync_batchnorm=settings["sync_batchnorm"],
         precision=settings["precision"],
         benchmark=True,  # patches have one size: let cuDNN choose by trying
         use_distributed_sampler=False,
         logger=loggers,
         callbacks=callbacks,
-        plugins=[AtomicCheckpointIO()],
+        plugins=[AtomicCheckpointIO(), environment],
         enable_checkpointing=False,
         enable_progress_bar=settings["progress_bar"],
         enable_model_summary=False,
         default_root_dir=str(folder.path),
     )
     check_precision(trainer, settings["precision"])
+    if settings["sync_batchnorm"] and trainer.world_size > 1 and trainer.strategy.root_device.type == "cpu":
+        raise DualsegError("trainer.sync_batchnorm=true: torch has it for GPUs only; leave it at false on a CPU.")
+    try:
+        environment.validate_settings(num_devices=trainer.num_devices, num_nodes=trainer.num_nodes)
+    except ValueError as error:
+        raise DualsegError(f"trainer.devices, trainer.num_nodes: not what Slurm started ({error})") from error
     return trainer
+
+
+def _cluster_environment() -> ClusterEnvironment:
+    """Who started this process: said rather than guessed by Lightning, which takes any Slurm job for one of `srun`."""
+    if not is_slurm_task():
+        return LightningEnvironment()
+    try:
+        return SLURMEnvironment(auto_requeue=False)  # submitit requeues
+    except RuntimeError as error:
+        raise DualsegError(f"Slurm: {error}") from error
+
+
+def _strategy(name: str) -> str | Strategy:
+    """`trainer.strategy`, where that is DDP without its exchange of buffers at every forward pass.
+
+    BatchNorm's running statistics are rank 0's either way. That exchange would also stop a validation for ever in
+    which the ranks have unequal numbers of volumes: `NetworkEvaluation` makes it once, before the first one.
+    """
+    if name == "ddp" or (name == "auto" and world_size() > 1):
+        return DDPStrategy(broadcast_buffers=False)
+    return name
 
 
 def check_precision(trainer: pl.Trainer, precision: str) -> None:
@@ -190,6 +224,7 @@ def build_evaluator(config: Config, folder: RunFolder) -> pl.Trainer:
     return pl.Trainer(
         accelerator=settings["accelerator"],
         devices=1,
+        plugins=[LightningEnvironment()],
         precision=settings["precision"],
         use_distributed_sampler=False,
         logger=False,

@@ -140,12 +140,17 @@ def explain(error: BaseException) -> str:
     return " ".join(line.strip() for line in text.splitlines() if line.strip() and "full stack trace" not in line)
 
 
-def _conf_dirs() -> list[Path]:
-    """Where options lie: the configuration tree, and that of --config-dir where the command line gives one."""
+def _own_conf_dirs() -> list[Path]:
+    """The folder of --config-dir, where the command line gives one."""
     words = sys.argv[1:]
     own = [after for word, after in pairwise(words) if word in ("--config-dir", "-cd")]
     own += [word.partition("=")[2] for word in words if word.startswith("--config-dir=")]
-    return [conf_dir(), *(Path(folder).absolute() for folder in own)]
+    return [Path(folder).absolute() for folder in own]
+
+
+def _conf_dirs() -> list[Path]:
+    """Where options lie: the configuration tree, and the command line's own."""
+    return [conf_dir(), *_own_conf_dirs()]
 
 
 def _group_choices() -> list[str]:
@@ -168,7 +173,7 @@ def _near_key(key: str) -> str:
 
     from dualseg.runs.folder import flatten, nearest
 
-    search = ",".join(f"'file://{folder}'" for folder in _conf_dirs()[1:])
+    search = ",".join(f"'file://{folder}'" for folder in _own_conf_dirs())
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         try:

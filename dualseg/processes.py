@@ -16,7 +16,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -220,22 +220,19 @@ def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> int | None:
         failed += [n for n, process in enumerate(ranks) if process.returncode and n not in failed]
         if not running:
             causes = [n for n in failed if ranks[n].returncode != PEER_LOST]
-            return next(iter(causes or failed), None)
+            return causes[0] if causes else max(failed, default=None)  # rank 0 would not have shown its loss
         if failed:
             deadline = min(deadline, time.monotonic() + GRACE)
         if time.monotonic() > deadline:
-            _kill(ranks)
-            # they end now, after the one that was the cause
+            _kill(ranks)  # they stand behind the cause in `failed`
         time.sleep(0.02)
 
 
 def _kill(ranks: Sequence[subprocess.Popen[bytes]]) -> None:
     """End every rank and what it has started, such as workers that load data."""
     for process in ranks:
-        try:
+        with suppress(ProcessLookupError, PermissionError):  # the latter is macOS's answer for a group of zombies
             os.killpg(process.pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):  # macOS answers with the latter for a group of zombies
-            pass
     for process in ranks:
         process.wait()
         if process.stdin:
@@ -269,7 +266,7 @@ def _message(ranks: Sequence[subprocess.Popen[bytes]], first: int, said: IO[byte
 
 def _shown(line: str) -> str:
     """What a terminal would show at last of a line on which a progress bar was drawn."""
-    return line.rstrip().rpartition("\r")[2].rstrip()
+    return line.rpartition("\r")[2].rstrip()
 
 
 def _last_words(console: IO[bytes]) -> str:
@@ -316,8 +313,7 @@ def _die_with_parent() -> None:
 
 def is_lost_peer(error: BaseException) -> bool:
     """`error` is torch.distributed's about a connection to another rank that is gone."""
-    from torch import distributed
-
-    if not (distributed.is_available() and distributed.is_initialized() and isinstance(error, RuntimeError)):
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is None or not distributed.is_available() or not isinstance(error, RuntimeError):
         return False
     return isinstance(error, distributed.DistError) or ("gloo" in str(error) and LOST.search(str(error)) is not None)

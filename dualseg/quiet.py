@@ -4,6 +4,7 @@ import logging
 import warnings
 
 LOGGERS = (
+    "lightning_fabric.utilities.distributed",  # "Initializing distributed"
     "lightning_fabric.utilities.rank_zero",
     "pytorch_lightning.utilities.rank_zero",  # hardware banners, tips
     "pytorch_lightning.accelerators.cuda",  # CUDA_VISIBLE_DEVICES
@@ -12,7 +13,9 @@ LOGGERS = (
 WARNINGS = (
     r".*does not have many workers",  # volumes are in memory: workers are seldom worth their start
     r".*isinstance.treespec, LeafSpec",  # between Lightning and torch
-    r"The `srun` command is available",  # on a cluster's login node: processes are started by dualseg
+    r".*`srun` command is available on your system but is not used",  # we start the processes ourselves
+    r".*`broadcast_buffers` is deprecated",  # its successor is unknown to torch < 2.13
+    r".*Grad strides do not match bucket view",  # DDP, of 1x1x1 kernels, whose strides mean nothing
     r".*dataloader is not resumable",  # the sample stream is a function of the iteration: it goes on exactly
 )
 

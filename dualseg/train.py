@@ -5,32 +5,88 @@ from pathlib import Path
 from typing import Any
 
 from dualseg.cli import run_with_hydra
+from dualseg.processes import as_rank
 from dualseg.sweeps.job import run_job
 
 
 def train(config: Any) -> None:
-    """Train, evaluate and write the run folder of a composed configuration; a finished run is not repeated.
+    """Train, evaluate and write the run folder of a composed configuration, here or in a group of processes.
+
+    A finished run is not repeated.
 
     Raises:
         DualsegError: whatever the user can mend; nothing half-written is left behind.
+        SystemExit: a group failed, and has said why.
     """
-    from dualseg.runs.folder import RunFolder, iteration_of
-    from dualseg.runs.settings import check_data, check_weights, resolve
+    from dualseg.processes import in_group, is_slurm_task, processes_of, run_group
+    from dualseg.runs.settings import resolve
 
     settings = resolve(config)
-    folder = RunFolder.of(settings)
-    folder.claim(settings)
-    if folder.finished and not settings["overwrite"]:
-        _show(folder)
+    if not _is_to_do(settings):
         return
-    latest = None if settings["overwrite"] else folder.latest_checkpoint()
-    if latest is None:
+    processes = 1 if in_group() or is_slurm_task() else processes_of(settings["trainer"])
+    if processes == 1:
+        train_here(settings)
+        return
+    ending = run_group(sys.argv[1:], processes)
+    if ending.code:
+        raise SystemExit(ending.code)
+
+
+def _is_to_do(settings: dict[str, Any]) -> bool:
+    """Check, before torch is imported, what can be checked, and show the result of a run that is finished."""
+    from dualseg.processes import rank
+    from dualseg.runs.folder import RunFolder
+    from dualseg.runs.settings import check_data, check_weights
+
+    folder = RunFolder.of(settings)
+    if rank() == 0:  # which may be writing the folder while another rank looks at it
+        folder.claim(settings)
+    if not settings["overwrite"] and folder.finished:
+        if rank() == 0:
+            _show(folder)
+        return False
+    if settings["overwrite"] or folder.latest_checkpoint() is None:
         check_weights(settings)
     check_data(settings)
+    return True
 
+
+def train_here(settings: dict[str, Any]) -> None:
+    """Train, evaluate and write the run folder of a resolved configuration in this process, alone or as a rank.
+
+    Raises:
+        DualsegError: as `train`.
+    """
+    from dualseg.processes import rank
+    from dualseg.runs.curves import collapse
+    from dualseg.runs.folder import RunFolder
+    from dualseg.runs.lock import writing
+
+    folder = RunFolder.of(settings)
+    if rank() != 0:
+        _train(settings, folder)
+        return
+    new = settings["overwrite"] or not folder.path.exists()
+    with writing(folder.path):
+        try:
+            _train(settings, folder)
+        except BaseException:
+            if new:
+                folder.remove_if_bare()
+            raise
+    _show(folder)
+    warning = collapse(folder.curves_file)
+    if warning:
+        print(f"warning: {warning}", file=sys.stderr)
+
+
+def _train(settings: dict[str, Any], folder: Any) -> None:
     from dualseg import assembly
-    from dualseg.runs import checkpoints, curves, provenance
+    from dualseg.runs import checkpoints, provenance
+    from dualseg.runs.folder import iteration_of
 
+    latest = None if settings["overwrite"] else folder.latest_checkpoint()
     assembly.use_threads(settings)
     data = assembly.build_data(settings)
     method = assembly.build_method(settings, data.source)
@@ -48,24 +104,14 @@ def train(config: Any) -> None:
         provenance.check_same_data(folder.manifest_file, data.fingerprint())
     trainer = assembly.build_trainer(settings, folder, resumed_at, provenance.resume_command())
     data.check_processes(trainer.world_size, stages)
-    new = trainer.is_global_zero and (settings["overwrite"] or not folder.path.exists())
-    try:
-        if trainer.is_global_zero:
-            folder.open(settings)
-            facts = {"dataset": settings["data"]["name"], "fingerprint": data.fingerprint(), **data.cases_used}
-            provenance.start(folder.manifest_file, provenance.describe(settings["seed"], facts), resumed_at)
-            print(f"Resuming {folder.path} from iteration {resumed_at}" if latest else f"Training {folder.path}")
-        _fit_and_evaluate(trainer, method, data, latest, settings["evaluate_on"])
-    except BaseException:
-        if new:
-            folder.remove_if_bare()
-        raise
+    if trainer.is_global_zero:
+        folder.open(settings)
+        facts = {"dataset": settings["data"]["name"], "fingerprint": data.fingerprint(), **data.cases_used}
+        provenance.start(folder.manifest_file, provenance.describe(settings["seed"], facts), resumed_at)
+        print(f"Resuming {folder.path} from iteration {resumed_at}" if latest else f"Training {folder.path}")
+    _fit_and_evaluate(trainer, method, data, latest, settings["evaluate_on"])
     if trainer.is_global_zero:
         _write(folder, trainer, method, data)
-        _show(folder)
-        warning = curves.collapse(folder.curves_file)
-        if warning:
-            print(f"warning: {warning}", file=sys.stderr)
 
 
 def _fit_and_evaluate(trainer: Any, method: Any, data: Any, latest: Path | None, evaluate_on: list[str]) -> None:
@@ -109,7 +155,8 @@ def _show(folder: Any) -> None:
 
 def main() -> None:
     """Console script."""
-    run_with_hydra(train, "train", in_sweep=run_job)
+    with as_rank():
+        run_with_hydra(train, "train", in_sweep=run_job)
 
 
 if __name__ == "__main__":

@@ -62,6 +62,15 @@ class NetworkEvaluation(pl.LightningModule):
             self.results[stage][name] = self._metric(name).compute()
             self._metric(name).reset()
 
+    def on_validation_start(self) -> None:
+        """Along a run all ranks evaluate with rank 0's BatchNorm statistics, those of the checkpoint.
+
+        After it Lightning sees to that.
+        """
+        if self.trainer.state.fn == "fit" and self.trainer.world_size > 1:
+            for buffer in self.networks.buffers():
+                torch.distributed.broadcast(buffer, src=0)
+
     def validation_step(self, volume: Any, batch_idx: int) -> dict[str, Tensor]:
         return self._evaluate(volume)
 
@@ -75,7 +84,8 @@ class NetworkEvaluation(pl.LightningModule):
         results = self.results["validation"]
         self.log_curves({f"validation/{n}/{m}": v for n, s in results.items() for m, v in s.mean.items()})
         shown = results.get("ensemble") or next(iter(results.values()))
-        self.log("dice", shown.mean["dice"], prog_bar=True, logger=False)
+        # the same on every rank; Lightning warns where it does not average itself
+        self.log("dice", shown.mean["dice"], prog_bar=True, logger=False, sync_dist=True)
 
     def on_test_epoch_end(self) -> None:
         self._summarise("test")

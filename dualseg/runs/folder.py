@@ -14,6 +14,7 @@ import yaml
 
 from dualseg.errors import DualsegError
 from dualseg.files import read_json, write_json, write_text
+from dualseg.runs.lock import LOCK, being_written, is_locked
 
 # What may change without making it another run: where things lie, how it is watched, what hardware does it.
 NOT_IDENTITY = (
@@ -133,14 +134,16 @@ class RunFolder:
         """Check, before anything is computed, that this folder can take the run; writes nothing.
 
         Raises:
-            DualsegError: it belongs to another configuration or to something else, it is finished on other data, or it
-                cannot be written.
+            DualsegError: it belongs to another configuration or to something else, it is finished on other data,
+                another process is writing it, or it cannot be written.
         """
         parent = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
         if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
             raise DualsegError(f"output={config['output']}: {parent} is not writable; choose another with output=DIR.")
+        if is_locked(self.path):
+            raise being_written(self.path)
         if config["overwrite"]:
-            if self.path.exists() and any(self.path.iterdir()) and not self.launched:
+            if self.path.exists() and any(self._content()) and not self.launched:
                 raise DualsegError(
                     f"{self.path}: overwrite=true empties run folders alone, and this is none (it has no manifest.json "
                     "of dualseg-train); choose another name=..., or remove it yourself."
@@ -173,7 +176,8 @@ class RunFolder:
         """
         try:
             if config["overwrite"] and self.launched:
-                shutil.rmtree(self.path)
+                for path in self._content():
+                    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             self.curves_file.parent.mkdir(exist_ok=True)
             for leftover in self.checkpoints.glob(".*.tmp.*"):  # of a run that was killed while it wrote
@@ -182,6 +186,10 @@ class RunFolder:
                 write_text(self.config_file, yaml.safe_dump(dict(config), sort_keys=False))
         except OSError as error:
             raise DualsegError(f"{self.path}: cannot be written ({error}); choose another with output=DIR.") from error
+
+    def _content(self) -> list[Path]:
+        """All that lies in it but the lock."""
+        return [path for path in self.path.iterdir() if path.name != LOCK]
 
     def remove_if_bare(self) -> None:
         """Remove the folder of a run that failed early, unless it holds a checkpoint or a point of a curve."""

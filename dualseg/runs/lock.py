@@ -5,7 +5,7 @@ import os
 import platform
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dualseg.errors import DualsegError
@@ -28,11 +28,14 @@ os.register_at_fork(after_in_child=_let_go)
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Hold the lock of a run folder, which is made if need be. Where the file system has no locks, go on without.
+    """Hold the lock of a run folder, which is made if need be, and removed again if nothing was written into it.
+
+    Where the file system has no locks, go on without.
 
     Raises:
         DualsegError: another process holds it.
     """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = _acquire(folder)
@@ -45,9 +48,14 @@ def writing(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        (folder / LOCK).unlink(missing_ok=True)  # while it is held: nobody else can have taken it
+        if _is_file(descriptor, folder / LOCK):  # else the folder was removed, and another run may have made it anew
+            (folder / LOCK).unlink()
         _held.discard(descriptor)
         os.close(descriptor)
+        with suppress(OSError):  # the first one that is not empty
+            for path in made:
+                if path.exists():
+                    path.rmdir()
 
 
 def _acquire(folder: Path) -> int:

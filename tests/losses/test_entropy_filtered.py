@@ -20,6 +20,7 @@ from loss_derivations import (
     voxels,
 )
 from loss_derivations import entropy as derived_entropy
+from loss_ranks import KEEP_FRACTIONS, distributed_entropies
 
 from dualseg.errors import DualsegError
 from dualseg.losses import entropy, entropy_filtered, fuse, linear_quantile, reliable_voxels
@@ -144,6 +145,17 @@ def test_reliable_of_an_empty_half():
     reliable = reliable_voxels(empty, empty)
     assert reliable.shape == (0, *SPATIAL)
     assert reliable.dtype == torch.bool
+
+
+@pytest.mark.parametrize(("index", "keep_fraction"), list(enumerate(KEEP_FRACTIONS)))
+def test_two_ranks_have_the_threshold_of_the_whole_half(index, keep_fraction, of_two_ranks):
+    shares = [distributed_entropies(rank) for rank in range(2)]
+    whole = [[value for share in shares for value in flat(share[network])] for network in range(2)]
+    expected = derived_reliable(*whole, keep_fraction)
+    ours = [of_two_ranks[rank][2 + index] for rank in range(2)]
+    assert [value for reliable in ours for value in flat(reliable)] == expected
+    # thresholds of each rank's own share keep other voxels: the test sees the difference
+    assert any(not torch.equal(reliable_voxels(*shares[rank], keep_fraction), ours[rank]) for rank in range(2))
 
 
 # fusion

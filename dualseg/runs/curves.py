@@ -31,10 +31,11 @@ def collapse(path: Path) -> str | None:
     last = [row for row in rows if row[0] > 0.9 * rows[-1][0]] if rows else []
     shares = {name: mean(v for _, other, v in last if other == name) for name in sorted({row[1] for row in last})}
     labels = shares.pop("foreground/labels", 0.0)
-    low = {name.removeprefix("foreground/"): share for name, share in shares.items() if share < COLLAPSED * labels}
-    if not low:
+    learned = {name for _, name, share in rows if share > labels / 2}  # others never found any: the run was too short
+    fallen = [name for name, share in shares.items() if share < COLLAPSED * labels and name in learned]
+    if not fallen:
         return None
-    found = " and ".join(f"{network} {100 * share:.1f} %" for network, share in low.items())
+    found = " and ".join(f"{name.removeprefix('foreground/')} {100 * shares[name]:.1f} %" for name in fallen)
     return (
         f"the pseudo-labels have won over the labels: at the end network {found} of the unlabeled voxels are "
         f"foreground, of the labeled ones {100 * labels:.1f} %. Try method=dual_gentle; docs/method.md says why."

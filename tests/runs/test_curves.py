@@ -119,3 +119,9 @@ def test_of_healthy_networks_and_of_runs_without_pseudo_labels_nothing_is_said(t
     (tmp_path / "curves.csv").write_text("iteration,name,value\n10,loss/total,1.0\n")
     assert collapse(tmp_path / "curves.csv") is None
     assert collapse(tmp_path / "missing.csv") is None
+
+
+def test_of_networks_that_have_not_learned_yet_nothing_is_said(tmp_path):
+    rows = [f"{i},foreground/{name},{share}" for i in (1, 10) for name, share in (("a", 0.01), ("labels", 0.2))]
+    (tmp_path / "curves.csv").write_text("\n".join(["iteration,name,value", *rows, ""]))
+    assert collapse(tmp_path / "curves.csv") is None

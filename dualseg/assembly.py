@@ -12,7 +12,6 @@ import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
 from lightning_fabric.plugins.environments import ClusterEnvironment, LightningEnvironment, SLURMEnvironment
-from pytorch_lightning.strategies import DDPStrategy, Strategy
 from torch import nn
 
 from dualseg.data import SemiSupervisedDataModule
@@ -20,7 +19,7 @@ from dualseg.data.volumes import VolumeSource
 from dualseg.errors import DualsegError
 from dualseg.inference import SlidingWindow
 from dualseg.methods import NetworkEvaluation, SegmentationMethod
-from dualseg.processes import is_slurm_task, world_size
+from dualseg.processes import is_slurm_task
 from dualseg.runs.callbacks import Checkpoints, ProgressBar, RunTime, SliceWriter, Throughput
 from dualseg.runs.checkpoints import AtomicCheckpointIO, load_networks
 from dualseg.runs.curves import CurveLogger
@@ -136,7 +135,7 @@ def build_trainer(config: Config, folder: RunFolder, resumed_at: int, resume_com
         accelerator=settings["accelerator"],
         devices=settings["devices"],
         num_nodes=settings["num_nodes"],
-        strategy=_strategy(settings["strategy"]),
+        strategy=settings["strategy"],
         sync_batchnorm=settings["sync_batchnorm"],
         precision=settings["precision"],
         benchmark=True,  # patches have one size: let cuDNN choose by trying
@@ -167,17 +166,6 @@ def _cluster_environment() -> ClusterEnvironment:
         return SLURMEnvironment(auto_requeue=False)  # submitit requeues
     except RuntimeError as error:
         raise DualsegError(f"Slurm: {error}") from error
-
-
-def _strategy(name: str) -> str | Strategy:
-    """`trainer.strategy`, where that is DDP without its exchange of buffers at every forward pass.
-
-    BatchNorm's running statistics are rank 0's either way. That exchange would also stop a validation for ever in
-    which the ranks have unequal numbers of volumes: `NetworkEvaluation` makes it once, before the first one.
-    """
-    if name == "ddp" or (name == "auto" and world_size() > 1):
-        return DDPStrategy(broadcast_buffers=False)
-    return name
 
 
 def check_precision(trainer: pl.Trainer, precision: str) -> None:

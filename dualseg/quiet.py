@@ -14,7 +14,6 @@ WARNINGS = (
     r".*does not have many workers",  # volumes are in memory: workers are seldom worth their start
     r".*isinstance.treespec, LeafSpec",  # between Lightning and torch
     r".*`srun` command is available on your system but is not used",  # we start the processes ourselves
-    r".*`broadcast_buffers` is deprecated",  # its successor is unknown to torch < 2.13
     r".*Grad strides do not match bucket view",  # DDP, of 1x1x1 kernels, whose strides mean nothing
     r".*dataloader is not resumable",  # the sample stream is a function of the iteration: it goes on exactly
 )

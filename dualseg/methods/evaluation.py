@@ -65,7 +65,7 @@ class NetworkEvaluation(pl.LightningModule):
     def on_validation_start(self) -> None:
         """Along a run all ranks evaluate with rank 0's BatchNorm statistics, those of the checkpoint.
 
-        After it Lightning sees to that.
+        DDP exchanges them at training's forward passes only; after the run Lightning does.
         """
         if self.trainer.state.fn == "fit" and self.trainer.world_size > 1:
             for buffer in self.networks.buffers():

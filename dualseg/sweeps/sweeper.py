@@ -17,7 +17,8 @@ from dualseg.sweeps.monitor import Monitor
 from dualseg.sweeps.study import Study, study_of
 from dualseg.sweeps.timing import plan
 
-FOR_THE_SWEEP = ("sweep", "launcher", "dry", "study", "scale", "variant")  # words that are no run's own
+FOR_THE_SWEEP = ("sweep", "launcher", "dry")  # words that are no run's own
+OF_A_STUDY = ("study", "scale", "variant")  # words that a study's rows bring themselves
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def sweep(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
         return []
 
     target.write(jobs, study.name if study else None, config.scale)
-    waiting = [job for job in jobs if target.state(job) != "done"]
+    waiting = [job for job in jobs if config.overwrite or target.state(job) != "done"]
     for job in waiting:
         target.forget_failure(job.run)  # a failure of an earlier launch
     with Monitor(target, jobs, config.scale):
@@ -99,7 +100,7 @@ def _of_study(study: Study, scale: str, overrides: Sequence[Any]) -> list[Combin
         if variant not in study.variants:
             raise DualsegError(f"variant={variant}: no such row of {study.name}.{nearest(variant, [*study.variants])}")
     changed = {key for changes in study.variants.values() for key in changes} | {"experiment", "name"}
-    own = {key: choices for key, choices in given.items() if key not in (*FOR_THE_SWEEP, "seed")}
+    own = {key: choices for key, choices in given.items() if key not in (*FOR_THE_SWEEP, *OF_A_STUDY, "seed")}
     for key, choices in own.items():
         if key in changed:
             raise DualsegError(f"{key}: the study {study.name} sets it for each of its rows; leave it out.")

@@ -118,6 +118,9 @@ def test_a_failure_is_listed_and_stops_no_other_run(train, launches, tmp_path):
     launches.becomes = lambda words: Ending(0)
     outcome = train("sweep=toy")
     assert (outcome.code, launches.labels()) == (0, [("supervised", "0"), ("supervised", "1")])
+    launches.words.clear()
+    assert train("sweep=toy", "seed=0", "overwrite=true").code == 0
+    assert len(launches.words) == 3, "anew, though finished"
 
 
 def test_a_job_that_falls_over_is_a_failure_of_that_run_alone(train, launches):

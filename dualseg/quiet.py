@@ -12,6 +12,7 @@ LOGGERS = (
 WARNINGS = (
     r".*does not have many workers",  # volumes are in memory: workers are seldom worth their start
     r".*isinstance.treespec, LeafSpec",  # between Lightning and torch
+    r".*`srun` command is available",  # a run on a machine that submits to Slurm need not be a job
     r".*dataloader is not resumable",  # the sample stream is a function of the iteration: it goes on exactly
 )
 

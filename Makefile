@@ -1,6 +1,6 @@
 # Every target makes .venv and installs the pinned dependencies first, if they are missing or their list has changed.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench la-main clean
+.PHONY: help demo test test-slurm check bench la-main clean
 
 PYTHON ?= python3
 WORKERS ?= 2
@@ -10,7 +10,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
 
 demo: $(INSTALLED) ## train both networks on the embedded dataset (minutes on 2 cores) -> runs/demo/report.html
 	@$(BIN)/dualseg-train experiment=demo
@@ -19,6 +19,9 @@ demo: $(INSTALLED) ## train both networks on the embedded dataset (minutes on 2 
 # One thread a process: test processes that each start several would slow one another down.
 test: $(INSTALLED) ## run all tests, WORKERS=2 processes at a time
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+test-slurm: $(INSTALLED) ## a sweep on a real Slurm of one machine, as root (apt-get install slurm-wlm munge); minutes
+	@$(BIN)/python tests/slurm/run.py
 
 check: $(INSTALLED) ## lint (ruff), formatting (ruff format) and types (mypy)
 	$(BIN)/ruff check .

@@ -47,6 +47,13 @@ class Checkpoints(Callback):
         self._heard: set[int] = set()
         self._previous_handlers: dict[int, Any] = {}
 
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if threading.current_thread() is threading.main_thread():
+            # before Lightning adds its own of SIGTERM, in which processes wait for one another
+            numbers = SIGNALS if callable(signal.getsignal(signal.SIGUSR2)) else (signal.SIGINT,)
+            found = {number: signal.getsignal(number) for number in numbers}
+            self._previous_handlers = {number: handler for number, handler in found.items() if handler is not None}
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._saved_at = trainer.global_step or None  # a resumed run's checkpoint is there
         self._listen()
@@ -85,11 +92,8 @@ class Checkpoints(Callback):
 
     def _listen(self) -> None:
         # not before the loops start: Lightning notes the handlers it finds until then, and puts them back at the end
-        if self._previous_handlers or threading.current_thread() is not threading.main_thread():
-            return
-        requeues = callable(signal.getsignal(signal.SIGUSR2))
-        for number in SIGNALS if requeues else (signal.SIGINT,):
-            self._previous_handlers[number] = signal.signal(number, self._on_signal)
+        for number in self._previous_handlers:
+            signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:

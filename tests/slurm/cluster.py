@@ -6,7 +6,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol", "scancel")
@@ -78,14 +78,20 @@ def cluster(folder: Path) -> Iterator[dict[str, str]]:
     try:
         with (folder / "daemons.log").open("wb") as log:
             for command in daemons:
-                started.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
+                # in a session of its own: Ctrl-C must reach the daemons after the jobs that they run
+                started.append(
+                    subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+                )
                 if command[0] == "munged":
                     wait("munged", (folder / "munge.socket").exists, 30)
         wait("an idle node", lambda: _says(["sinfo", "--noheader", "--format=%T"], environment) == "idle", 60)
         yield environment
     finally:
-        _say_nothing(["scancel", "--full", "--signal=KILL", f"--user={os.getuid()}"], environment)
-        _say_nothing(["scancel", f"--user={os.getuid()}"], environment)
+        user = f"--user={os.getuid()}"
+        for command in (["scancel", "--full", "--signal=KILL", user], ["scancel", user]):
+            subprocess.run(command, env=environment, capture_output=True, check=False, timeout=60)
+        with suppress(TimeoutError):
+            wait("the jobs to end", lambda: not _says(["squeue", "--noheader", user], environment), 30)
         for daemon in reversed(started):
             daemon.terminate()
             try:
@@ -106,10 +112,6 @@ def wait(what: str, until: Callable[[], object], seconds: float) -> None:
 
 def _says(command: list[str], environment: dict[str, str]) -> str:
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False).stdout.strip()
-
-
-def _say_nothing(command: list[str], environment: dict[str, str]) -> None:
-    subprocess.run(command, env=environment, capture_output=True, check=False, timeout=60)
 
 
 def _free_port() -> int:

@@ -8,6 +8,8 @@ import collections
 import csv
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -17,7 +19,7 @@ from cluster import cluster, missing, wait
 
 from dualseg.data import Phantom
 
-ITERATIONS = 250
+ITERATIONS = 100
 SHAPE = (40, 36, 32)
 PATIENCE = 900.0  # seconds for each step: the machine may be busy
 
@@ -81,7 +83,9 @@ def sweep(folder: Path, environment: dict[str, str]) -> None:
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
 
     def running() -> set[str]:
-        return set(slurm("squeue", "--noheader", "--array", "--partition=low", "--states=running", "--format=%i").split())
+        return set(
+            slurm("squeue", "--noheader", "--array", "--partition=low", "--states=running", "--format=%i").split()
+        )
 
     def step(what: str, until: object) -> None:
         print(f"waiting: {what}", flush=True)
@@ -101,7 +105,7 @@ def sweep(folder: Path, environment: dict[str, str]) -> None:
         slurm("sbatch", "--partition=high", "--ntasks=6", "--output=/dev/null", "--wrap=sleep 2")
         step("all four are preempted, requeued and resumed", lambda: all(map(len, runs.resumed())))
         first = runs.resumed()
-        requeued = min(running())
+        requeued = max(running())  # of two processes
         slurm("scontrol", "requeue", requeued)
         step(f"Slurm requeues {requeued}, which resumes", lambda: runs.resumed() != first)
         print("waiting: all four finish", flush=True)
@@ -119,6 +123,7 @@ def sweep(folder: Path, environment: dict[str, str]) -> None:
 def main() -> None:
     if lacking := missing():
         raise SystemExit(f"make test-slurm: {lacking}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the daemons are ended then as well
     folder = Path(tempfile.mkdtemp(prefix="dualseg-slurm-"))
     Phantom(folder / "phantom", train=6, test=2, shape=SHAPE)  # once, and not by four jobs
     slurm = folder / "slurm"
@@ -133,6 +138,7 @@ def main() -> None:
     except BaseException:
         print(f"failed; logs are in {folder}", file=sys.stderr)
         raise
+    shutil.rmtree(folder)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 # Every target makes .venv and installs the pinned dependencies first, if they are missing or their list has changed.
 .DEFAULT_GOAL := help
 STUDIES := la-main la-label-count la-ablation la-networks
-.PHONY: help demo test check bench $(STUDIES) reproduce clean
+.PHONY: help demo test test-slurm check bench $(STUDIES) reproduce clean
 
 PYTHON ?= python3
 WORKERS ?= 2
@@ -24,6 +24,9 @@ demo: $(INSTALLED) ## train both networks on the embedded dataset (minutes on 2 
 # One thread a process: test processes that each start several would slow one another down.
 test: $(INSTALLED) ## run all tests, WORKERS=2 processes at a time
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+test-slurm: $(INSTALLED) ## a sweep on a real Slurm of one machine, as root (apt-get install slurm-wlm munge); minutes
+	@$(BIN)/python tests/slurm/run.py
 
 check: $(INSTALLED) ## lint (ruff), formatting (ruff format) and types (mypy)
 	$(BIN)/ruff check .

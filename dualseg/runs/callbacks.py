@@ -1,8 +1,9 @@
-"""What happens around the iterations of a run: checkpoints, Ctrl-C, timing, the slices that the report shows."""
+"""What happens around the iterations of a run: checkpoints, signals, timing, the slices that the report shows."""
 
 import signal
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -18,6 +19,8 @@ from dualseg.inference.slices import display_slices
 from dualseg.methods import SegmentationMethod
 from dualseg.runs.folder import CHECKPOINT, iteration_of
 
+SIGNALS = (signal.SIGINT, signal.SIGUSR2, signal.SIGTERM)
+
 
 class Checkpoints(Callback):
     """Saves every `every` iterations and after the last, keeps the newest `keep`; Ctrl-C saves and stops.
@@ -25,6 +28,10 @@ class Checkpoints(Callback):
     Saving happens between iterations, after a validation that is due: then a resumed run neither repeats nor skips it.
     (Lightning's ModelCheckpoint saves before the validation, which a resumed run then leaves out, and not at the end of
     a run whose length is no multiple of the cadence.)
+
+    Where there is a handler of SIGUSR2 that can requeue the run, as submitit's in a Slurm job, that signal saves after
+    the running iteration and then calls the handler. SIGTERM saves as well then, and nothing else: Slurm sends it to a
+    job whose place another one takes, requeues the job itself, and would not do so if it ended on its own.
 
     Args:
         folder: where iteration-NNNNNN.ckpt go.
@@ -37,8 +44,15 @@ class Checkpoints(Callback):
         self.folder, self.every, self.keep = folder, every, keep
         self.resume_command = resume_command
         self._saved_at: int | None = None
-        self._interrupted = False
-        self._previous_handler: Any = None
+        self._heard: set[int] = set()
+        self._previous_handlers: dict[int, Any] = {}
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if threading.current_thread() is threading.main_thread():
+            # before Lightning adds its own of SIGTERM, in which processes wait for one another
+            numbers = SIGNALS if callable(signal.getsignal(signal.SIGUSR2)) else (signal.SIGINT,)
+            found = {number: signal.getsignal(number) for number in numbers}
+            self._previous_handlers = {number: handler for number, handler in found.items() if handler is not None}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._saved_at = trainer.global_step or None  # a resumed run's checkpoint is there
@@ -53,49 +67,56 @@ class Checkpoints(Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        # all processes stop after the same iteration, whenever each one heard of it: saving waits for all of them
-        self._interrupted = trainer.strategy.reduce_boolean_decision(self._interrupted, all=False)
-        done = trainer.global_step
-        if self._interrupted or (done and done % self.every == 0):
+        asked, done = self._agree(trainer), trainer.global_step
+        if asked or (done and done % self.every == 0):
             self._save(trainer)
-        self._stop_if_asked(trainer)
+        self._answer(trainer, asked)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._save(trainer)
-        self._stop_if_asked(trainer)
+        self._answer(trainer, self._agree(trainer))
 
     def on_validation_batch_start(self, trainer: pl.Trainer, *args: Any) -> None:
         if trainer.state.fn != "fit":  # along the run the next iteration stops, after the validation
-            self._stop_if_asked(trainer)
+            self._answer(trainer, self._heard & set(SIGNALS))
 
     def on_test_batch_start(self, trainer: pl.Trainer, *args: Any) -> None:
-        self._stop_if_asked(trainer)
+        self._answer(trainer, self._heard & set(SIGNALS))
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if self._previous_handler is not None:
-            signal.signal(signal.SIGINT, self._previous_handler)
-            self._previous_handler = None
+        while self._previous_handlers:
+            signal.signal(*self._previous_handlers.popitem())
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self.teardown(trainer, pl_module, "fit")  # which Lightning leaves out then
 
     def _listen(self) -> None:
         # not before the loops start: Lightning notes the handlers it finds until then, and puts them back at the end
-        if self._previous_handler is None and threading.current_thread() is threading.main_thread():
-            self._previous_handler = signal.signal(signal.SIGINT, self._on_interrupt)
+        for number in self._previous_handlers:
+            signal.signal(number, self._on_signal)
 
-    def _stop_if_asked(self, trainer: pl.Trainer) -> None:
-        if self._interrupted:
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            if number in self._heard:
+                raise KeyboardInterrupt
+            print("\nCtrl-C: finishing this iteration or case, then stopping (again: stop at once) ...", flush=True)
+        self._heard.add(number)
+
+    def _agree(self, trainer: pl.Trainer) -> set[int]:
+        """The signals that any process has heard: all answer after the same iteration, for saving takes all of them."""
+        heard = self._heard.copy()
+        reduce = partial(trainer.strategy.reduce_boolean_decision, all=False)
+        return {number for number in SIGNALS if reduce(number in heard)} if reduce(bool(heard)) else set()
+
+    def _answer(self, trainer: pl.Trainer, asked: set[int]) -> None:
+        if signal.SIGINT in asked:
             raise Interrupted(
                 f"stopped after iteration {trainer.global_step}; a checkpoint is written. To go on: "
                 f"{self.resume_command}"
             )
-
-    def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
-        if self._interrupted:
-            raise KeyboardInterrupt
-        self._interrupted = True
-        print("\nCtrl-C: finishing this iteration or case, then stopping (again: stop at once) ...", flush=True)
+        self._heard -= asked
+        if signal.SIGUSR2 in asked:
+            self._previous_handlers[signal.SIGUSR2](signal.SIGUSR2, None)  # submitit's ends the first process, no other
 
     def _save(self, trainer: pl.Trainer) -> None:
         if trainer.global_step == self._saved_at:

@@ -30,7 +30,8 @@ def run_job(config: Any) -> None:
     run, sweep = RunFolder.of(settings).path.name, Sweep(hydra.sweep.dir)
     config_dirs = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
     words = [word for path in config_dirs for word in ("--config-dir", path)]
-    words += [*hydra.overrides.task, "trainer.progress_bar=false"]
+    words += [word for word in hydra.overrides.task if not word.startswith("launcher=")]
+    words.append("trainer.progress_bar=false")
     ended = run_group(words, processes_of(settings["trainer"]), log=sweep.log_file(run))
     if ended.code == 130:
         raise KeyboardInterrupt

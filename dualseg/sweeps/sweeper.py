@@ -64,8 +64,11 @@ def sweep(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
         target.forget_failure(job.run)  # a failure of an earlier launch
     with Monitor(target, jobs, config.scale):
         if waiting:
-            where = f"hydra.sweep.dir={target.path}"
-            returned = sweeper.launcher.launch([[*job.words, where] for job in waiting], initial_job_idx=0)
+            ours = [f"hydra.sweep.dir={target.path}"]  # where a job finds its sweep, and by what it was launched
+            ours += [
+                word for override in overrides if override.key_or_group == "launcher" for word in _choices(override)
+            ]
+            returned = sweeper.launcher.launch([[*job.words, *ours] for job in waiting], initial_job_idx=0)
             for job, one in zip(waiting, returned, strict=True):
                 _note_loss(target, job, one)
     unfinished = [job for job in jobs if target.state(job) != "done"]

@@ -23,7 +23,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("hatchling is not installed; it is one of the development dependencies")
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
-    for name in ("dualseg", "conf"):
+    for name in ("dualseg", "hydra_plugins", "conf"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
@@ -67,7 +67,10 @@ def test_the_wheel_holds_configuration_lists_and_template(wheel: Path) -> None:
         if "conf" not in p.relative_to(ROOT / "dualseg").parts
     }
     assert {"dualseg/reporting/run.html.j2", "dualseg/data/lists/left_atrium_train.txt"} <= package
-    assert configuration | package <= names
+    plugins = {str(p.relative_to(ROOT)) for p in (ROOT / "hydra_plugins").glob("dualseg_*/*.py")}
+    assert "hydra_plugins/dualseg_slurm/__init__.py" in plugins
+    assert configuration | package | plugins <= names
+    assert "hydra_plugins/__init__.py" not in names, "it is a namespace that others write into as well"
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert not [name for name in names if name.startswith(("tests/", "conf/"))]
 
@@ -88,6 +91,8 @@ def test_the_installed_wheel_works_from_another_folder(installed: Path, tmp_path
         ["-m", "dualseg.train", "--cfg", "job", "experiment=la_paper", "data.root=DIR"], tmp_path, installed
     )
     assert "max_iterations: 6000" in composed and "labeled: 8" in composed
+    code = "from hydra.core.plugins import Plugins; print(sorted(Plugins.instance().class_name_to_class))"
+    assert "hydra_plugins.dualseg_slurm.DualsegSlurmLauncher" in python(["-c", code], tmp_path, installed)
     assert "run=RUN_FOLDER" in python(["-m", "dualseg.evaluate", "--help"], tmp_path, installed)
     assert "RUN_FOLDER" in python(["-m", "dualseg.report", "run", "--help"], tmp_path, installed)
     assert not list(tmp_path.iterdir())

@@ -6,7 +6,7 @@ import shutil
 import signal
 import stat
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +59,12 @@ class Run:
         self.trainer.fit(self.method, self.data, ckpt_path=self.latest)
         return self
 
-    def at(self, moment: Callable[[pl.Trainer], bool], hook: str = "on_train_batch_end") -> "Run":
-        """Press Ctrl-C in `hook` when `moment` has come."""
+    def at(
+        self, moment: Callable[[pl.Trainer], bool], hook: str = "on_train_batch_end", number: int = signal.SIGINT
+    ) -> "Run":
+        """Press Ctrl-C, or send another signal, in `hook` when `moment` has come."""
         callback = pl.Callback()
-        setattr(
-            callback, hook, lambda trainer, *a, **k: signal.raise_signal(signal.SIGINT) if moment(trainer) else None
-        )
+        setattr(callback, hook, lambda trainer, *a, **k: signal.raise_signal(number) if moment(trainer) else None)
         self.trainer.callbacks.insert(0, callback)
         return self
 
@@ -191,6 +191,72 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path):
         run.fit()
     assert run.kept == [3]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.fixture
+def scheduler() -> Iterator[list[int]]:
+    """The signals that handlers as submitit's, installed before the run, have got."""
+    got: list[int] = []
+    numbers = (signal.SIGUSR2, signal.SIGTERM)
+    former = {number: signal.signal(number, lambda number, frame: got.append(number)) for number in numbers}
+    ours = {number: signal.getsignal(number) for number in numbers}
+    yield got
+    left = {number: signal.signal(number, handler) for number, handler in former.items()}
+    assert left == ours, "a run gives the signals back"
+
+
+def test_a_requeue_signal_saves_then_calls_the_handler_once_and_the_run_may_go_on(scheduler, whole, tmp_path):
+    """As in a task of a Slurm job that is not the one that requeues: submitit's handler comes back there."""
+    run = Run(tmp_path / "run").at(lambda trainer: trainer.global_step == 5, number=signal.SIGUSR2)
+    saved_then: list[list[int]] = []
+    former = signal.getsignal(signal.SIGUSR2)
+    signal.signal(signal.SIGUSR2, lambda *a: (saved_then.append(list(run.kept)), former(*a))[1])
+    try:
+        run.fit()
+    finally:
+        signal.signal(signal.SIGUSR2, former)
+    assert scheduler == [signal.SIGUSR2]
+    assert saved_then == [[5]], "the checkpoint is there when the handler is called"
+    assert run.saved == [3, 5, 6, 9, 12]
+    assert_same(run, whole)
+
+
+@pytest.mark.parametrize("stopped", [5, 8, 12])
+def test_a_requeued_run_goes_on_as_if_never_stopped(stopped, whole, tmp_path):
+    """As in the task that requeues: submitit's handler ends the process."""
+
+    def requeue(number: int, frame: Any) -> None:
+        raise SystemExit(-1)
+
+    former = signal.signal(signal.SIGUSR2, requeue)
+    try:
+        run = Run(tmp_path / "run").at(lambda trainer: trainer.global_step == stopped, number=signal.SIGUSR2)
+        with pytest.raises(SystemExit):
+            run.fit()
+        assert signal.getsignal(signal.SIGUSR2) is requeue
+    finally:
+        signal.signal(signal.SIGUSR2, former)
+    assert run.kept == [stopped]
+    assert run.trainer.global_step == stopped
+    again = Run(tmp_path / "run", resume=True).fit()
+    assert again.trained == list(range(stopped, ITERATIONS))
+    assert_same(again, whole)
+
+
+def test_slurm_taking_the_place_of_a_run_saves_and_lets_it_go_on(scheduler, whole, tmp_path):
+    """Ended on its own it would not be requeued: Slurm does that when it ends it."""
+    run = Run(tmp_path / "run").at(lambda trainer: trainer.global_step == 5, number=signal.SIGTERM).fit()
+    assert run.saved == [3, 5, 6, 9, 12]
+    assert scheduler == []
+    assert_same(run, whole)
+
+
+def test_signals_are_left_alone_where_nothing_requeues(tmp_path):
+    seen: list[Any] = []
+    run = Run(tmp_path / "run", max_iterations=2)
+    run.method.on_train_batch_end = lambda *a: seen.append(signal.getsignal(signal.SIGUSR2))  # type: ignore[method-assign]
+    run.fit()
+    assert seen == [signal.SIG_DFL] * 2
 
 
 def test_training_works_outside_the_main_thread(tmp_path):

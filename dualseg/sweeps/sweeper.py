@@ -50,7 +50,8 @@ def sweep(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
     else:
         study = study_of(config.study, cast(dict[str, Any], OmegaConf.to_container(config.sweep, resolve=True)))
         combinations = _of_study(study, config.scale, overrides)
-    jobs = [_job(sweeper, combination) for combination in combinations]
+    launcher = [word for word in arguments if word.startswith("launcher=")]  # hydra.launcher.* fits no other one
+    jobs = [_job(sweeper, combination, launcher) for combination in combinations]
     _check_folders(jobs, config.output)
     every_word = sorted({word for combination in combinations for word in combination.words})
     target = Sweep.named(config.output, study.name if study else None, config.scale, every_word)
@@ -64,11 +65,9 @@ def sweep(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
         target.forget_failure(job.run)  # a failure of an earlier launch
     with Monitor(target, jobs, config.scale):
         if waiting:
-            ours = [f"hydra.sweep.dir={target.path}"]  # where a job finds its sweep, and by what it was launched
-            ours += [
-                word for override in overrides if override.key_or_group == "launcher" for word in _choices(override)
-            ]
-            returned = sweeper.launcher.launch([[*job.words, *ours] for job in waiting], initial_job_idx=0)
+            where = f"hydra.sweep.dir={target.path}"  # by which a job finds its sweep
+            words = [[*job.words, *launcher, where] for job in waiting]
+            returned = sweeper.launcher.launch(words, initial_job_idx=0)
             for job, one in zip(waiting, returned, strict=True):
                 _note_loss(target, job, one)
     unfinished = [job for job in jobs if target.state(job) != "done"]
@@ -126,10 +125,11 @@ def _choices(override: Any) -> list[str]:
     return [f"{key}={override.get_value_element_as_str()}"]
 
 
-def _job(sweeper: Any, combination: Combination) -> Job:
+def _job(sweeper: Any, combination: Combination, launcher: Sequence[str]) -> Job:
     from omegaconf import open_dict
 
-    config = sweeper.hydra_context.config_loader.load_sweep_config(sweeper.config, list(combination.words))
+    words = [*combination.words, *launcher]
+    config = sweeper.hydra_context.config_loader.load_sweep_config(sweeper.config, words)
     with open_dict(config):
         del config["hydra"]
     settings = resolve(config)

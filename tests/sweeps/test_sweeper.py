@@ -135,6 +135,11 @@ def test_a_job_that_falls_over_is_a_failure_of_that_run_alone(train, launches):
     assert "seed=0: a bug" in outcome.err and "[2/2] done   seed=1" in outcome.out
 
 
+def test_a_launchers_own_keys_fit_it(train, launches):
+    outcome = train("experiment=small", "seed=0", "launcher=joblib", "hydra.launcher.n_jobs=1", "dry=true")
+    assert outcome.code == 0, outcome.err
+
+
 def test_ctrl_c_ends_the_sweep(train, launches):
     launches.becomes = lambda words: Ending(130, "stopped after iteration 2.")
     outcome = train("sweep=toy")

@@ -1,10 +1,11 @@
-"""`dualseg-report run RUN_FOLDER`: one self-contained HTML page of a run."""
+"""`dualseg-report`: run folders -> something to read: the page of a run, the tables and the page of a study."""
 
 import argparse
 import sys
 from pathlib import Path
 
 from dualseg.cli import guarded
+from dualseg.errors import DualsegError
 
 
 def main() -> None:
@@ -14,8 +15,14 @@ def main() -> None:
     run = commands.add_parser("run", help="one self-contained HTML page of a run")
     run.add_argument("run", type=Path, metavar="RUN_FOLDER")
     run.add_argument("--output", type=Path, default=None, help="where to write it (default: RUN_FOLDER/report.html)")
+    run.set_defaults(report=lambda given: report_run(given.run, given.output))
+    study = commands.add_parser("study", help="tables, figures, comparisons and a page of many runs")
+    study.add_argument("what", nargs="+", metavar="STUDY", help="a study of conf/sweep, or any number of run folders")
+    study.add_argument("--runs", type=Path, default=Path("runs"), help="where the study's runs are (default: runs)")
+    study.add_argument("--output", type=Path, default=None, help="folder to write into (default: experiments/STUDY)")
+    study.set_defaults(report=lambda given: report_study(given.what, given.runs, given.output))
     arguments = parser.parse_args(sys.argv[1:])
-    guarded(lambda: report_run(arguments.run, arguments.output))
+    guarded(lambda: arguments.report(arguments))
 
 
 def report_run(run: Path, output: Path | None) -> None:
@@ -23,6 +30,37 @@ def report_run(run: Path, output: Path | None) -> None:
     from dualseg.reporting import write_run_report
 
     print(f"Report: {write_run_report(run, output)}")
+
+
+def report_study(what: list[str], runs: Path, output: Path | None) -> None:
+    """Collect a study, or loose run folders, and print what was collected.
+
+    Raises:
+        DualsegError: nothing can be collected; or, after all else is written, run folders had to be left out.
+    """
+    from dualseg.reporting.studies import write_study
+    from dualseg.sweeps.loose import loose_study
+    from dualseg.sweeps.members import members_of
+    from dualseg.sweeps.study import read_study, study_names
+
+    if len(what) > 1 or (what[0] not in study_names() and Path(what[0]).is_dir()):
+        if output is None:
+            raise DualsegError("--output DIR is required with run folders: where the tables of these runs belong.")
+        study, members = loose_study(output.resolve().name, map(Path, what))
+    else:
+        study = read_study(what[0])
+        members = members_of(study, runs)
+    output = output or Path("experiments") / study.name
+    contents = write_study(study, members, output)
+    results = contents.tables.results
+    print(f"{study.name}: {results['run'].nunique()} finished runs of {results['variant'].nunique()} variants")
+    if contents.unfinished:
+        print(f"Not finished: {len(contents.unfinished)} runs", *contents.unfinished, sep="\n  ")
+    if contents.remarks:
+        print("To know:", *contents.remarks, sep="\n  ")
+    print(f"Table: {output / 'table.md'}\nReport: {output / 'report.html'}")
+    if contents.problems:
+        raise DualsegError(f"left out, all else is written: {' '.join(contents.problems)}")
 
 
 if __name__ == "__main__":

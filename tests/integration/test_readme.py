@@ -126,6 +126,7 @@ def test_every_command_of_the_documentation_is_right(
     elif name == "dualseg-report":
         monkeypatch.setattr(sys, "argv", words)
         monkeypatch.setattr(dualseg.report, "report_run", lambda run, output: None)
+        monkeypatch.setattr(dualseg.report, "report_study", lambda what, runs, output: None)
         dualseg.report.main()
     elif name == "make":
         targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)

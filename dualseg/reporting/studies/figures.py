@@ -4,6 +4,7 @@ import io
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK)
-SUPERVISED_COLOUR = "#666666"
+GREY = "#666666"
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DPI = 150
 NARROWEST = 10.0  # points of Dice that an axis of means spans at least: one run's difference is no result
@@ -26,8 +27,17 @@ PANELS_A_ROW = 3
 LINE = ["method", "objective", "architecture"]  # what one line of the figure over labels is of
 
 
-def draw_all(contents: StudyContents) -> dict[str, tuple[bytes, str]]:
-    """File name -> PNG and its description, figure.png first."""
+@dataclass(frozen=True)
+class Drawing:
+    """A figure: its PNG, what it shows, and its numbers in words, for those who do not see it."""
+
+    png: bytes
+    caption: str
+    values: str
+
+
+def draw_all(contents: StudyContents) -> dict[str, Drawing]:
+    """File name -> figure, figure.png first."""
     record = of_record(contents)
     drawn = {}
     counts = record.groupby("scale")["labeled"].nunique()
@@ -84,7 +94,7 @@ def _seeds(contents: StudyContents, own: pd.DataFrame) -> str:
     return f"{low if low == high else f'{low} to {high}'} seed{'' if high == 1 else 's'}"
 
 
-def over_labels(contents: StudyContents, record: pd.DataFrame) -> tuple[bytes, str]:
+def over_labels(contents: StudyContents, record: pd.DataFrame) -> Drawing:
     """Dice against the number of labels: a line and a band (mean ± sd over seeds) a method, a dot a seed.
 
     The supervised results with the fewest and the most labels are drawn as horizontal lines, the bounds.
@@ -98,7 +108,7 @@ def over_labels(contents: StudyContents, record: pd.DataFrame) -> tuple[bytes, s
             line = own[(own[LINE] == list(key)).all(axis=1)]
             if line.empty:
                 continue
-            colour = SUPERVISED_COLOUR if key[0] == "supervised" else COLOURS[index % len(COLOURS)]
+            colour = GREY if key[0] == "supervised" else COLOURS[index % len(COLOURS)]
             by_count = line.groupby("labeled")["dice"]
             mean, deviation = by_count.mean(), by_count.std(ddof=1)
             marker = MARKERS[index % len(MARKERS)]
@@ -119,11 +129,11 @@ def over_labels(contents: StudyContents, record: pd.DataFrame) -> tuple[bytes, s
 
     png = _panels(scales, draw, 6.8, [4.2] * len(scales))
     words = "; ".join(names.values())
-    alt = f"Test Dice against the number of labeled volumes for {words}. A dot is a seed ({_seeds(contents, record)}), "
-    return (
-        png,
-        alt + "the line their mean, the band one standard deviation; horizontal lines are the supervised bounds.",
+    caption = (
+        f"Test Dice against the number of labeled volumes for {words}. A dot is a seed ({_seeds(contents, record)}), "
+        "the line their mean, the band one standard deviation; horizontal lines are the supervised bounds."
     )
+    return Drawing(png, caption, _means(record))
 
 
 def _line_names(record: pd.DataFrame) -> dict[tuple[str, ...], str]:
@@ -137,7 +147,7 @@ def _line_names(record: pd.DataFrame) -> dict[tuple[str, ...], str]:
     return names
 
 
-def dice_of_variants(contents: StudyContents, record: pd.DataFrame) -> tuple[bytes, str]:
+def dice_of_variants(contents: StudyContents, record: pd.DataFrame) -> Drawing:
     """Dice of every seed (dots) and their mean (bar), one row a variant."""
     scales = [scale for scale in contents.scales if scale in set(record["scale"])]
     rows = {
@@ -149,7 +159,7 @@ def dice_of_variants(contents: StudyContents, record: pd.DataFrame) -> tuple[byt
         own = record[record["scale"] == scale]
         for place, variant in enumerate(rows[scale]):
             values = own[own["variant"] == variant]
-            colour = SUPERVISED_COLOUR if set(values["method"]) == {"supervised"} else BLUE
+            colour = GREY if set(values["method"]) == {"supervised"} else BLUE
             axes.scatter(values["dice"], [place] * len(values), s=28, color=colour, alpha=0.5, linewidths=0, zorder=2)
             axes.plot(values["dice"].mean(), place, "|", color=colour, markersize=14, markeredgewidth=2.5, zorder=3)
         _name_rows(axes, rows[scale])
@@ -159,9 +169,12 @@ def dice_of_variants(contents: StudyContents, record: pd.DataFrame) -> tuple[byt
         axes.set_xlabel("test Dice, %; dots: seeds, bar: mean")
 
     png = _panels(scales, draw, 6.8, [0.9 + 0.27 * len(rows[scale]) for scale in scales])
-    shown = record.groupby(["scale", "variant"], sort=False)["dice"].mean()
-    means = "; ".join(f"{variant} {value:.2f}" for (_, variant), value in shown.items())
-    return png, f"Test Dice in per cent: dots are {_seeds(contents, record)}, the bar their mean. Means: {means}."
+    return Drawing(png, f"Test Dice: a dot is a seed ({_seeds(contents, record)}), the bar their mean.", _means(record))
+
+
+def _means(record: pd.DataFrame) -> str:
+    means = record.groupby(["scale", "variant"], sort=False)["dice"].mean()
+    return "Means in per cent: " + "; ".join(f"{variant} {value:.2f}" for (_, variant), value in means.items())
 
 
 def _name_rows(axes: "Axes", names: Sequence[str]) -> None:
@@ -170,7 +183,7 @@ def _name_rows(axes: "Axes", names: Sequence[str]) -> None:
     axes.grid(axis="y", visible=False)
 
 
-def differences(comparisons: Sequence[Comparison]) -> tuple[bytes, str]:
+def differences(comparisons: Sequence[Comparison]) -> Drawing:
     """Mean difference of each variant, with its bootstrap interval, in points of Dice."""
     groups = by_scale(comparisons)
 
@@ -178,7 +191,7 @@ def differences(comparisons: Sequence[Comparison]) -> tuple[bytes, str]:
         own = groups[scale]
         axes.axvline(0, color="#888888", linewidth=1)
         for place, c in enumerate(own):
-            colour = BLUE if c.mean >= 0 else VERMILLION
+            colour = GREY if c.low <= 0 <= c.high else BLUE if c.mean > 0 else VERMILLION
             axes.plot([100 * c.low, 100 * c.high], [place, place], color=colour, linewidth=2, solid_capstyle="butt")
             axes.plot(100 * c.mean, place, "o", color=colour, markersize=6)
         _name_rows(axes, [c.variant for c in own])
@@ -188,20 +201,21 @@ def differences(comparisons: Sequence[Comparison]) -> tuple[bytes, str]:
     words = "; ".join(
         f"{c.variant} {100 * c.mean:+.2f} ({100 * c.low:+.2f} to {100 * c.high:+.2f})" for c in comparisons
     )
-    return (
-        png,
-        f"Mean difference of test Dice to {comparisons[0].against} in points, with 95 % bootstrap interval: {words}.",
+    caption = (
+        f"Mean difference of test Dice to {comparisons[0].against}, with its 95 % bootstrap interval over cases; grey "
+        "where that holds 0."
     )
+    return Drawing(png, caption, words)
 
 
-def case_differences(comparisons: Sequence[Comparison]) -> tuple[bytes, str]:
+def case_differences(comparisons: Sequence[Comparison]) -> Drawing:
     """The difference of every case, sorted, one panel a comparison; all on one axis."""
     columns = min(PANELS_A_ROW, len(comparisons))
     lines = math.ceil(len(comparisons) / columns)
-    width, height = 2.6 * columns + 0.6, 1.75 * lines + 0.2
+    width, height = 2.6 * columns + 0.75, 1.75 * lines + 0.2
     with _figure(width, height) as figure:
         figure.set_layout_engine("none")  # a constrained layout of 50 panels takes ten seconds
-        edges = {"left": 0.6 / width, "right": 1 - 0.1 / width, "top": 1 - 0.3 / height, "bottom": 0.3 / height}
+        edges = {"left": 0.75 / width, "right": 1 - 0.1 / width, "top": 1 - 0.3 / height, "bottom": 0.3 / height}
         grid = figure.subplots(lines, columns, squeeze=False, sharey=True, gridspec_kw={**edges, "hspace": 0.45})
         for axes in grid.flat[len(comparisons) :]:
             axes.set_axis_off()
@@ -223,4 +237,4 @@ def case_differences(comparisons: Sequence[Comparison]) -> tuple[bytes, str]:
     words = "; ".join(
         f"{c.variant}: {sum(d > 0 for d in c.differences.values())} of {len(c.differences)} better" for c in comparisons
     )
-    return png, f"Difference of each test case to {comparisons[0].against}, sorted, a bar a case. {words}."
+    return Drawing(png, f"Difference of the test Dice to {comparisons[0].against}, a bar a case, sorted.", words)

@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 import yaml
@@ -9,8 +10,8 @@ import yaml
 from dualseg.reporting.html import render
 from dualseg.reporting.studies.comparisons import CONFIDENCE, RESAMPLES, Comparison, by_scale
 from dualseg.reporting.studies.contents import StudyContents
-from dualseg.reporting.studies.figures import of_record
-from dualseg.reporting.studies.tables import NOT_RUN, Table, spread
+from dualseg.reporting.studies.figures import Drawing, of_record
+from dualseg.reporting.studies.tables import NOT_RUN, Line, Table, spread
 from dualseg.runs.reading import METRICS
 from dualseg.sweeps.study import as_word
 
@@ -18,7 +19,7 @@ COMPARISON_HEADS = ("variant", "seeds", "cases", "difference", "95 % interval", 
 NOT_RECORDED = "not recorded"
 
 
-def render_study(contents: StudyContents, tables: Sequence[Table], figures: Mapping[str, tuple[bytes, str]]) -> str:
+def render_study(contents: StudyContents, tables: Sequence[Table], figures: Mapping[str, Drawing]) -> str:
     """The HTML page of a study."""
     runs = contents.tables.results.drop_duplicates(["scale", "variant", "run"])
     return render(
@@ -27,7 +28,7 @@ def render_study(contents: StudyContents, tables: Sequence[Table], figures: Mapp
         summary=_summary(contents, len(runs)),
         contents=contents,
         tables=[_table(contents, table) for table in tables],
-        figures={name: (_data_uri(png), alt) for name, (png, alt) in figures.items()},
+        figures={name: (_data_uri(drawing.png), drawing) for name, drawing in figures.items()},
         comparison_heads=COMPARISON_HEADS,
         comparisons=[(scale, _cells_of(own)) for scale, own in by_scale(contents.comparisons).items()],
         comparison_words=_comparison_words(contents.comparisons),
@@ -96,20 +97,19 @@ def _summary(contents: StudyContents, runs: int) -> str:
 
 
 def _table(contents: StudyContents, table: Table) -> dict[str, Any]:
-    """The table as the template shows it: a line's cells are (text, bold)."""
-    seen, rows = set(), []
-    for line in table.lines:
-        numbers = [(spread(cell), cell.best) for cell in line.cells or ()]
-        rows.append(
-            {
-                "line": line,
-                "numbers": numbers or [(NOT_RUN if line.own else "", False)] * len(METRICS),
-                "first": line.variant not in seen,
-                "link": _anchor(contents, table.scale, line.variant) if line.cells else None,
-            }
-        )
-        seen.add(line.variant)
-    return {"table": table, "rows": rows}
+    """The table as the template shows it: a variant's lines together, each with its numbers as (text, bold)."""
+    groups = []
+    for _, own in groupby(table.lines, key=lambda line: (line.variant, line.own)):
+        lines = list(own)
+        link = _anchor(contents, table.scale, lines[0].variant) if lines[0].cells else None
+        groups.append({"link": link, "lines": [(line, _numbers(line)) for line in lines]})
+    return {"table": table, "groups": groups}
+
+
+def _numbers(line: Line) -> list[tuple[str, bool]]:
+    if line.cells is None:
+        return [(NOT_RUN if line.own else "", False)] * len(METRICS)
+    return [(spread(cell), cell.best) for cell in line.cells]
 
 
 def _anchor(contents: StudyContents, scale: str, variant: str) -> str:

@@ -46,9 +46,9 @@ def write_study(study: Study, members: Iterable[Member], output: Path) -> StudyC
     tables.write(output)
     write_text(output / "table.md", markdown(shown, notes, comparison_table(contents.comparisons)))
     write_text(output / "table.tex", latex(shown, notes))
-    for name, (png, _) in figures.items():
+    for name, drawing in figures.items():
         with replacing(output / name) as temporary:
-            temporary.write_bytes(png)
+            temporary.write_bytes(drawing.png)
     write_text(output / "report.html", page)
     return contents
 

@@ -16,7 +16,7 @@ def loose_study(name: str, paths: Iterable[Path]) -> tuple[Study, list[Member]]:
 
     A row is named by its runs' label `variant`. Runs without one, or with one label and several configurations, are
     named by what tells them from the others: `method.name=dual,data.labeled=8`. Runs that differ in nothing but the
-    seed are one row. An evaluation of several runs is named by its folder.
+    seed are one row. An evaluation of several runs is named by its folder, without -seed<seed> at the end.
 
     Raises:
         DualsegError: one of them is no run folder, or is given twice.
@@ -30,7 +30,7 @@ def loose_study(name: str, paths: Iterable[Path]) -> tuple[Study, list[Member]]:
     names = _names([_settings(config) for config in configs], [config.get("variant") or "" for config in configs])
     members = [
         Member(
-            folder.path.resolve().name if "evaluated" in config else name,
+            _evaluation_name(folder, config) if "evaluated" in config else name,
             str(config.get("scale") or ""),
             int(config["seed"]),
             folder,
@@ -40,6 +40,10 @@ def loose_study(name: str, paths: Iterable[Path]) -> tuple[Study, list[Member]]:
     variants: dict[str, dict[str, Any]] = {member.variant: {} for member in members}
     scales = {member.scale: "" for member in members}
     return Study(name, scales, tuple(sorted({member.seed for member in members})), variants), members
+
+
+def _evaluation_name(folder: RunFolder, config: Mapping[str, Any]) -> str:
+    return folder.path.resolve().name.removesuffix(f"-seed{config['seed']}")
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:

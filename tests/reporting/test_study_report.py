@@ -235,6 +235,15 @@ def test_the_page_needs_nothing_but_itself_and_leads_to_every_run(members: list[
     assert all("scope" in attributes for tag, attributes in page.tags if tag == "th")
 
 
+def test_one_run_may_be_that_of_several_variants(tmp_path: Path, study_run: Callable[..., Path]) -> None:
+    folder = RunFolder(study_run(tmp_path / "r", {"a": CASES}))
+    study = Study("x", {"cpu": ""}, (0,), {"one": {}, "same": {}}, against="one")
+    contents = write_study(study, [Member(name, "cpu", 0, folder) for name in study.variants], tmp_path / "out")
+    assert [row[0] for row in lines(tmp_path / "out" / "table.md")][1:3] == ["one", "same"]
+    (comparison,) = contents.comparisons
+    assert (comparison.mean, comparison.effect, comparison.p_holm) == (0, 0, 1)
+
+
 def test_hostile_names_are_text(tmp_path: Path, study_run: Callable[..., Path]) -> None:
     name = "<b>&_%$|{x}"
     folder = study_run(tmp_path / "r", {"a": CASES}, variant=name)

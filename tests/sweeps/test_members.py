@@ -67,6 +67,12 @@ def test_loose_runs_are_named_by_their_label_or_by_what_differs(tmp_path: Path, 
     assert names((None, 0, {"data.root": "/here"}), (None, 1, {"data.root": "/there"})) == ["dual", "dual"]
 
 
+def test_loose_evaluations_are_named_by_their_folder(tmp_path: Path, study_run: Callable[..., Path]) -> None:
+    folders = [study_run(tmp_path / f"pair-seed{s}", DICE, seed=s, changes={"evaluated": {"run": ""}}) for s in (0, 1)]
+    study, members = loose_study("mine", folders)
+    assert list(study.variants) == ["pair"] and [member.seed for member in members] == [0, 1]
+
+
 def test_loose_runs_are_folders_each_given_once(tmp_path: Path, study_run: Callable[..., Path]) -> None:
     run = study_run(tmp_path / "run", DICE)
     with pytest.raises(DualsegError, match="given twice"):

@@ -118,7 +118,8 @@ def _anchor(contents: StudyContents, scale: str, variant: str) -> str:
 
 def _provenance(contents: StudyContents) -> list[dict[str, Any]]:
     """A group of runs for each scale and variant that has some, with the configuration where a run folder is here."""
-    known = contents.tables.runs.set_index("run").to_dict("index")
+    # one run may be the run of several variants
+    known = contents.tables.runs.drop_duplicates("run").set_index("run").to_dict("index")
     results = contents.tables.results
     record = of_record(contents)
     dice = {(row.run, row.variant): f"{row.dice:.2f}" for row in record.itertuples()}

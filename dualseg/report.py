@@ -1,10 +1,11 @@
-"""`dualseg-report`: a run, a study, or how far a sweep is, as something to read."""
+"""`dualseg-report`: run folders -> something to read: a run's page, a study's tables and page, how far a sweep is."""
 
 import argparse
 import sys
 from pathlib import Path
 
 from dualseg.cli import guarded
+from dualseg.errors import DualsegError
 
 
 def main() -> None:
@@ -15,11 +16,11 @@ def main() -> None:
     run.add_argument("run", type=Path, metavar="RUN_FOLDER")
     run.add_argument("--output", type=Path, default=None, help="where to write it (default: RUN_FOLDER/report.html)")
     run.set_defaults(report=lambda given: report_run(given.run, given.output))
-    study = commands.add_parser("study", help="tables, figures, comparisons and a page of a study's finished runs")
-    study.add_argument("study", metavar="STUDY", help="a name of conf/sweep")
-    study.add_argument("--runs", type=Path, default=Path("runs"), help="folder of run folders (default: runs)")
-    study.add_argument("--output", type=Path, default=None, help="where to write (default: experiments/STUDY)")
-    study.set_defaults(report=lambda given: report_study(given.study, given.runs, given.output))
+    study = commands.add_parser("study", help="tables, figures, comparisons and a page of many runs")
+    study.add_argument("what", nargs="+", metavar="STUDY", help="a study of conf/sweep, or any number of run folders")
+    study.add_argument("--runs", type=Path, default=Path("runs"), help="where the study's runs are (default: runs)")
+    study.add_argument("--output", type=Path, default=None, help="folder to write into (default: experiments/STUDY)")
+    study.set_defaults(report=lambda given: report_study(given.what, given.runs, given.output))
     status = commands.add_parser("status", help="how far the runs of a sweep are")
     status.add_argument("sweep", metavar="SWEEP", help="a study, or the name or folder of a sweep")
     status.add_argument("--runs", type=Path, default=Path("runs"), help="folder of run folders (default: runs)")
@@ -35,27 +36,35 @@ def report_run(run: Path, output: Path | None) -> None:
     print(f"Report: {write_run_report(run, output)}")
 
 
-def report_study(name: str, runs: Path, output: Path | None) -> None:
-    """Collect the finished runs of a study's sweeps, add them to its tables, and print the table.
+def report_study(what: list[str], runs: Path, output: Path | None) -> None:
+    """Collect a study, or loose run folders, and print what was collected.
 
     Raises:
-        DualsegError: no such study, no finished run, a damaged table.
-        SystemExit: a run had to be left out.
+        DualsegError: nothing can be collected; or, after all else is written, run folders had to be left out.
     """
-    from dualseg.reporting.studies.page import write_study
-    from dualseg.runs.collecting import collect
+    from dualseg.reporting.studies import write_study
+    from dualseg.sweeps.loose import loose_study
     from dualseg.sweeps.members import members_of
-    from dualseg.sweeps.study import read_study
+    from dualseg.sweeps.study import read_study, study_names
 
-    study = read_study(name)
-    target = output or Path("experiments") / study.name
-    collected = collect(study.name, members_of(study, runs), target)
-    page = write_study(study.name, collected, study.rows, len(study.seeds), study.against, target)
-    print((target / "table.md").read_text())
-    print(f"Page: {page}")
-    if collected.problems:
-        print("error: left out:", *collected.problems, sep="\n  ", file=sys.stderr)
-        raise SystemExit(1)
+    if len(what) > 1 or (what[0] not in study_names() and Path(what[0]).is_dir()):
+        if output is None:
+            raise DualsegError("--output DIR is required with run folders: where the tables of these runs belong.")
+        study, members = loose_study(output.resolve().name, map(Path, what))
+    else:
+        study = read_study(what[0])
+        members = members_of(study, runs)
+    output = output or Path("experiments") / study.name
+    contents = write_study(study, members, output)
+    results = contents.tables.results
+    print(f"{study.name}: {results['run'].nunique()} finished runs of {results['variant'].nunique()} variants")
+    if contents.unfinished:
+        print(f"Not finished: {len(contents.unfinished)} runs", *contents.unfinished, sep="\n  ")
+    if contents.remarks:
+        print("To know:", *contents.remarks, sep="\n  ")
+    print(f"Table: {output / 'table.md'}\nReport: {output / 'report.html'}")
+    if contents.problems:
+        raise DualsegError(f"left out, all else is written: {' '.join(contents.problems)}")
 
 
 def report_status(sweep: str, runs: Path) -> None:

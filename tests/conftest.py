@@ -1,18 +1,20 @@
 """What the tests of whole commands and of the data share: small volumes, the real ones, a command called in-process."""
 
+import json
 import logging
 import os
 import signal
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
 import pytest
+import yaml
 
 from dualseg.data.left_atrium import case_list
 from dualseg.data.phantom import Phantom
@@ -145,3 +147,81 @@ def la_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def interrupts_are_heard():
     """A shell starts background jobs with Ctrl-C ignored; the tests of Ctrl-C need Python's own handler."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def write_study_run(
+    folder: Path,
+    dice: Mapping[str, Sequence[float]],
+    *,
+    variant: str = "full",
+    seed: int = 0,
+    changes: Mapping[str, Any] | None = None,
+    manifest: Mapping[str, Any] | None = None,
+    classes: Sequence[str] = ("atrium",),
+    first_case: int = 0,
+) -> Path:
+    """A finished run as `dualseg-train` leaves it, without checkpoint and slices.
+
+    Args:
+        dice: network -> Dice of each test case, and of each class where there are several, a class 0.1 below the last.
+        changes: "a.b" -> other value in config.yaml; "max_iterations" counts for metrics.json too.
+        manifest: other entries of manifest.json.
+        first_case: number of the first case.
+    """
+    config: dict[str, Any] = {
+        "data": {"name": "la", "root": "/data/la", "labeled": 8, "labeled_ratio": None},
+        "networks": {n: {"architecture": {"a": "resnet34", "b": "vnet"}[n]} for n in dice if n != "ensemble"},
+        "batch": {"labeled": 2, "unlabeled": 2},
+        "method": {"name": "dual", "keep_fraction": 0.8},
+        "objective": "described",
+        "trainer": {"max_iterations": 2000},
+        "inference": {"distance_unit": "voxel"},
+        **{"study": None, "scale": "cpu", "variant": variant, "seed": seed, "output": "runs", "name": None},
+    }
+    for key, value in (changes or {}).items():
+        *parents, last = key.split(".")
+        node = config
+        for parent in parents:
+            node = node[parent]
+        node[last] = value
+    rows, summary = [], {}
+    for network, values in dice.items():
+        scores = [
+            [d - 0.1 * k, (d - 0.1 * k) / (2 - d + 0.1 * k), 20 * (1 - d), 5 * (1 - d)]
+            for d in values
+            for k in range(len(classes))
+        ]
+        names = [(f"case{first_case + i:02d}", c) for i in range(len(values)) for c in classes]
+        rows += [
+            f"{case},test,{network},{c},{','.join(f'{x:.6f}' for x in own)},"
+            for (case, c), own in zip(names, scores, strict=True)
+        ]
+        mean = np.mean(scores, axis=0).tolist()
+        summary[network] = dict(zip(("dice", "jaccard", "hd95", "asd"), mean, strict=True))
+    facts = {
+        "dualseg": "0.1.0",
+        "versions": {"torch": "2.13.0"},
+        "git": {"revision": "0123abc", "dirty": False},
+        "hardware": {"cpu": "CPU", "cores": 2, "threads": 1, "gpu": None},
+        "data": {"dataset": "la", "fingerprint": "f00d", "labeled": config["data"]["labeled"], "unlabeled": 52},
+        "command": f"dualseg-train seed={seed}",
+        "started": "2026-01-01T00:00:00+00:00",
+        "seconds": 400.5,
+        "resumed": [],
+        **(manifest or {}),
+    }
+    (folder / "logs").mkdir(parents=True)
+    curve = "iteration,name,value\n10,time/seconds_per_iteration,0.1\n10,lr,0.01\n20,time/seconds_per_iteration,0.3\n"
+    (folder / "logs" / "curves.csv").write_text(curve)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    (folder / "manifest.json").write_text(json.dumps(facts))
+    (folder / "cases.csv").write_text("\n".join(["case,split,network,class,dice,jaccard,hd95,asd,empty", *rows]) + "\n")
+    metrics = {"status": "finished", "iterations": config["trainer"]["max_iterations"], "test": summary}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    return folder
+
+
+@pytest.fixture
+def study_run() -> Callable[..., Path]:
+    """`write_study_run`."""
+    return write_study_run

@@ -33,7 +33,7 @@ _FRAME_COLOUR = "#333A42"  # unlike the black of an empty image, so that the edg
 _GRID_POINTS = 300  # what a panel of a few hundred pixels can show
 _IMAGE_PIXELS = 256  # longest side of an embedded slice: keeps the page light on full-size CT
 
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: small, and drawn in the reader's own sans-serif
     "svg.hashsalt": "dualseg",  # the same run gives the same bytes
     "image.composite_image": False,  # embed slices on their own grid instead of resampled
@@ -216,7 +216,7 @@ def _panel(draw: Callable[["Axes"], None], width: float, height: float) -> str:
     import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         draw(figure.add_subplot())
         return _data_uri(figure)
@@ -226,7 +226,7 @@ def _slice(draw: Callable[["Axes"], None], ratio: float) -> str:
     import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4, 4 * ratio), facecolor=_FRAME_COLOUR)
         axes = figure.add_axes((0, 0, 1, 1))
         axes.set_axis_off()

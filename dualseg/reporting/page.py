@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from dualseg import __version__
 from dualseg.files import write_text
 from dualseg.reporting import figures
 from dualseg.reporting.contents import (
@@ -19,6 +18,7 @@ from dualseg.reporting.contents import (
     read_contents,
     sort_networks,
 )
+from dualseg.reporting.html import render
 from dualseg.runs.folder import flatten
 from dualseg.runs.reading import METRICS, CaseRow, PlaneSlice
 from dualseg.runs.tables import distance_unit
@@ -48,17 +48,9 @@ def write_run_report(run: Path, output: Path | None = None) -> Path:
 
 def render_run(run: RunContents) -> str:
     """The HTML page of a run."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     splits = [_split(run, split) for split in run.splits]
-    return environment.get_template("run.html.j2").render(
+    return render(
+        "run.html.j2",
         title=str(run.config.get("name") or run.folder.path.resolve().name),
         summary=_summary(run),
         status=_status(run),
@@ -76,7 +68,6 @@ def render_run(run: RunContents) -> str:
         colour=figures.network_colour,
         colours=figures,
         entropy_stops=", ".join(figures.entropy_gradient()),
-        version=__version__,
     )
 
 

@@ -1,159 +1,226 @@
-"""Run folders -> the tidy tables of a study: results.csv, cases.csv, runs.csv."""
+"""A finished run folder -> its rows in the tables of a study. No torch here: a thousand folders are read in seconds."""
 
 import hashlib
 import json
+import math
+import re
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from dualseg.errors import DualsegError
-from dualseg.files import read_json, write_text
+from dualseg.files import read_json
 from dualseg.runs.folder import RunFolder, identity
-from dualseg.runs.reading import CASE_COLUMNS, METRICS, case_row, read_rows
+from dualseg.runs.reading import CASE_COLUMNS, METRICS, CaseRow, case_row, read_rows
 from dualseg.runs.tables import distance_unit
 
-RESULT_COLUMNS = [
+RESULT_COLUMNS = (
     "study", "variant", "dataset", "scale", "method", "objective", "architecture", "labeled", "unlabeled", "seed",
     "network", "split", *METRICS, "iterations", "run",
-]  # fmt: skip
-RUN_COLUMNS = [
-    "run", "variant", "scale", "seed", "revision", "uncommitted", "fingerprint", "configuration", "dualseg", "torch",
-    "hardware", "threads", "seconds", "started", "command",
-]  # fmt: skip
-CASES_COLUMNS = ["run", "variant", "scale", "seed", *CASE_COLUMNS]
-FILES = {"results": RESULT_COLUMNS, "cases": CASES_COLUMNS, "runs": RUN_COLUMNS}
+)  # fmt: skip
+STUDY_CASE_COLUMNS = ("run", "variant", "scale", "seed", *CASE_COLUMNS)
+RUN_COLUMNS = (
+    "run", "variant", "scale", "seed", "evaluated", "revision", "uncommitted", "fingerprint", "configuration",
+    "dualseg", "torch", "hardware", "threads", "distance_unit", "seconds", "seconds_per_iteration", "started",
+    "command",
+)  # fmt: skip
+SPLITS = ("validation", "test")
+MEND = "restore it, or train the run again with overwrite=true"
+_ITERATION_SECONDS = re.compile(rb"^\d+,time/seconds_per_iteration,([0-9.e+-]+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class Member:
-    """A run folder as a row of a study: the same run may be a row of several."""
+    """A run folder, finished or not, as a row of a study; the same run may be a row of several studies."""
 
     variant: str
+    scale: str
     seed: int
     folder: RunFolder
-    ensemble_alone: bool = False  # an evaluation of several runs, whose networks have rows of their own
+
+    @property
+    def name(self) -> str:
+        return self.folder.path.name
 
 
 @dataclass(frozen=True)
-class Collected:
-    """The tables of a study, and what could not be read.
+class RunRows:
+    """What one run adds to the tables of a study: texts, by column.
 
     Attributes:
-        results: one row a run x network x split, the columns of `RESULT_COLUMNS`.
-        cases: one row a run x network x split x case x class.
-        runs: one row a run: where it comes from.
-        problems: one sentence for each run that was left out.
+        results: one row a network x split, `RESULT_COLUMNS`.
+        cases: one row a network x split x case x class, `STUDY_CASE_COLUMNS`.
+        run: where it comes from, `RUN_COLUMNS`.
+        settings: the flattened configuration that decides the result, without the seed.
     """
 
-    results: pd.DataFrame
-    cases: pd.DataFrame
-    runs: pd.DataFrame
-    problems: tuple[str, ...] = ()
-
-    def write(self, output: Path) -> None:
-        """results.csv, cases.csv and runs.csv, each whole or not at all."""
-        for name in FILES:
-            write_text(output / f"{name}.csv", getattr(self, name).to_csv(index=False, lineterminator="\n"))
+    results: list[dict[str, str]]
+    cases: list[dict[str, str]]
+    run: dict[str, str]
+    settings: dict[str, Any]
 
 
-def collect(study: str, members: Mapping[str, Sequence[Member]], output: Path) -> Collected:
-    """Add the finished `members` of each scale to the tables that are in `output`; rows of the same runs are replaced.
+def read_run(study: str, member: Member) -> RunRows:
+    """The rows of a finished run, or of an evaluation of several runs, of which the ensemble alone counts.
 
     Raises:
-        DualsegError: a table in `output` is damaged.
+        DualsegError: a file of the folder, or of one that was evaluated, is missing, cut off or contradicts another.
     """
-    tables: dict[str, list[dict[str, Any]]] = {name: [] for name in FILES}
-    problems = []
-    finished = [(scale, m) for scale, found in members.items() for m in found if m.folder.finished]
-    for scale, member in finished:
-        try:
-            rows = _tables_of(study, scale, member)
-        except (DualsegError, KeyError, TypeError) as error:
-            reason = f"{type(error).__name__} {error}" if not isinstance(error, DualsegError) else str(error)
-            problems.append(f"{member.folder.path}: left out ({reason})")
-            continue
-        for name, found in rows.items():
-            tables[name] += found
-    merged = {name: _merged(output / f"{name}.csv", rows, FILES[name]) for name, rows in tables.items()}
-    return Collected(**merged, problems=tuple(problems))
-
-
-def _merged(path: Path, rows: Sequence[dict[str, Any]], columns: list[str]) -> pd.DataFrame:
-    """The table at `path` without the runs of `rows`, then `rows`; sorted, numbers as they are written."""
-    new = pd.DataFrame(rows, columns=columns).astype(str)
-    if path.is_file():
-        try:
-            known = pd.read_csv(path, dtype=str, keep_default_na=False)[columns]
-        except (ValueError, KeyError) as error:
-            raise DualsegError(f"{path}: damaged ({error}); restore it, or delete it to collect anew.") from error
-        new = pd.concat([known[~known["run"].isin(new["run"])], new])
-    order = [
-        column for column in ("scale", "variant", "seed", "split", "network", "case", "class") if column in columns
-    ]
-    return new.sort_values(order, kind="stable", ignore_index=True)
-
-
-def _tables_of(study: str, scale: str, member: Member) -> dict[str, list[dict[str, Any]]]:
     folder = member.folder
-    config, metrics, manifest = folder.config(), read_json(folder.metrics_file), read_json(folder.manifest_file)
-    if distance_unit(config) != "voxels":
-        raise DualsegError("its distances are in mm, the study's in voxels; evaluate it again in voxels")
-    own = {"variant": member.variant, "scale": scale, "seed": member.seed, "run": folder.path.name}
-    architectures = {name: network["architecture"] for name, network in config["networks"].items()}
-    counts = manifest["data"]
-    labeled = counts.get("labeled", config["data"]["labeled"])
-    results = []
-    for split in ("validation", "test"):
-        for network, scores in metrics.get(split, {}).items():
-            if member.ensemble_alone and network != "ensemble":
-                continue
-            results.append(
-                {
-                    **own,
-                    "study": study,
-                    "dataset": config["data"]["name"],
-                    "method": config["method"]["name"],
-                    "objective": config.get("objective", ""),
-                    "architecture": architectures.get(network, "+".join(architectures.values())),
-                    "labeled": labeled,
-                    "unlabeled": counts.get("unlabeled", 0),
-                    "network": network,
-                    "split": split,
-                    **{metric: f"{scores[metric]:.6f}" for metric in METRICS},
-                    "iterations": metrics["iterations"],
-                }
-            )
-    read, damaged = read_rows(folder.cases_file, case_row)
-    if damaged:
-        raise DualsegError(f"{folder.cases_file}: {damaged} damaged rows")
-    cases = [
-        {**own, **{column: getattr(row, "class_name" if column == "class" else column) for column in CASE_COLUMNS}}
-        for row in read
-        if not member.ensemble_alone or row.network == "ensemble"
-    ]
-    expected = len({(row["split"], row["network"]) for row in results})
-    if len({(row["split"], row["network"]) for row in cases}) != expected:
-        raise DualsegError(f"{folder.cases_file}: has not the networks of metrics.json; evaluate the run again")
-    return {"results": results, "cases": cases, "runs": [{**own, **_provenance(config, manifest)}]}
-
-
-def _provenance(config: dict[str, Any], manifest: dict[str, Any]) -> dict[str, Any]:
-    digest = hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()
-    hardware = manifest["hardware"]
-    launches = [manifest["git"], *(resumed["git"] for resumed in manifest["resumed"])]
-    return {
-        "revision": " ".join(dict.fromkeys(str(git["revision"])[:12] for git in launches)),
-        "uncommitted": "yes" if any(git["dirty"] for git in launches) else "no",
-        "fingerprint": manifest["data"].get("fingerprint", ""),
-        "configuration": digest,
-        "dualseg": manifest["dualseg"],
-        "torch": manifest["versions"]["torch"],
-        "hardware": hardware["gpu"] or f"{hardware['cpu']} {hardware.get('instructions', '')}".strip(),
-        "threads": hardware["threads"],
-        "seconds": manifest["seconds"],
-        "started": manifest["started"],
-        "command": manifest["command"],
+    config, metrics, manifest = _config(folder), _object(folder.metrics_file), _object(folder.manifest_file)
+    trained = [_trained(folder, path) for path in config.get("evaluated", {})]
+    facts = _object(trained[0].manifest_file) if trained else manifest  # how many labels, which data
+    networks = {
+        f"{index}.{name}": _need(network, folder.config_file, "architecture")
+        for index, source in enumerate([_config(run) for run in trained] or [config])
+        for name, network in _need(source, folder.config_file, "networks").items()
     }
+    scores = {
+        (split, network): values
+        for split in SPLITS
+        for network, values in metrics.get(split, {}).items()
+        if not trained or network == "ensemble"
+    }
+    rows = _checked_cases(folder.cases_file, scores)
+    data_file = (trained[0] if trained else folder).manifest_file
+    own = {"variant": member.variant, "scale": member.scale, "seed": member.seed, "run": member.name}
+    about = {
+        **own,
+        "study": study,
+        "dataset": _need(config, folder.config_file, "data", "name"),
+        "method": _need(config, folder.config_file, "method", "name"),
+        "objective": config.get("objective", ""),
+        "labeled": _need(facts, data_file, "data", "labeled"),
+        "unlabeled": _need(facts, data_file, "data", "unlabeled"),
+        "iterations": _need(metrics, folder.metrics_file, "iterations"),
+    }
+    results = [
+        {
+            **about,
+            "architecture": networks.get(f"0.{network}") or "+".join(networks.values()),
+            "network": network,
+            "split": split,
+            **{metric: f"{_need(values, folder.metrics_file, metric):.6f}" for metric in METRICS},
+        }
+        for (split, network), values in scores.items()
+    ]
+    cases = [
+        {
+            **own,
+            "case": row.case,
+            "split": row.split,
+            "network": row.network,
+            "class": row.class_name,
+            **{metric: f"{getattr(row, metric):.6f}" for metric in METRICS},
+            "empty": row.empty,
+        }
+        for row in rows
+    ]
+    settings = identity({key: value for key, value in config.items() if key != "evaluated"})
+    run = {**own, **_provenance(folder, manifest, trained), "distance_unit": distance_unit(config)}
+    run["configuration"] = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    run["fingerprint"] = _need(facts, data_file, "data", "fingerprint")
+    settings.pop("seed", None)
+    return RunRows([_texts(row) for row in results], [_texts(row) for row in cases], _texts(run), settings)
+
+
+def _texts(row: Mapping[str, Any]) -> dict[str, str]:
+    return {key: "" if value is None else str(value) for key, value in row.items()}
+
+
+def _config(folder: RunFolder) -> dict[str, Any]:
+    config = folder.config()
+    if not isinstance(config, dict):
+        raise DualsegError(f"{folder.config_file}: not a mapping of keys; {MEND}.")
+    return config
+
+
+def _object(path: Path) -> dict[str, Any]:
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise DualsegError(f"{path}: not a JSON object; {MEND}.")
+    return content
+
+
+def _need(tree: Any, path: Path, *keys: str) -> Any:
+    """The value under nested keys of what `path` holds. Raises: DualsegError where there is none."""
+    for key in keys:
+        if not isinstance(tree, Mapping) or key not in tree:
+            raise DualsegError(f"{path}: has no {'.'.join(keys)}; {MEND}.")
+        tree = tree[key]
+    return tree
+
+
+def _trained(evaluation: RunFolder, path: str) -> RunFolder:
+    """A run that was evaluated: where the evaluation found it, or beside the evaluation."""
+    for place in (Path(path), evaluation.path.parent / Path(path).name):
+        if (place / "config.yaml").is_file():
+            return RunFolder(place)
+    raise DualsegError(f"{evaluation.path}: evaluated {path}, which is not there; put it beside the evaluation.")
+
+
+def _checked_cases(path: Path, scores: Mapping[tuple[str, str], Mapping[str, Any]]) -> list[CaseRow]:
+    """The rows of cases.csv of every (split, network) of `scores`, after checking that they give these scores.
+
+    Raises:
+        DualsegError: rows are damaged or missing.
+    """
+    found, damaged = read_rows(path, case_row)
+    if damaged:
+        raise DualsegError(f"{path}: {damaged} damaged rows; {MEND}.")
+    groups: dict[tuple[str, str], list[CaseRow]] = defaultdict(list)
+    for row in found:
+        groups[row.split, row.network].append(row)
+    cases = {split: {row.case for row in found if row.split == split} for split, _ in scores}
+    classes = {row.class_name for row in found}
+    for (split, network), values in scores.items():
+        rows = groups[split, network]
+        expected = len(cases[split]) * len(classes)
+        if not rows or len(rows) != expected or len({(row.case, row.class_name) for row in rows}) != expected:
+            raise DualsegError(f"{path}: cut off: {len(rows)} of {expected} rows of {split} {network}; {MEND}.")
+        for metric in METRICS:
+            mean, told = math.fsum(getattr(row, metric) for row in rows) / len(rows), values.get(metric)
+            # cases.csv has six digits after the point
+            if not isinstance(told, int | float) or not math.isclose(mean, told, rel_tol=1e-5, abs_tol=1e-5):
+                wrong = f"{split} {network} has a mean {metric} of {mean:.6f}, in metrics.json {told}"
+                raise DualsegError(f"{path}: cut off or changed: {wrong}; {MEND}.")
+    return [row for key in scores for row in groups[key]]
+
+
+def _provenance(folder: RunFolder, manifest: Mapping[str, Any], trained: Sequence[RunFolder]) -> dict[str, Any]:
+    """Where a run comes from. What was resumed or evaluated lists every revision, and is uncommitted if one was."""
+    path, hardware = folder.manifest_file, _need(manifest, folder.manifest_file, "hardware")
+    launches = _launches(manifest, path)
+    for run in trained:
+        launches += _launches(_object(run.manifest_file), run.manifest_file)
+    known = [git["dirty"] for git in launches if git["dirty"] is not None]
+    return {
+        "evaluated": " ".join(run.path.name for run in trained),
+        "revision": " ".join(dict.fromkeys(git["revision"] or "unknown" for git in launches)),
+        "uncommitted": "yes" if any(known) else "no" if len(known) == len(launches) else "unknown",
+        "dualseg": _need(manifest, path, "dualseg"),
+        "torch": _need(manifest, path, "versions", "torch"),
+        "hardware": hardware["gpu"] or f"{hardware['cpu']}, {hardware['cores']} cores",
+        "threads": hardware.get("threads"),
+        "seconds": _need(manifest, path, "seconds"),
+        "seconds_per_iteration": None if trained else _seconds_per_iteration(folder.curves_file),
+        "started": _need(manifest, path, "started"),
+        "command": _need(manifest, path, "command"),
+    }
+
+
+def _launches(manifest: Mapping[str, Any], path: Path) -> list[Mapping[str, Any]]:
+    """The `git` of the first start and of each resumption."""
+    states = [_need(manifest, path, "git"), *(_need(resumed, path, "git") for resumed in manifest.get("resumed", []))]
+    return [{"revision": git.get("revision"), "dirty": git.get("dirty")} for git in states]
+
+
+def _seconds_per_iteration(path: Path) -> str | None:
+    """Mean of the curve, so without validation and evaluation; None without one. Only this curve is parsed: speed."""
+    try:
+        found = [float(value) for value in _ITERATION_SECONDS.findall(path.read_bytes())]
+    except (OSError, ValueError):
+        return None
+    return f"{math.fsum(found) / len(found):.4g}" if found else None

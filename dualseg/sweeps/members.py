@@ -2,26 +2,40 @@
 
 from pathlib import Path
 
+from dualseg.errors import DualsegError
+from dualseg.files import read_json
 from dualseg.runs.collecting import Member
 from dualseg.runs.folder import RunFolder
-from dualseg.sweeps.index import Sweep
 from dualseg.sweeps.study import Study
 
 
-def ensemble_folder(sweep: Sweep, row: str, seed: int) -> RunFolder:
-    """Where the runs of an ensemble row are evaluated together."""
-    return RunFolder(sweep.output / f"{sweep.name}-{row}-seed{seed}")
+def ensemble_folder(runs: Path, study: str, scale: str | None, row: str, seed: int) -> RunFolder:
+    """Where the runs of an ensemble row are evaluated together: <runs>/<study>-<scale>-<row>-seed<seed>."""
+    return RunFolder(runs / f"{study}-{scale}-{row}-seed{seed}")
 
 
-def members_of(study: Study, runs: Path) -> dict[str, list[Member]]:
-    """Scale -> the runs and ensembles, finished or not, that sweeps of `study` have put into the folder `runs`."""
-    found: dict[str, list[Member]] = {}
+def members_of(study: Study, runs: Path) -> list[Member]:
+    """The runs and ensembles, finished or not, that the sweeps of `study` have in the folder `runs`.
+
+    A sweep's jobs are in <runs>/sweeps/<study>-<scale>/sweep.json.
+
+    Raises:
+        DualsegError: a sweep.json is damaged.
+    """
+    found = []
     for scale in study.experiments:
-        sweep = Sweep.named(runs, study.name, scale, ())
-        jobs = [job for job in sweep.jobs() if job.variant in study.variants]
-        members = [Member(job.variant, job.seed, sweep.run_folder(job)) for job in jobs if job.variant]
+        name = f"{study.name}-{scale}"
+        path = runs / "sweeps" / name / "sweep.json"
+        if not path.is_file():
+            continue
+        try:
+            jobs = [(job["variant"], int(job["seed"]), str(job["run"])) for job in read_json(path)["jobs"]]
+        except (KeyError, TypeError, ValueError) as error:
+            if isinstance(error, DualsegError):
+                raise
+            raise DualsegError(f"{path}: damaged ({error}); delete it and start the sweep again.") from error
+        found += [Member(row, scale, seed, RunFolder(runs / run)) for row, seed, run in jobs if row in study.variants]
         for row in study.ensembles:
-            for seed in sorted({job.seed for job in jobs}):
-                members.append(Member(row, seed, ensemble_folder(sweep, row, seed), ensemble_alone=True))
-        found[scale] = members
+            for seed in sorted({seed for _, seed, _ in jobs}):
+                found.append(Member(row, scale, seed, ensemble_folder(runs, study.name, scale, row, seed)))
     return found

@@ -73,7 +73,7 @@ def sweep(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
     unfinished = [job for job in jobs if target.state(job) != "done"]
     failures = [f"{job.label}: {target.failure(job.run) or 'not finished'}" for job in unfinished]
     if study:
-        failures += evaluate_ensembles(study, target, jobs)
+        failures += evaluate_ensembles(study, config.scale, target, jobs)
     if failures:
         print(f"error: {len(failures)} of {len(jobs)} runs failed:", *failures, sep="\n  ", file=sys.stderr)
         raise SystemExit(1)
@@ -157,7 +157,7 @@ def _note_loss(target: Sweep, job: Job, returned: Any) -> None:
         target.record_failure(job.run, " ".join(str(error).split()) or type(error).__name__)
 
 
-def evaluate_ensembles(study: Study, target: Sweep, jobs: Sequence[Job]) -> list[str]:
+def evaluate_ensembles(study: Study, scale: str, target: Sweep, jobs: Sequence[Job]) -> list[str]:
     """Evaluate together what the study wants evaluated together, as far as the runs are finished.
 
     Returns:
@@ -168,7 +168,7 @@ def evaluate_ensembles(study: Study, target: Sweep, jobs: Sequence[Job]) -> list
     for row, variants in study.ensembles.items():
         for seed in sorted({job.seed for job in jobs}):
             members = [by_row.get((variant, seed)) for variant in variants]
-            folder = ensemble_folder(target, row, seed)
+            folder = ensemble_folder(target.output, study.name, scale, row, seed)
             runs = [target.run_folder(job) for job in members if job is not None]
             if folder.finished or len(runs) < len(variants) or not all(run.finished for run in runs):
                 continue

@@ -1,1 +1,5 @@
-"""The tables of a study -> what is read of it: table.md, table.tex, figures, comparisons, one page."""
+"""The runs of a study -> tidy tables, comparisons, figures and one self-contained page."""
+
+from dualseg.reporting.studies.writing import write_study
+
+__all__ = ["write_study"]

@@ -1,40 +1,43 @@
-"""Is a variant better than another one? Paired over the test cases, each case averaged over seeds first."""
+"""Is a variant better than another one? Paired over the test cases, the value of each averaged over seeds first."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 CONFIDENCE = 0.95
 RESAMPLES = 9999
+DIGITS = 9  # differences of six-digit numbers: what is equal must not differ by the rounding of binary fractions
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Dice of `variant` minus that of `against`, over cases.
+    """Test Dice of `variant` minus that of `against`, both of one scale.
 
     Attributes:
-        seeds, cases: how many went into it: those that both have.
-        difference: mean over cases, Dice in 0..1.
-        low, high: bootstrap confidence interval (95 %, percentile, over cases) of that mean.
-        p: two-sided Wilcoxon signed-rank test, Holm-corrected over the study's comparisons of this scale.
-        effect: matched-pairs rank-biserial correlation, (W+ - W-) / (W+ + W-): 1 if every case is better.
-        differences: of each case, in the order of `case_names`.
+        seeds: that both have; the others are left out.
+        differences: case -> difference, Dice in 0..1, of the cases that both have.
+        left_out: what only one of the two has, in words; empty where nothing.
+        mean: of the differences.
+        low, high: 95 % bootstrap interval of that mean, over cases.
+        effect: matched-pairs rank-biserial correlation, from -1 (worse in every case) to 1 (better in every case).
+        p: two-sided p of Wilcoxon's signed-rank test.
+        p_holm: the same, Holm-corrected over the study's comparisons.
     """
 
+    scale: str
     variant: str
     against: str
-    seeds: int
-    cases: int
-    difference: float
+    seeds: tuple[str, ...]
+    differences: dict[str, float]
+    left_out: str
+    mean: float
     low: float
     high: float
-    p: float
     effect: float
-    differences: tuple[float, ...]
-    case_names: tuple[str, ...]
+    p: float
+    p_holm: float = np.nan
 
 
 def network_of_record(networks: Sequence[str]) -> str:
@@ -42,56 +45,105 @@ def network_of_record(networks: Sequence[str]) -> str:
     return "ensemble" if "ensemble" in set(networks) else "a"
 
 
-def case_means(cases: pd.DataFrame, variant: str, seeds: Sequence[str]) -> pd.Series:
-    """Test Dice of each case: mean over foreground classes, then over `seeds`; network of record."""
-    own = cases[(cases["variant"] == variant) & (cases["split"] == "test") & cases["seed"].isin(seeds)]
-    own = own[own["network"] == network_of_record(list(own["network"]))]
-    by_seed = own.assign(dice=own["dice"].astype(float)).groupby(["case", "seed"])["dice"].mean()
-    return by_seed.groupby("case").mean()
-
-
-def compare(cases: pd.DataFrame, variants: Sequence[str], against: str) -> list[Comparison]:
-    """Each of `variants` that has cases against `against`, over the seeds and cases that both have.
+def compare_all(cases: pd.DataFrame, variants: Sequence[str], against: str) -> tuple[list[Comparison], list[str]]:
+    """Each of `variants` against `against` at each scale, and a sentence for each that cannot be compared.
 
     Args:
-        cases: the study's cases.csv, of one scale.
-        variants: rows of the table.
-        against: the row they are compared with.
+        cases: the study's cases.csv.
+        variants: in the order wanted.
+        against: what they are compared with.
     """
-    seeds_of = {variant: set(cases.loc[cases["variant"] == variant, "seed"]) for variant in (*variants, against)}
-    found = []
-    for variant in variants:
-        seeds = sorted(seeds_of[variant] & seeds_of[against])
-        if variant == against or not seeds:
+    test = cases[cases["split"] == "test"]
+    found, impossible = [], []
+    for scale, group in test.groupby("scale", sort=True):
+        scores = {name: case_scores(own) for name, own in group.groupby("variant")}
+        if against not in scores:
+            impossible.append(f"scale={scale}: no comparison, for no run of {against} has per-case values")
             continue
-        pairs = pd.concat([case_means(cases, name, seeds) for name in (variant, against)], axis=1, join="inner")
-        differences = (pairs.iloc[:, 0] - pairs.iloc[:, 1]).to_numpy()
-        low, high = interval(differences)
-        p, effect = signed_rank(differences)
-        names = tuple(map(str, pairs.index))
-        found.append(
-            Comparison(
-                variant, against, len(seeds), len(names), float(differences.mean()), low, high, p, effect,
-                tuple(differences), names,
-            )
-        )  # fmt: skip
+        for variant in variants:
+            if variant == against or variant not in scores:
+                continue
+            if (comparison := compare(str(scale), variant, against, scores[variant], scores[against])) is not None:
+                found.append(comparison)
+            else:
+                impossible.append(f"scale={scale}: {variant} and {against} have no seed or no case in common")
     corrected = holm([comparison.p for comparison in found])
-    return [Comparison(**{**vars(c), "p": p}) for c, p in zip(found, corrected, strict=True)]
+    return [replace(c, p_holm=p) for c, p in zip(found, corrected, strict=True)], impossible
+
+
+def by_scale(comparisons: Sequence[Comparison]) -> dict[str, list[Comparison]]:
+    """The comparisons of each scale, in their order."""
+    found: dict[str, list[Comparison]] = {}
+    for comparison in comparisons:
+        found.setdefault(comparison.scale, []).append(comparison)
+    return found
+
+
+def case_scores(cases: pd.DataFrame) -> pd.DataFrame:
+    """Dice of one variant's network of record by case (rows) and seed (columns), the mean over foreground classes."""
+    own = cases[cases["network"] == network_of_record(list(cases["network"]))]
+    return own.assign(dice=own["dice"].astype(float)).pivot_table("dice", "case", "seed", aggfunc="mean")
+
+
+def compare(scale: str, variant: str, against: str, ours: pd.DataFrame, theirs: pd.DataFrame) -> Comparison | None:
+    """Two tables of `case_scores` compared over the seeds and cases that both have; None where there are none."""
+    seeds = sorted(set(ours.columns) & set(theirs.columns), key=int)
+    pairs = pd.concat(
+        [table[seeds].mean(axis=1, skipna=False) for table in (ours, theirs)], axis=1, join="inner"
+    ).dropna()
+    if not seeds or pairs.empty:
+        return None
+    values = (pairs.iloc[:, 0] - pairs.iloc[:, 1]).round(DIGITS).to_numpy()
+    low, high = interval(values)
+    p, effect = signed_rank(values)
+    left_out = []
+    for name, table in ((variant, ours), (against, theirs)):
+        if others := sorted(set(table.columns) - set(seeds), key=int):
+            left_out.append(f"seed {', '.join(others)} of {name}")
+        if cases := len(set(table.index) - set(pairs.index)):
+            left_out.append(f"{cases} {'case' if cases == 1 else 'cases'} of {name}")
+    return Comparison(
+        scale=scale,
+        variant=variant,
+        against=against,
+        seeds=tuple(seeds),
+        differences=dict(zip(pairs.index, values.tolist(), strict=True)),
+        left_out="; ".join(left_out),
+        mean=float(values.mean()),
+        low=low,
+        high=high,
+        effect=effect,
+        p=p,
+    )
 
 
 def signed_rank(differences: np.ndarray) -> tuple[float, float]:
-    """Two-sided p of Wilcoxon's signed-rank test, and the rank-biserial correlation; zeros are left out."""
+    """Two-sided p of Wilcoxon's signed-rank test, and the matched-pairs rank-biserial correlation.
+
+    With W+ and W- the sums of the ranks of |difference| over the positive and the negative ones, the correlation is
+    (W+ - W-) / (W+ + W-) (Kerby, 2014, doi:10.2466/11.IT.3.1). Zeros are left out, as Wilcoxon did. The p is exact up
+    to 50 differences, unless some are equal in size: then, and above, it is that of the normal approximation.
+    """
+    from scipy import stats
+
     nonzero = differences[differences != 0]
     if not len(nonzero):
         return 1.0, 0.0
-    ranks = stats.rankdata(np.abs(nonzero))
+    sizes = np.abs(nonzero)
+    ranks = stats.rankdata(sizes)
     better, worse = ranks[nonzero > 0].sum(), ranks[nonzero < 0].sum()
-    p = float(stats.wilcoxon(nonzero).pvalue)
-    return p, float((better - worse) / (better + worse))
+    exact = len(nonzero) <= 50 and len(np.unique(sizes)) == len(sizes)
+    p = stats.wilcoxon(nonzero, method="exact" if exact else "asymptotic").pvalue
+    return float(p), float((better - worse) / (better + worse))
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean; the same values give the same one."""
+    """BCa bootstrap interval of the mean, over 9,999 resamples that are the same each time.
+
+    Where BCa is not defined (a value alone, or all of them equal), the mean itself, twice.
+    """
+    from scipy import stats
+
     if len(values) < 2 or np.ptp(values) == 0:
         return float(values.mean()), float(values.mean())
     bounds = stats.bootstrap(
@@ -99,14 +151,14 @@ def interval(values: np.ndarray) -> tuple[float, float]:
         np.mean,
         confidence_level=CONFIDENCE,
         n_resamples=RESAMPLES,
-        method="percentile",
+        method="BCa",
         rng=np.random.default_rng(0),
     ).confidence_interval
     return float(bounds.low), float(bounds.high)
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Holm's correction."""
-    from statsmodels.stats.multitest import multipletests  # takes a second to import
+    """Holm's step-down correction of a family of p values."""
+    from statsmodels.stats.multitest import multipletests
 
-    return [float(value) for value in multipletests(list(p), method="holm")[1]] if p else []
+    return [float(value) for value in multipletests(list(p), method="holm")[1]] if len(p) else []

@@ -1,128 +1,176 @@
-"""What `dualseg-report study` writes: tables, figures, comparisons and one page that opens offline."""
+"""The page of a study: one HTML file that needs nothing but itself."""
 
 import base64
-import io
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import Any
 
-import pandas as pd
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from matplotlib.figure import Figure
+import yaml
 
-from dualseg.errors import DualsegError
-from dualseg.files import replacing, write_text
-from dualseg.reporting.studies import figures
-from dualseg.reporting.studies.comparisons import Comparison, compare
-from dualseg.reporting.studies.tables import HEADINGS, Line, latex, lines_of, markdown
-from dualseg.runs.collecting import RUN_COLUMNS, Collected
+from dualseg.reporting.html import render
+from dualseg.reporting.studies.comparisons import CONFIDENCE, RESAMPLES, Comparison, by_scale
+from dualseg.reporting.studies.contents import StudyContents
+from dualseg.reporting.studies.figures import Drawing, of_record
+from dualseg.reporting.studies.tables import NOT_RUN, Line, Table, spread
+from dualseg.runs.reading import METRICS
+from dualseg.sweeps.study import as_word
 
-SCALE_TITLE = "{study}, scale={scale}, test cases; mean ± standard deviation over seeds."
-
-
-@dataclass(frozen=True)
-class Scale:
-    """One scale of a study, ready to be shown."""
-
-    name: str
-    lines: list[Line]
-    comparisons: list[Comparison]
-    figures: dict[str, Figure]  # name -> drawing
-    runs: pd.DataFrame
-    untraced: list[str]  # runs of the table that left no provenance here
+COMPARISON_HEADS = ("variant", "seeds", "cases", "difference", "95 % interval", "effect", "p", "p (Holm)")
+NOT_RECORDED = "not recorded"
 
 
-def write_study(
-    study: str, collected: Collected, rows: Sequence[str], seeds: int, against: str | None, output: Path
-) -> Path:
-    """Write the three CSV files, table.md, table.tex, a PNG for each figure and report.html into `output`.
-
-    Args:
-        study: its name.
-        collected: its tables.
-        rows: variants in the order of the table.
-        seeds: how many the study asks for.
-        against: the variant that the others are compared with.
-        output: folder, experiments/<study> as a rule.
-
-    Returns:
-        The page.
-
-    Raises:
-        DualsegError: no finished run; several datasets in one table.
-    """
-    names = sorted(set(collected.results["scale"]))
-    if not names:
-        raise DualsegError(f"{study}: no finished run, so there is nothing to show; run the study first.")
-    scales = [_scale(name, collected, rows, seeds, against) for name in names]
-    collected.write(output)
-    titles = [SCALE_TITLE.format(study=study, scale=scale.name) for scale in scales]
-    tables = [markdown(scale.lines, title) for scale, title in zip(scales, titles, strict=True)]
-    comparisons = [_comparisons_table(scale.comparisons) for scale in scales]
-    parts = [part for pair in zip(tables, comparisons, strict=True) for part in pair if part]
-    write_text(output / "table.md", "\n".join(parts))
-    write_text(output / "table.tex", "\n".join(latex(scale.lines) for scale in scales))
-    for scale in scales:
-        for name, drawing in scale.figures.items():
-            with replacing(output / f"{name}-{scale.name}.png") as temporary:
-                drawing.savefig(temporary, dpi=130)
-    write_text(output / "report.html", _page(study, scales, collected.problems, output))
-    return output / "report.html"
-
-
-def _scale(name: str, collected: Collected, rows: Sequence[str], seeds: int, against: str | None) -> Scale:
-    results, cases, runs = (
-        table[table["scale"] == name] for table in (collected.results, collected.cases, collected.runs)
+def render_study(contents: StudyContents, tables: Sequence[Table], figures: Mapping[str, Drawing]) -> str:
+    """The HTML page of a study."""
+    runs = contents.tables.results.drop_duplicates(["scale", "variant", "run"])
+    return render(
+        "studies/study.html.j2",
+        title=contents.study.name,
+        summary=_summary(contents, len(runs)),
+        contents=contents,
+        tables=[_table(contents, table) for table in tables],
+        figures={name: (_data_uri(drawing.png), drawing) for name, drawing in figures.items()},
+        comparison_heads=COMPARISON_HEADS,
+        comparisons=[(scale, _cells_of(own)) for scale, own in by_scale(contents.comparisons).items()],
+        comparison_words=_comparison_words(contents.comparisons),
+        provenance=_provenance(contents),
+        finished=len(runs),
     )
-    lines = lines_of(results, list(runs.loc[runs["uncommitted"] == "yes", "run"]), rows, seeds)
-    comparisons = compare(cases, rows, against) if against and len(cases) else []
-    shown = {"runs": figures.runs_figure(results, [*dict.fromkeys([*rows, *results["variant"]])])}
-    if results["labeled"].nunique() > 2:
-        shown["labels"] = figures.labels_figure(results)
-    if comparisons:
-        shown["differences"] = figures.differences_figure(comparisons)
-    untraced = sorted(set(results["run"]) - set(runs["run"]))
-    return Scale(name, lines, comparisons, shown, runs, untraced)
 
 
-def _comparisons_table(comparisons: Sequence[Comparison]) -> str:
-    """Markdown; empty without comparisons."""
+def comparison_table(comparisons: Sequence[Comparison]) -> str:
+    """The comparisons in Markdown; empty where there are none."""
     if not comparisons:
         return ""
-    against = comparisons[0].against.replace("_", " ")
-    lines = [
-        f"Test Dice minus that of {against}, each case averaged over the seeds that both have. Interval: percentile",
-        "bootstrap over cases, 95 %; p: Wilcoxon signed-rank over cases, two-sided, Holm-corrected; effect:",
-        "matched-pairs rank-biserial correlation.",
-        "",
-        "| | seeds | cases | difference (points) | interval | p | effect |",
-        "|---|---|---|---|---|---|---|",
+    parts = [_comparison_words(comparisons)]
+    for scale, own in by_scale(comparisons).items():
+        rows = [f"| {' | '.join(cells)} |" for cells in (COMPARISON_HEADS, *_cells_of(own))]
+        title = [f"Against {own[0].against}{f', scale={scale}' if scale else ''}", ""]
+        parts.append("\n".join([*title, rows[0], f"|{'---|' * len(COMPARISON_HEADS)}", *rows[1:]]))
+    return "\n\n".join(parts)
+
+
+def _comparison_words(comparisons: Sequence[Comparison]) -> str:
+    if not comparisons:
+        return ""
+    left_out = "; ".join(f"{c.variant} leaves out {c.left_out}" for c in comparisons if c.left_out)
+    return (
+        f"Test Dice of each variant minus that of {comparisons[0].against}, in points, paired over cases: the mean "
+        "over foreground classes of the ensemble (of a single network, its own), averaged over the seeds that both "
+        f"have. Interval: {100 * CONFIDENCE:.0f} % BCa bootstrap of the mean over cases, {RESAMPLES:,} resamples. "
+        "Effect: matched-pairs rank-biserial correlation, (W+ - W-) / (W+ + W-) with the sums of Wilcoxon's ranks of "
+        "the cases that are better and worse; -1 to 1. p: two-sided Wilcoxon signed-rank test; Holm: corrected over "
+        f"the study's {_count(len(comparisons), 'comparison')}." + (f" Unequal runs: {left_out}." if left_out else "")
+    )
+
+
+def _cells_of(comparisons: Sequence[Comparison]) -> list[list[str]]:
+    return [
+        [
+            c.variant,
+            f"{len(c.seeds)} ({', '.join(c.seeds)})",
+            str(len(c.differences)),
+            f"{100 * c.mean:+.2f}",
+            f"{100 * c.low:+.2f} to {100 * c.high:+.2f}",
+            f"{c.effect:+.2f}",
+            _p(c.p),
+            _p(c.p_holm),
+        ]
+        for c in comparisons
     ]
-    for c in comparisons:
-        numbers = f"{100 * c.difference:+.2f} | {100 * c.low:+.2f} to {100 * c.high:+.2f} | {c.p:.3g} | {c.effect:+.2f}"
-        lines.append(f"| {c.variant.replace('_', ' ')} | {c.seeds} | {c.cases} | {numbers} |")
-    return "\n".join(lines) + "\n"
 
 
-def _page(study: str, scales: Sequence[Scale], problems: Sequence[str], output: Path) -> str:
-    reported = output / "reported.csv"
-    literature = pd.read_csv(reported, dtype=str, keep_default_na=False) if reported.is_file() else pd.DataFrame()
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
-    )
-    return environment.get_template("study.html.j2").render(
-        study=study,
-        scales=scales,
-        problems=problems,
-        headings=HEADINGS,
-        run_columns=RUN_COLUMNS,
-        literature=literature,
-        picture=_picture,
-    )
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
-def _picture(drawing: Figure) -> str:
-    """A PNG as a data URI."""
-    buffer = io.BytesIO()
-    drawing.savefig(buffer, format="png", dpi=130)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+def _p(p: float) -> str:
+    return f"{p:.4f}" if p >= 0.0001 else "< 0.0001"
+
+
+def _summary(contents: StudyContents, runs: int) -> str:
+    results, study = contents.tables.results, contents.study
+    with_rows = len(set(results["variant"]))
+    seeds = ", ".join(sorted(set(results["seed"]), key=int))
+    dataset = ", ".join(sorted(set(results["dataset"])))
+    of = f" of {len(study.rows)}" if len(study.rows) > with_rows else ""
+    return f"{_count(runs, 'finished run')} · {with_rows}{of} variants · seeds {seeds} · on {dataset}"
+
+
+def _table(contents: StudyContents, table: Table) -> dict[str, Any]:
+    """The table as the template shows it: a variant's lines together, each with its numbers as (text, bold)."""
+    groups = []
+    for _, own in groupby(table.lines, key=lambda line: (line.variant, line.own)):
+        lines = list(own)
+        link = _anchor(contents, table.scale, lines[0].variant) if lines[0].cells else None
+        groups.append({"link": link, "lines": [(line, _numbers(line)) for line in lines]})
+    return {"table": table, "groups": groups}
+
+
+def _numbers(line: Line) -> list[tuple[str, bool]]:
+    if line.cells is None:
+        return [(NOT_RUN if line.own else "", False)] * len(METRICS)
+    return [(spread(cell), cell.best) for cell in line.cells]
+
+
+def _anchor(contents: StudyContents, scale: str, variant: str) -> str:
+    return f"runs-{contents.scales.index(scale)}-{contents.variants.index(variant)}"
+
+
+def _provenance(contents: StudyContents) -> list[dict[str, Any]]:
+    """A group of runs for each scale and variant that has some, with the configuration where a run folder is here."""
+    # one run may be the run of several variants
+    known = contents.tables.runs.drop_duplicates("run").set_index("run").to_dict("index")
+    results = contents.tables.results
+    record = of_record(contents)
+    dice = {(row.run, row.variant): f"{row.dice:.2f}" for row in record.itertuples()}
+    groups = []
+    for scale in contents.scales:
+        for variant in contents.variants:
+            own = results[(results["scale"] == scale) & (results["variant"] == variant)].drop_duplicates("run")
+            if own.empty:
+                continue
+            settings = next((contents.settings[run] for run in own["run"] if run in contents.settings), None)
+            changes = contents.study.variants.get(variant, {})
+            groups.append(
+                {
+                    "anchor": _anchor(contents, scale, variant),
+                    "title": f"{variant}{f', scale={scale}' if scale else ''}",
+                    "changes": " ".join(f"{key}={as_word(value)}" for key, value in changes.items()),
+                    "together": " and ".join(contents.study.ensembles.get(variant, ())),
+                    "settings": yaml.safe_dump(dict(settings), sort_keys=False, width=1000) if settings else "",
+                    "runs": [
+                        {
+                            "run": row.run,
+                            "seed": row.seed,
+                            "dice": dice.get((row.run, variant), ""),
+                            "iterations": f"{int(row.iterations):,}",
+                            "facts": _facts(known[row.run]) if row.run in known else {},
+                        }
+                        for row in own.itertuples()
+                    ],
+                }
+            )
+    return groups
+
+
+def _facts(run: Mapping[str, str]) -> dict[str, str]:
+    """What is recorded of a run, as the page shows it."""
+    seconds = f"{float(run['seconds']):,.0f} s" if run["seconds"] else ""
+    per_iteration = f"{run['seconds_per_iteration']} s" if run["seconds_per_iteration"] else ""
+    facts = {
+        "revision": run["revision"],
+        "uncommitted code": run["uncommitted"],
+        "data fingerprint": run["fingerprint"],
+        "configuration, SHA-256": run["configuration"],
+        "evaluated runs": run["evaluated"],
+        "versions": f"dualseg {run['dualseg']}, torch {run['torch']}",
+        "hardware": run["hardware"] + (f", {run['threads']} threads" if run["threads"] else ""),
+        "started": run["started"],
+        "time": ", ".join(part for part in (seconds, per_iteration and f"{per_iteration} an iteration") if part),
+        "command": run["command"],
+    }
+    return {key: value for key, value in facts.items() if value}
+
+
+def _data_uri(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")

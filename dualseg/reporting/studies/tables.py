@@ -1,126 +1,240 @@
-"""The table of a study: a line for each variant and network, in Markdown and LaTeX."""
+"""The table of a study at one scale: a line for each variant and network, in Markdown and LaTeX."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from dualseg.errors import DualsegError
+from dualseg.reporting.contents import sort_networks
+from dualseg.reporting.studies.comparisons import network_of_record
+from dualseg.reporting.studies.contents import StudyContents, test_cases
 from dualseg.runs.reading import METRICS
 
-HEADINGS = {"dice": "Dice %", "jaccard": "Jaccard %", "hd95": "95HD (voxels)", "asd": "ASD (voxels)"}
-LARGER_IS_BETTER = ("dice", "jaccard")
+FACTOR = {"dice": 100, "jaccard": 100, "hd95": 1, "asd": 1}  # Dice and Jaccard are shown in per cent
+NOT_RUN, ABSENT = "not run", "\N{EN DASH}"
+REPORTED = "reported: Dice / Jaccard / 95HD / ASD"
+SPREAD_WORDS = "mean ± standard deviation (n - 1) over seeds"
+BOLD_WORDS = "Bold: the best of the lines with the same number of labels, iterations, seeds and test cases"
+MARK_WORDS = "† a run of the line had uncommitted code"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Mean and standard deviation (n - 1; None for one run) over seeds, in the table's unit."""
+
+    mean: float
+    deviation: float | None
+    best: bool = False
 
 
 @dataclass(frozen=True)
 class Line:
-    """One variant's network: mean and standard deviation (n - 1) over seeds of each metric, in the table's units.
+    """One line of the table.
 
-    `values` is None where no run is finished. `remarks` say what keeps the line from being compared as it is.
+    Attributes:
+        variant: row of the study, or a method of the literature.
+        network, labeled, iterations, runs: as shown; `runs` says how many were asked for where some are missing.
+        cells: one for each of `METRICS`; None where no run is finished, and for the literature.
+        reported: the literature's figures, with the number of their source; empty where there are none.
+        uncommitted: a run's code was.
+        own: a row of the study, and not of the literature.
     """
 
     variant: str
-    network: str
-    runs: int
-    iterations: tuple[int, ...]
-    values: dict[str, tuple[float, float | None]] | None
-    remarks: tuple[str, ...] = ()
+    network: str = ""
+    labeled: str = ""
+    iterations: str = ""
+    runs: str = "0"
+    cells: tuple[Cell, ...] | None = None
+    reported: str = ""
+    uncommitted: bool = False
+    own: bool = True
 
 
-def lines_of(
-    results: pd.DataFrame, uncommitted: Sequence[str], rows: Sequence[str], seeds: int, only: Sequence[str] = ()
-) -> list[Line]:
-    """The lines of one scale, in the order of `rows`.
+@dataclass(frozen=True)
+class Table:
+    """The table of one scale. `sources`: of the reported figures, by their number from 1."""
 
-    Args:
-        results: results.csv, of one scale.
-        uncommitted: runs whose code was not committed.
-        rows: variants of the study; one without a finished run is a line that says so.
-        seeds: how many the study asks for.
-        only: variants that the results may have beside `rows`.
+    scale: str
+    unit: str
+    lines: tuple[Line, ...]
+    sources: tuple[str, ...]
 
-    Raises:
-        DualsegError: several datasets.
-    """
-    datasets = sorted(set(results["dataset"]))
-    if len(datasets) > 1:
-        raise DualsegError(f"results.csv: mixes the datasets {', '.join(datasets)}; give each a study of its own.")
-    test = results[results["split"] == "test"]
-    known = list(dict.fromkeys([*rows, *only, *test["variant"]]))
-    lines = []
-    for variant in known:
-        own = test[test["variant"] == variant]
-        if own.empty:
-            lines.append(Line(variant, "", 0, (), None))
-        for network in sorted(set(own["network"])):
-            lines.append(_line(own[own["network"] == network], variant, network, seeds, uncommitted))
-    return lines
+    @property
+    def heads(self) -> list[str]:
+        """Of the columns."""
+        distances = [f"95HD ({self.unit})", f"ASD ({self.unit})"]
+        heads = ["variant", "network", "labeled", "iterations", "runs", "Dice %", "Jaccard %", *distances]
+        return [*heads, REPORTED] if self.sources else heads
+
+    @property
+    def title(self) -> str:
+        """What the numbers are."""
+        return f"Test cases{f', scale={self.scale}' if self.scale else ''}; {SPREAD_WORDS}."
+
+    @property
+    def not_run(self) -> str:
+        """A sentence in place of a table that would say `not run` and nothing else; empty where it says more."""
+        if any(line.cells or line.reported for line in self.lines):
+            return ""
+        rows = ", ".join(line.variant for line in self.lines)
+        return f"{f'scale={self.scale}: ' if self.scale else ''}{NOT_RUN} ({rows})."
+
+    @property
+    def legend(self) -> list[str]:
+        """What the signs in the table mean, of those that it has."""
+        found = [BOLD_WORDS] if any(cell.best for line in self.lines for cell in line.cells or ()) else []
+        found += [MARK_WORDS] if any(line.uncommitted for line in self.lines) else []
+        if self.sources:
+            found.append("Reported figures are the literature's, of its own protocols and splits, and never bold")
+        return found + [f"[{number}] {source}" for number, source in enumerate(self.sources, 1)]
 
 
-def _line(own: pd.DataFrame, variant: str, network: str, seeds: int, uncommitted: Sequence[str]) -> Line:
-    values: dict[str, tuple[float, float | None]] = {}
+def table_of(contents: StudyContents, scale: str) -> Table:
+    """The table of one scale, every variant of the study in its order, then the literature's methods."""
+    rows = contents.test_rows(scale).astype(dict.fromkeys(METRICS, float))
+    by_variant = {str(variant): own for variant, own in rows.groupby("variant")}
+    uncommitted = set(contents.tables.runs.loc[contents.tables.runs["uncommitted"] == "yes", "run"])
+    cases = test_cases(contents, scale)
+    sources = list(dict.fromkeys(contents.literature["source"]))
+    reported: dict[str, list[str]] = defaultdict(list)
+    others = []
+    for _, row in contents.literature.iterrows():
+        figures = " / ".join(row[metric] or ABSENT for metric in METRICS)
+        text = f"{figures} [{sources.index(row['source']) + 1}]"
+        if row["variant"] in contents.variants:
+            reported[row["variant"]].append(text)
+        else:
+            others.append(Line(row["method"], "", row["labeled"], "", "", None, text, own=False))
+    lines: list[Line] = []
+    groups: dict[tuple[object, ...], list[int]] = defaultdict(list)
+    for variant in contents.variants:
+        words = "; ".join(reported[variant])
+        if variant not in by_variant:
+            # a row that results at another scale alone know is no row of this table
+            lines += [Line(variant, reported=words)] if variant in contents.study.rows else []
+            continue
+        networks = sort_networks(set(by_variant[variant]["network"]))
+        for network in networks:
+            own = by_variant[variant][by_variant[variant]["network"] == network]
+            shown = words if network == network_of_record(networks) else ""
+            line = replace(_line(own, len(contents.study.seeds), uncommitted), reported=shown)
+            known = cases.get(variant, frozenset()) if len(set(cases.values())) > 1 else frozenset()
+            key = (line.labeled, line.iterations, tuple(sorted(set(own["seed"]))), known)
+            groups[key].append(len(lines))
+            lines.append(line)
+    for group in groups.values():
+        _embolden(lines, group)
+    return Table(scale, contents.unit, (*lines, *others), tuple(sources))
+
+
+def _line(own: pd.DataFrame, asked: int, uncommitted: set[str]) -> Line:
+    """The line of one network's rows."""
+    cells = []
     for metric in METRICS:
-        numbers = own[metric].astype(float) * (100 if metric in LARGER_IS_BETTER else 1)
-        values[metric] = (float(numbers.mean()), float(numbers.std(ddof=1)) if len(numbers) > 1 else None)
-    iterations = tuple(sorted(set(own["iterations"].astype(int))))
-    remarks = []
-    if len(own) < seeds:
-        remarks.append(f"{len(own)} of {seeds} seeds")
-    if len(iterations) > 1:
-        remarks.append("runs of different length")
-    if set(own["run"]) & set(uncommitted):
-        remarks.append("uncommitted code")
-    return Line(variant, network, len(own), iterations, values, tuple(remarks))
+        values = FACTOR[metric] * own[metric]
+        cells.append(Cell(float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else None))
+    lengths = sorted({int(n) for n in own["iterations"]})
+    return Line(
+        variant=own["variant"].iloc[0],
+        network=own["network"].iloc[0],
+        labeled=", ".join(sorted(set(own["labeled"]), key=int)),
+        iterations=", ".join(f"{n:,}" for n in lengths),
+        runs=str(len(own)) if len(own) >= asked else f"{len(own)} of {asked}",
+        cells=tuple(cells),
+        uncommitted=bool(uncommitted & set(own["run"])),
+    )
 
 
-def best(lines: Sequence[Line]) -> dict[str, float]:
-    """The best mean of each metric among lines of equal numbers of runs and iterations as most lines have."""
-    shown = [line for line in lines if line.values]
-    if not shown:
-        return {}
-    kinds = [(line.runs, line.iterations) for line in shown]
-    usual = max(kinds, key=kinds.count)
-    alike = [line.values for line in shown if (line.runs, line.iterations) == usual and line.values]
-    return {
-        metric: (max if metric in LARGER_IS_BETTER else min)(values[metric][0] for values in alike)
-        for metric in METRICS
-    }
+def _embolden(lines: list[Line], group: Sequence[int]) -> None:
+    """Mark the best cells of lines that can be compared, where they are of at least two variants."""
+    if len({lines[index].variant for index in group}) < 2:
+        return
+    for column, metric in enumerate(METRICS):
+        means = {index: round(cells[column].mean, 2) for index in group if (cells := lines[index].cells)}
+        best = max(means.values()) if FACTOR[metric] == 100 else min(means.values())
+        for index, mean in means.items():
+            cells = lines[index].cells
+            if mean == best and cells:
+                marked = replace(cells[column], best=True)
+                lines[index] = replace(lines[index], cells=(*cells[:column], marked, *cells[column + 1 :]))
 
 
-def markdown(lines: Sequence[Line], title: str) -> str:
-    """A Markdown table below `title`."""
-    top = best(lines)
-    heads = ["", "network", "iterations", "runs", *HEADINGS.values(), ""]
-    text = [title, "", f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
-    for line in lines:
-        text.append(f"| {' | '.join([_name(line), *_cells(line, top, '**{}**', '±')])} |")
-    return "\n".join(text) + "\n"
+def spread(cell: Cell) -> str:
+    """78.33 ± 0.57"""
+    return f"{cell.mean:.2f}" if cell.deviation is None else f"{cell.mean:.2f} ± {cell.deviation:.2f}"
 
 
-def latex(lines: Sequence[Line]) -> str:
-    """A booktabs tabular."""
-    top = best(lines)
-    heads = " & ".join(["", "network", "iterations", "runs", *(h.replace("%", r"\%") for h in HEADINGS.values()), ""])
-    body = []
-    for line in lines:
-        cells = [_name(line).replace("_", r"\_"), *_cells(line, top, r"\textbf{{{}}}", r"$\pm$")]
-        body.append(" & ".join(cells) + r" \\")
-    columns = "ll" + "r" * (2 + len(HEADINGS)) + "l"
-    head = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", heads + r" \\", r"\midrule"]
-    return "\n".join([*head, *body, r"\bottomrule", r"\end{tabular}"]) + "\n"
+def markdown(tables: Sequence[Table], notes: Sequence[str], comparisons: str) -> str:
+    """table.md: the tables, what has to be said about them, the comparisons."""
+    parts = []
+    for table in tables:
+        if table.not_run:
+            parts.append(table.not_run)
+            continue
+        width = len(table.heads)
+        text = [table.title, "", _row(table.heads), f"|{'---|' * width}"]
+        text += [_row(_texts(table, line, "**{}**")) for line in table.lines]
+        parts.append("\n".join([*text, *_listed(table.legend)]))
+    if comparisons:
+        parts.append(comparisons)
+    if notes:
+        parts.append("\n".join(["Notes", "", *(f"- {note}." for note in notes)]))
+    return "\n\n".join(parts) + "\n"
 
 
-def _name(line: Line) -> str:
-    return line.variant.replace("_", " ")
+def _listed(sentences: Sequence[str]) -> list[str]:
+    return ["", *(f"- {sentence}." for sentence in sentences)] if sentences else []
 
 
-def _cells(line: Line, top: dict[str, float], bold: str, sign: str) -> list[str]:
-    if line.values is None:
-        return ["", "", "0", *["not run" for _ in HEADINGS], ""]
-    numbers = []
-    for metric in METRICS:
-        mean, deviation = line.values[metric]
-        text = f"{mean:.2f}" if deviation is None else f"{mean:.2f} {sign} {deviation:.2f}"
-        numbers.append(bold.format(text) if mean == top.get(metric) else text)
-    lengths = ", ".join(f"{n:,}" for n in line.iterations)
-    return [line.network, lengths, str(line.runs), *numbers, "; ".join(line.remarks)]
+def _escape_markdown(text: str) -> str:
+    return text.replace("|", r"\|")
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _texts(table: Table, line: Line, bold: str, escape: Callable[[str], str] = _escape_markdown) -> list[str]:
+    """The cells of a line as texts."""
+    name = line.variant + (" †" if line.uncommitted else "")
+    before = [name, line.network, line.labeled, line.iterations, line.runs]
+    if line.cells is None:
+        numbers = [NOT_RUN if line.own else "" for _ in METRICS]
+    else:
+        numbers = [bold.format(escape(spread(cell))) if cell.best else escape(spread(cell)) for cell in line.cells]
+    after = [line.reported] if table.sources else []
+    return [*map(escape, before), *numbers, *map(escape, after)]
+
+
+def latex(tables: Sequence[Table], notes: Sequence[str]) -> str:
+    r"""table.tex: one `table` environment a scale, for a document that loads booktabs."""
+    text = [r"% needs \usepackage{booktabs}; made by dualseg-report study"]
+    for table in tables:
+        if table.not_run:
+            text += ["", f"% {table.not_run}"]
+            continue
+        columns = "ll" + "r" * (len(table.heads) - 2)
+        text += ["", r"\begin{table}", r"\centering", rf"\caption{{{_escape(table.title)}}}"]
+        text += [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", _latex_row(map(_escape, table.heads)), r"\midrule"]
+        text += [_latex_row(_texts(table, line, r"\textbf{{{}}}", _escape)) for line in table.lines]
+        text += [r"\bottomrule", r"\end{tabular}"]
+        text += [rf"\par\footnotesize {_escape(sentence)}." for sentence in table.legend]
+        text += [r"\end{table}"]
+    return "\n".join([*text, *(f"% {note}" for note in notes)]) + "\n"
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "†": r"\textsuperscript{\dag}",
+    ABSENT: "--",
+}  # fmt: skip
+
+
+def _escape(text: str) -> str:
+    return "".join(_LATEX.get(letter, letter) for letter in text)
+
+
+def _latex_row(cells: Iterable[str]) -> str:
+    return " & ".join(cells) + r" \\"

@@ -1,0 +1,172 @@
+"""What a study's page and tables are made of, what must not stand in one table, and what has to be said about it."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from dualseg.errors import DualsegError
+from dualseg.reporting.studies.comparisons import Comparison, compare_all
+from dualseg.runs.tidy import StudyTables
+from dualseg.sweeps.study import Study
+
+LITERATURE_COLUMNS = ("dataset", "method", "labeled", "dice", "jaccard", "hd95", "asd", "source")
+
+
+@dataclass(frozen=True)
+class StudyContents:
+    """Everything that is known of a study.
+
+    Attributes:
+        study: what was asked for.
+        tables: results, cases and runs.
+        literature: reported.csv, as texts; an optional column `variant` names the row that a figure belongs to.
+        settings: run -> what decides its result, of the runs whose folder is here.
+        unfinished, problems, remarks: sentences: runs that are not finished; run folders that were left out; what else
+            to know.
+        comparisons: of the variants with `study.against`.
+    """
+
+    study: Study
+    tables: StudyTables
+    literature: pd.DataFrame
+    settings: Mapping[str, Mapping[str, Any]]
+    unfinished: Sequence[str] = ()
+    problems: Sequence[str] = ()
+    remarks: Sequence[str] = ()
+    comparisons: Sequence[Comparison] = field(default_factory=tuple)
+
+    @cached_property
+    def scales(self) -> list[str]:
+        """Those of the study, then others that have rows."""
+        return list(dict.fromkeys([*self.study.experiments, *sorted(self.tables.results["scale"].unique())]))
+
+    @cached_property
+    def variants(self) -> list[str]:
+        """Rows of the study in their order, then others that have results."""
+        return list(dict.fromkeys([*self.study.rows, *sorted(self.tables.results["variant"].unique())]))
+
+    @cached_property
+    def unit(self) -> str:
+        """Of the distances: voxels or mm."""
+        return next((unit for unit in self.tables.runs["distance_unit"] if unit), "voxels")
+
+    def test_rows(self, scale: str) -> pd.DataFrame:
+        """The results of the test split at one scale."""
+        results = self.tables.results
+        return results[(results["scale"] == scale) & (results["split"] == "test")]
+
+
+def read_literature(path: Path) -> pd.DataFrame:
+    """reported.csv; without that file, a table without rows.
+
+    Raises:
+        DualsegError: it is damaged, or a row has no source.
+    """
+    if not path.is_file():
+        return pd.DataFrame(columns=[*LITERATURE_COLUMNS, "variant"], dtype=str)
+    try:
+        frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+        frame = frame.assign(variant=frame.get("variant", ""))[[*LITERATURE_COLUMNS, "variant"]]
+    except (OSError, ValueError, KeyError) as error:
+        columns = ",".join(LITERATURE_COLUMNS)
+        raise DualsegError(f"{path}: cannot be read ({error}); its columns are {columns}[,variant].") from error
+    if frame.isna().any(axis=None) or (frame["source"].str.strip() == "").any():
+        raise DualsegError(f"{path}: a row has no source; say where each figure is from.")
+    return frame
+
+
+def check_comparable(name: str, tables: StudyTables) -> None:
+    """Raises: DualsegError where one table would mix datasets or units, or count one seed of a variant twice."""
+    for what, table, column in (("datasets", tables.results, "dataset"), ("units", tables.runs, "distance_unit")):
+        firsts = table[table[column] != ""].drop_duplicates(column)
+        if len(firsts) > 1:
+            found = ", ".join(f"{row[column]} ({row['run']})" for _, row in firsts.iterrows())
+            mend = (
+                "evaluate the runs in one unit" if what == "units" else "collect each dataset into a folder of its own"
+            )
+            raise DualsegError(f"{name}: several {what} in one table: {found}; {mend}.")
+    keys = ["variant", "scale", "seed", "network", "split"]
+    twice = tables.results[tables.results.duplicated(keys, keep=False)]
+    if not twice.empty:
+        first = twice.iloc[0]
+        same = twice[(twice[keys] == first[keys]).all(axis=1)]
+        runs = ", ".join(f"{row['run']} ({row['iterations']} iterations)" for _, row in same.iterrows())
+        mend = "leave one of them out of sweep.json, or name the run folders to collect one by one"
+        raise DualsegError(f"{name}: {first['variant']}, seed {first['seed']}, has several runs: {runs}; {mend}.")
+
+
+def remarks_on(contents: StudyContents) -> list[str]:
+    """What a reader has to know of the runs behind the tables: what is missing, unequal or not recorded."""
+    found = []
+    several, asked = len(contents.scales) > 1, len(contents.study.seeds)
+    for scale in contents.scales:
+        place = f"scale={scale}: " if several and scale else ""
+        rows = contents.test_rows(scale)
+        fewer: dict[str, list[str]] = defaultdict(list)
+        for variant in contents.variants:
+            own = rows[rows["variant"] == variant]
+            if own.empty:
+                continue
+            seeds = sorted(set(own["seed"]), key=int)
+            if len(seeds) < asked:
+                fewer[f"{len(seeds)} of {asked} seeds ({', '.join(seeds)})"].append(variant)
+            if difference := _differing(own, contents.settings):
+                found.append(f"{place}the runs of {variant} differ in {difference}; their mean is of unlike runs")
+        found += [f"{place}{seeds}: {', '.join(variants)}" for seeds, variants in fewer.items()]
+        found += [place + sentence for sentence in _cases_differ(contents, scale)]
+    results, runs = contents.tables.results, contents.tables.runs
+    for sentence, without in (
+        ("no per-case values, so no part in comparisons", set(contents.tables.cases["run"])),
+        ("provenance not recorded", set(runs["run"])),
+    ):
+        if names := sorted(set(results["run"]) - without):
+            found.append(f"{_some(names)}: {sentence}")
+    validation_only = sorted(set(results["run"]) - set(results[results["split"] == "test"]["run"]))
+    if validation_only:
+        found.append(f"{_some(validation_only)}: not evaluated on test cases, so in results.csv alone")
+    return found
+
+
+def _some(names: Sequence[str], shown: int = 3) -> str:
+    rest = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return f"{len(names)} {'run' if len(names) == 1 else 'runs'} ({', '.join(names[:shown])}{rest})"
+
+
+def _differing(own: pd.DataFrame, settings: Mapping[str, Mapping[str, Any]]) -> str:
+    """The keys in which the configurations of one variant's runs differ, and the number of iterations."""
+    known = [settings[run] for run in dict.fromkeys(own["run"]) if run in settings]
+    keys = dict.fromkeys(key for one in known for key in one)
+    found = [key for key in keys if any(one.get(key) != known[0].get(key) for one in known)]
+    iterations = sorted(set(own["iterations"]), key=int)
+    if len(iterations) > 1:
+        found = [key for key in found if key != "trainer.max_iterations"]
+        found.insert(0, f"iterations ({', '.join(iterations)})")
+    return ", ".join(found)
+
+
+def _cases_differ(contents: StudyContents, scale: str) -> list[str]:
+    sets = test_cases(contents, scale)
+    usual = max(sets.values(), key=list(sets.values()).count, default=frozenset())
+    return [
+        f"{variant} was tested on other cases than most ({len(own)}, {len(own & usual)} of them in common)"
+        for variant, own in sets.items()
+        if own != usual
+    ]
+
+
+def test_cases(contents: StudyContents, scale: str) -> dict[str, frozenset[str]]:
+    """Variant -> the test cases of its runs at one scale, where they are known."""
+    cases = contents.tables.cases
+    own = cases[(cases["scale"] == scale) & (cases["split"] == "test")]
+    return {str(variant): frozenset(found) for variant, found in own.groupby("variant")["case"]}
+
+
+def compared(contents: StudyContents) -> tuple[list[Comparison], list[str]]:
+    """The study's comparisons and what could not be compared; nothing where the study compares nothing."""
+    against = contents.study.against
+    return compare_all(contents.tables.cases, contents.variants, against) if against else ([], [])

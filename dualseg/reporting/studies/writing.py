@@ -1,0 +1,77 @@
+"""Collects a study's finished runs into its folder: tables, figures, page."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from dualseg.errors import DualsegError
+from dualseg.files import replacing, write_text
+from dualseg.reporting.studies.contents import StudyContents, check_comparable, compared, read_literature, remarks_on
+from dualseg.reporting.studies.figures import draw_all
+from dualseg.reporting.studies.page import comparison_table, render_study
+from dualseg.reporting.studies.tables import latex, markdown, table_of
+from dualseg.runs.collecting import Member, RunRows, read_run
+from dualseg.runs.tidy import StudyTables
+from dualseg.sweeps.study import Study
+
+
+def write_study(study: Study, members: Iterable[Member], output: Path) -> StudyContents:
+    """Add the finished `members` to what `output` has of earlier runs, and write the study's files there anew.
+
+    results.csv, cases.csv and runs.csv (one row a result, a case, a run), table.md, table.tex, figure.png and further
+    figures, report.html; each appears whole or not at all. Nothing is written before all of it is made. A reported.csv
+    in `output` is read. Rows of runs that are not among the members stay.
+
+    Returns:
+        What was written. Runs whose folder is damaged are not in it, but named in its `problems`.
+
+    Raises:
+        DualsegError: no run is finished; a table that is there is damaged; the runs are of several datasets or units.
+    """
+    collected, unfinished, problems = collect(study.name, members)
+    tables, replaced = StudyTables.read(output).updated(collected)
+    if tables.results.empty:
+        raise DualsegError(_nothing(study, unfinished, problems))
+    check_comparable(study.name, tables)
+    settings: dict[str, dict[str, Any]] = {run.run["run"]: run.settings for run in collected}
+    literature = read_literature(output / "reported.csv")
+    contents = StudyContents(study, tables, literature, settings, unfinished, problems)
+    comparisons, impossible = compared(contents)
+    contents = replace(contents, comparisons=comparisons, remarks=[*replaced, *remarks_on(contents), *impossible])
+    shown = [table_of(contents, scale) for scale in contents.scales]
+    notes = [*contents.remarks, *(f"left out: {problem.removesuffix('.')}" for problem in problems)]
+    figures = draw_all(contents)
+    page = render_study(contents, shown, figures)
+    tables.write(output)
+    write_text(output / "table.md", markdown(shown, notes, comparison_table(contents.comparisons)))
+    write_text(output / "table.tex", latex(shown, notes))
+    for name, drawing in figures.items():
+        with replacing(output / name) as temporary:
+            temporary.write_bytes(drawing.png)
+    write_text(output / "report.html", page)
+    return contents
+
+
+def collect(study: str, members: Iterable[Member]) -> tuple[list[RunRows], list[str], list[str]]:
+    """The rows of the finished members, and a sentence for each that is not finished, or damaged and left out."""
+    rows, unfinished, problems = [], [], []
+    for member in members:
+        if not member.folder.metrics_file.is_file():
+            state = "not finished" if member.folder.path.is_dir() else "not started"
+            scale = f", scale={member.scale}" if member.scale else ""
+            unfinished.append(f"{member.variant}{scale}, seed {member.seed}: {state} ({member.name})")
+            continue
+        try:
+            rows.append(read_run(study, member))
+        except DualsegError as error:
+            problems.append(str(error))
+    return rows, unfinished, problems
+
+
+def _nothing(study: Study, unfinished: Sequence[str], problems: Sequence[str]) -> str:
+    if problems:
+        return f"{study.name}: no finished run can be read: {' '.join(problems)}"
+    if unfinished:
+        return f"{study.name}: no finished run; of {len(unfinished)} none is, for one {unfinished[0]}."
+    return f"{study.name}: no finished run, and no sweep of it in the folder of runs; start one, or give --runs DIR."

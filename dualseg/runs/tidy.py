@@ -1,0 +1,91 @@
+"""The three tidy tables of a study's folder: results.csv, cases.csv, runs.csv."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from dualseg.errors import DualsegError
+from dualseg.files import write_text
+from dualseg.runs.collecting import RESULT_COLUMNS, RUN_COLUMNS, STUDY_CASE_COLUMNS, RunRows
+
+TABLES = {"results": RESULT_COLUMNS, "cases": STUDY_CASE_COLUMNS, "runs": RUN_COLUMNS}
+ORDER = ("scale", "variant", "seed", "split", "network", "case", "class")
+ROW = ["variant", "scale", "seed"]  # what is one run of a study
+
+
+@dataclass(frozen=True)
+class StudyTables:
+    """The tables, all of texts as they are written.
+
+    Attributes:
+        results: one row a run x network x split.
+        cases: one row a run x network x split x case x class.
+        runs: one row a run: where it comes from.
+    """
+
+    results: pd.DataFrame
+    cases: pd.DataFrame
+    runs: pd.DataFrame
+
+    @classmethod
+    def read(cls, folder: Path) -> "StudyTables":
+        """What the folder has; a table that is not there is empty.
+
+        Raises:
+            DualsegError: a file is damaged.
+        """
+        return cls(**{name: _read(folder / f"{name}.csv", columns) for name, columns in TABLES.items()})
+
+    def updated(self, collected: Sequence[RunRows]) -> tuple["StudyTables", list[str]]:
+        """These tables with the rows of `collected` in place of those of the same variant, scale and seed.
+
+        Also returns a sentence for each run whose rows went although another run of that name was collected.
+        """
+        new = {
+            "results": [row for run in collected for row in run.results],
+            "cases": [row for run in collected for row in run.cases],
+            "runs": [run.run for run in collected],
+        }
+        taken = {tuple(run.run[key] for key in ROW): run.run["run"] for run in collected}
+        earlier = self.results[[*ROW, "run"]].drop_duplicates()
+        replaced = [
+            f"{variant}, scale={scale}, seed {seed}: {run} takes the place of {old}"
+            for variant, scale, seed, old in earlier.itertuples(index=False)
+            if (run := taken.get((variant, scale, seed), old)) != old
+        ]
+        tables = {}
+        for name, columns in TABLES.items():
+            known: pd.DataFrame = getattr(self, name)
+            gone = pd.Series([key in taken for key in known[ROW].itertuples(index=False, name=None)], dtype=bool)
+            frame = pd.concat([known[~gone.to_numpy()], pd.DataFrame(new[name], columns=list(columns), dtype=str)])
+            order = [column for column in ORDER if column in columns]
+            tables[name] = frame.sort_values(order, key=_sortable, kind="stable", ignore_index=True)
+        return StudyTables(**tables), replaced
+
+    def write(self, folder: Path) -> None:
+        """Each file whole or not at all."""
+        for name in TABLES:
+            write_text(folder / f"{name}.csv", getattr(self, name).to_csv(index=False, lineterminator="\n"))
+
+
+def _sortable(column: pd.Series) -> pd.Series:
+    return column.astype(int) if column.name == "seed" else column
+
+
+def _read(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    if not path.is_file():
+        return pd.DataFrame(columns=list(columns), dtype=str)
+    mend = "restore it (git checkout), or remove it to collect anew"
+    try:
+        text = path.read_text()
+        frame = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
+    except (OSError, ValueError) as error:
+        raise DualsegError(f"{path}: cannot be read ({error}); {mend}.") from error
+    if list(frame.columns) != list(columns):
+        raise DualsegError(f"{path}: has not the columns {', '.join(columns)}; {mend}.")
+    if not text.endswith("\n") or frame.isna().any(axis=None) or not frame["seed"].str.fullmatch(r"\d+").all():
+        raise DualsegError(f"{path}: cut off or damaged; {mend}.")
+    return frame

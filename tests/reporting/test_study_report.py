@@ -1,0 +1,405 @@
+"""`dualseg-report study`: what is written of a study's runs, and what is refused."""
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import dualseg.report
+from dualseg.errors import DualsegError
+from dualseg.reporting.studies import write_study
+from dualseg.reporting.studies.tables import ABSENT
+from dualseg.runs.collecting import Member
+from dualseg.runs.folder import RunFolder
+from dualseg.sweeps.study import Study, read_study
+
+CASES = np.array([0.9, 0.8, 0.7, 0.85, 0.75, 0.6])
+STUDY = Study(
+    name="la_x",
+    experiments={"cpu": "la_cpu", "full": "la_paper"},
+    seeds=(0, 1),
+    variants={"full": {}, "less": {"method.keep_fraction": 0.2}, "never": {"seed": 9}},
+    against="full",
+)
+
+
+def dual(shift: float) -> dict[str, np.ndarray]:
+    """Networks of a run: b is 0.01 and the ensemble 0.02 above a."""
+    return {"a": CASES + shift, "b": CASES + shift + 0.01, "ensemble": CASES + shift + 0.02}
+
+
+@pytest.fixture
+def members(tmp_path: Path, study_run: Callable[..., Path]) -> list[Member]:
+    """Two seeds of `full`, two of `less`, 0.04 and 0.02 below; one that is not finished."""
+    found = []
+    for variant, shifts in (("full", (0.0, 0.02)), ("less", (-0.04, 0.0))):
+        for seed, shift in enumerate(shifts):
+            folder = tmp_path / "runs" / f"{variant}{seed}"
+            changes = {"method.keep_fraction": 0.2 if variant == "less" else 0.8}
+            study_run(folder, dual(shift), variant=variant, seed=seed, changes=changes)
+            found.append(Member(variant, "cpu", seed, RunFolder(folder)))
+    return [*found, Member("never", "cpu", 0, RunFolder(tmp_path / "runs" / "never0"))]
+
+
+def lines(path: Path) -> list[list[str]]:
+    """The cells of every row of the Markdown tables."""
+    rows = [line for line in path.read_text().splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in row.strip("|").split(" | ")] for row in rows]
+
+
+def test_every_file_is_written(members: list[Member], tmp_path: Path) -> None:
+    contents = write_study(STUDY, members, tmp_path / "out")
+    written = {"results.csv", "cases.csv", "runs.csv", "table.md", "table.tex", "report.html"}
+    figures = {"figure.png", "differences.png", "cases.png"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == written | figures
+    assert contents.unfinished == ["never, scale=cpu, seed 0: not started (never0)"] and contents.problems == []
+    for name in figures:
+        with Image.open(tmp_path / "out" / name) as image:
+            assert image.width > 400 and len(set(image.convert("L").tobytes())) > 20
+    with (tmp_path / "out" / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    first = [(row["variant"], row["seed"], row["network"]) for row in rows[:3]]
+    assert first == [("full", "0", network) for network in ("a", "b", "ensemble")]
+    assert len(rows) == 12
+
+
+def test_numbers_of_the_table(members: list[Member], tmp_path: Path) -> None:
+    write_study(STUDY, members, tmp_path)
+    table = lines(tmp_path / "table.md")
+    assert table[0][:6] == ["variant", "network", "labeled", "iterations", "runs", "Dice %"]
+    full = 100 * np.array([CASES.mean() + 0.02, CASES.mean() + 0.04])
+    expected = f"**{full.mean():.2f} ± {abs(full[0] - full[1]) / np.sqrt(2):.2f}**"  # n - 1: half the gap times root 2
+    assert table[3][:6] == ["full", "ensemble", "8", "2,000", "2", expected]
+    assert [row[0] for row in table[1:8]] == ["full"] * 3 + ["less"] * 3 + ["never"]
+    assert table[7][4:] == ["0", "not run", "not run", "not run", "not run"]
+    less = table[6]
+    assert less[1] == "ensemble" and "**" not in "".join(less)
+    assert "scale=full: not run (full, less, never)." in (tmp_path / "table.md").read_text()
+
+
+def test_comparison_on_the_page_and_in_the_table(members: list[Member], tmp_path: Path) -> None:
+    write_study(STUDY, members, tmp_path)
+    row = next(row for row in lines(tmp_path / "table.md") if row[0] == "less" and row[1].startswith("2 ("))
+    # every case is 0.04 and 0.02 below in the two seeds; 6 cases, all worse: the 2 extreme assignments of 2^6 signs,
+    # were they not all equal in size: the normal approximation then
+    assert row[1:4] == ["2 (0, 1)", "6", "-3.00"] and row[4] == "-3.00 to -3.00" and row[5] == "-1.00"
+    assert row[6] == row[7]  # Holm over one comparison changes nothing
+    assert "corrected over the study's 1 comparison." in (tmp_path / "table.md").read_text()
+
+
+def test_latex_is_a_booktabs_table(members: list[Member], tmp_path: Path) -> None:
+    write_study(STUDY, members, tmp_path)
+    text = (tmp_path / "table.tex").read_text()
+    body = text[text.index(r"\begin{tabular}") : text.index(r"\end{tabular}")]
+    columns = re.search(r"\\begin\{tabular\}\{([lr]+)\}", body)
+    assert columns
+    rows = [line for line in body.splitlines() if line.endswith(r"\\")]
+    assert len(rows) == 8 and all(len(re.split(r"(?<!\\)&", row)) == len(columns[1]) for row in rows)
+    assert [body.count(rule) for rule in (r"\toprule", r"\midrule", r"\bottomrule")] == [1, 1, 1]
+    assert r"\textbf{" in body and r"$\pm$" in body and r"Dice \%" in body
+    assert not re.search(r"(?<!\\)[%#_]", body) and "±" not in text.replace("% ", "")
+    opened = [name for kind, name in re.findall(r"\\(begin|end)\{(\w+)\}", text)]
+    assert opened == ["table", "tabular", "tabular", "table"]
+
+
+def test_reported_figures_stand_in_a_column_of_their_own(members: list[Member], tmp_path: Path) -> None:
+    head = "variant,dataset,method,labeled,dice,jaccard,hd95,asd,source\n"
+    rows = 'full,la,ours,8,89.95,,,,"paper, official list"\n,la,MC_Net+,8,99.99,80.25,7.93,1.86,its log\n'
+    (tmp_path / "reported.csv").write_text(head + rows)
+    write_study(STUDY, members, tmp_path)
+    table = lines(tmp_path / "table.md")
+    assert table[0][-1] == "reported: Dice / Jaccard / 95HD / ASD"
+    by_line = {(row[0], row[1]): row for row in table}
+    assert (
+        by_line["full", "ensemble"][-1] == f"89.95 / {ABSENT} / {ABSENT} / {ABSENT} [1]"
+        and by_line["full", "a"][-1] == ""
+    )
+    assert by_line["MC_Net+", ""][2:] == ["8", "", "", "", "", "", "", "99.99 / 80.25 / 7.93 / 1.86 [2]"]
+    text = (tmp_path / "table.md").read_text()
+    assert "- [1] paper, official list." in text and "- [2] its log." in text
+    assert "**99.99" not in text  # never the best
+    assert r"MC\_Net+" in (tmp_path / "table.tex").read_text()
+    assert "not run" in " ".join(by_line["never", ""])
+
+    (tmp_path / "reported.csv").write_text(head + "full,la,ours,8,89.95,,,,\n")
+    with pytest.raises(DualsegError, match=r"reported\.csv: a row has no source"):
+        write_study(STUDY, members, tmp_path)
+    (tmp_path / "reported.csv").write_text("method,dice\nours,89\n")
+    with pytest.raises(DualsegError, match=r"reported\.csv: cannot be read"):
+        write_study(STUDY, members, tmp_path)
+
+
+def bold(path: Path) -> set[tuple[str, str]]:
+    """(variant, network) of the lines whose Dice is in bold."""
+    return {(row[0], row[1]) for row in lines(path) if len(row) > 5 and row[5].startswith("**")}
+
+
+def test_bold_is_for_lines_that_can_be_compared(tmp_path: Path, study_run: Callable[..., Path]) -> None:
+    runs: dict[str, tuple[float, dict[str, Any]]] = {
+        "weak": (0.0, {}),
+        "good": (0.02, {}),
+        "upper": (0.09, {"data.labeled": 60}),
+        "longer": (0.05, {"trainer.max_iterations": 4000}),
+    }
+    found = []
+    for variant, (shift, changes) in runs.items():
+        for seed in (0, 1):
+            folder = study_run(tmp_path / f"{variant}{seed}", {"a": CASES + shift}, seed=seed, changes=changes)
+            found.append(Member(variant, "cpu", seed, RunFolder(folder)))
+    once = study_run(tmp_path / "once", {"a": CASES + 0.06})
+    study = Study("x", {"cpu": ""}, (0, 1), {variant: {} for variant in [*runs, "once"]})
+    contents = write_study(study, [*found, Member("once", "cpu", 0, RunFolder(once))], tmp_path / "out")
+    assert bold(tmp_path / "out" / "table.md") == {("good", "a")}
+    assert contents.remarks == ["1 of 2 seeds (0): once"]
+    assert ["once", "a", "8", "2,000", "1 of 2"] in [row[:5] for row in lines(tmp_path / "out" / "table.md")]
+
+
+def test_unlike_runs_of_a_variant_are_said(tmp_path: Path, study_run: Callable[..., Path]) -> None:
+    found = []
+    for seed, changes in enumerate(({}, {"trainer.max_iterations": 10, "method.keep_fraction": 0.5})):
+        folder = study_run(tmp_path / f"r{seed}", {"a": CASES}, seed=seed, changes=changes)
+        found.append(Member("full", "cpu", seed, RunFolder(folder)))
+    other = study_run(tmp_path / "r2", {"a": CASES}, first_case=3, variant="less")
+    contents = write_study(STUDY, [*found, Member("less", "cpu", 0, RunFolder(other))], tmp_path / "out")
+    said = " | ".join(contents.remarks)
+    assert "the runs of full differ in iterations (10, 2000), method.keep_fraction" in said
+    assert "less was tested on other cases than most (6, 3 of them in common)" in said
+    row = next(row for row in lines(tmp_path / "out" / "table.md") if row[0] == "full")
+    assert row[3] == "10, 2,000"
+
+
+def test_runs_of_uncommitted_code_are_marked(members: list[Member], tmp_path: Path) -> None:
+    path = members[2].folder.manifest_file
+    path.write_text(json.dumps({**json.loads(path.read_text()), "git": {"revision": "0123abc", "dirty": True}}))
+    write_study(STUDY, members, tmp_path)
+    names = [row[0] for row in lines(tmp_path / "table.md")]
+    assert names[1:8] == ["full"] * 3 + ["less †"] * 3 + ["never"]
+    assert "† a run of the line had uncommitted code" in (tmp_path / "table.md").read_text()
+    assert r"less \textsuperscript{\dag}" in (tmp_path / "table.tex").read_text()
+    assert Page(tmp_path / "report.html").text.count("uncommitted code") >= 2
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, the ids, and the text."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.text = ""
+        self.source = path.read_text()
+        self.feed(self.source)
+        self.text = " ".join(self.text.split())
+
+    def handle_starttag(self, tag: str, attrs: Sequence[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, {name: value or "" for name, value in attrs}))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data + " "
+
+    def values(self, attribute: str) -> Iterable[str]:
+        return [attributes[attribute] for _, attributes in self.tags if attribute in attributes]
+
+
+def test_the_page_needs_nothing_but_itself_and_leads_to_every_run(members: list[Member], tmp_path: Path) -> None:
+    write_study(STUDY, members, tmp_path)
+    page = Page(tmp_path / "report.html")
+    assert all(link.startswith(("#", "data:")) for link in [*page.values("href"), *page.values("src")])
+    assert not re.search("https?://", page.source) and "<script" not in page.source
+    ids = list(page.values("id"))
+    assert {link[1:] for link in page.values("href") if link.startswith("#")} <= set(ids) and len(ids) == len(set(ids))
+    assert len([link for link in page.values("href") if link.startswith("#runs-0-")]) == 2  # every variant with runs
+    for member in members[:-1]:
+        assert member.name in page.text
+    for fact in (
+        "0123abc",
+        "f00d",
+        "dualseg-train seed=1",
+        "torch 2.13.0",
+        "0.2 s an iteration",
+        "method.keep_fraction=0.2",
+    ):
+        assert fact in page.text, fact
+    assert "never, scale=cpu, seed 0: not started" in page.text
+    images = [attributes for tag, attributes in page.tags if tag == "img"]
+    assert len(images) == 3 and all(len(image["alt"]) > 40 for image in images)
+    assert all("scope" in attributes for tag, attributes in page.tags if tag == "th")
+
+
+def test_one_run_may_be_that_of_several_variants(tmp_path: Path, study_run: Callable[..., Path]) -> None:
+    folder = RunFolder(study_run(tmp_path / "r", {"a": CASES}))
+    study = Study("x", {"cpu": ""}, (0,), {"one": {}, "same": {}}, against="one")
+    contents = write_study(study, [Member(name, "cpu", 0, folder) for name in study.variants], tmp_path / "out")
+    assert [row[0] for row in lines(tmp_path / "out" / "table.md")][1:3] == ["one", "same"]
+    (comparison,) = contents.comparisons
+    assert (comparison.mean, comparison.effect, comparison.p_holm) == (0, 0, 1)
+
+
+def test_hostile_names_are_text(tmp_path: Path, study_run: Callable[..., Path]) -> None:
+    name = "<b>&_%$|{x}"
+    folder = study_run(tmp_path / "r", {"a": CASES}, variant=name)
+    study = Study("x", {"cpu": ""}, (0,), {name: {}})
+    write_study(study, [Member(name, "cpu", 0, RunFolder(folder))], tmp_path / "out")
+    assert "<b>" not in (tmp_path / "out" / "report.html").read_text()
+    assert r"<b>&_%$\|{x}" in (tmp_path / "out" / "table.md").read_text()
+    assert r"<b>\&\_\%\$|\{x\}" in (tmp_path / "out" / "table.tex").read_text()
+
+
+def test_labels_make_the_figure_over_labels(tmp_path: Path, study_run: Callable[..., Path]) -> None:
+    found = []
+    for method in ("supervised", "dual"):
+        for labeled in (4, 8, 16):
+            changes = {"method.name": method, "data.labeled": labeled}
+            folder = study_run(tmp_path / f"{method}{labeled}", {"a": CASES}, changes=changes)
+            found.append(Member(f"{method}_{labeled}", "cpu", 0, RunFolder(folder)))
+    study = Study("x", {"cpu": ""}, (0,), {member.variant: {} for member in found})
+    write_study(study, found, tmp_path / "out")
+    page = Page(tmp_path / "out" / "report.html")
+    assert "Test Dice against the number of labeled volumes for supervised; dual." in page.source
+    assert "names no variant that the others are compared with" in page.text
+    assert {p.name for p in (tmp_path / "out").glob("*.png")} == {"figure.png", "variants.png"}
+
+
+def test_nothing_is_written_when_something_is_refused(
+    members: list[Member], tmp_path: Path, study_run: Callable[..., Path]
+) -> None:
+    write_study(STUDY, members, tmp_path / "out")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+
+    def refused(words: str, changes: Mapping[str, Any], **other: Any) -> None:
+        folder = tmp_path / "runs" / f"bad{len(list((tmp_path / 'runs').iterdir()))}"
+        study_run(folder, dual(0), changes=changes)
+        member = Member(**{"variant": "never", "scale": "cpu", "seed": 0, "folder": RunFolder(folder), **other})
+        with pytest.raises(DualsegError, match=words):
+            write_study(STUDY, [*members[:-1], member], tmp_path / "out")
+        assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+
+    refused(r"la_x: several datasets in one table: la \(full0\), brats \(bad4\)", {"data.name": "brats"})
+    refused(
+        r"several units in one table: voxels .*, mm .*evaluate the runs in one unit", {"inference.distance_unit": "mm"}
+    )
+    refused(r"less, seed 1, has several runs: less1 .*, bad6 ", {}, variant="less", seed=1)
+
+
+def test_scales_are_separate_tables(members: list[Member], tmp_path: Path, study_run: Callable[..., Path]) -> None:
+    folder = study_run(tmp_path / "runs" / "paper", dual(0.05), changes={"trainer.max_iterations": 6000})
+    write_study(STUDY, [*members, Member("full", "full", 0, RunFolder(folder))], tmp_path)
+    titles = [line for line in (tmp_path / "table.md").read_text().splitlines() if line.startswith("Test cases")]
+    assert [re.findall(r"scale=(\w+)", title) for title in titles] == [["cpu"], ["full"]]
+    rows = [row for row in lines(tmp_path / "table.md") if row[:2] == ["full", "ensemble"]]
+    assert [(row[3], row[4]) for row in rows] == [("2,000", "2"), ("6,000", "1 of 2")]
+
+
+def test_rows_without_run_folders_stay_and_say_what_is_not_recorded(members: list[Member], tmp_path: Path) -> None:
+    write_study(STUDY, members, tmp_path)
+    for name in ("cases.csv", "runs.csv"):
+        (tmp_path / name).unlink()
+    text = (tmp_path / "results.csv").read_text()
+    contents = write_study(STUDY, [], tmp_path)
+    assert (tmp_path / "results.csv").read_text() == text
+    said = " | ".join(contents.remarks)
+    assert "4 runs (full0, full1, less0 and 1 more): no per-case values" in said and "provenance not recorded" in said
+    assert "no comparison" not in said and contents.comparisons == []
+    assert "not recorded" in Page(tmp_path / "report.html").text
+
+
+# --- the command ---
+
+
+def sweep(folder: Path, study_run: Callable[..., Path], variants: Iterable[str], seeds: int = 1) -> Path:
+    """Runs of la_networks at CPU scale with their sweep.json."""
+    jobs = []
+    for index, variant in enumerate(variants):
+        for seed in range(seeds):
+            run = study_run(folder / f"{variant}{seed}", dual(-0.01 * index * CASES), variant=variant, seed=seed)
+            jobs.append({"variant": variant, "seed": seed, "run": run.name, "words": []})
+    path = folder / "sweeps" / "la_networks-cpu" / "sweep.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"name": "la_networks-cpu", "study": "la_networks", "scale": "cpu", "jobs": jobs}))
+    return folder
+
+
+def test_the_command_collects_a_study(
+    tmp_path: Path, study_run: Callable[..., Path], command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = sweep(tmp_path / "runs", study_run, ("resnet34_vnet", "vnet_vnet"))
+    monkeypatch.chdir(tmp_path)
+    outcome = command(dualseg.report.main, "study", "la_networks")
+    assert outcome.code == 0, outcome.err
+    assert "la_networks: 2 finished runs of 2 variants" in outcome.out
+    assert "Report: experiments/la_networks/report.html" in outcome.out
+    assert (tmp_path / "experiments/la_networks/report.html").is_file()
+
+    (runs / "vnet_vnet0" / "manifest.json").unlink()
+    before = (tmp_path / "experiments/la_networks/results.csv").read_bytes()
+    outcome = command(dualseg.report.main, "study", "la_networks")
+    outcome.complains("left out, all else is written", "vnet_vnet0", "manifest.json: missing")
+    assert "Report: " in outcome.out
+    assert (tmp_path / "experiments/la_networks/results.csv").read_bytes() == before  # its rows stay
+    assert "manifest.json: missing" in (tmp_path / "experiments/la_networks/table.md").read_text()
+
+
+def test_the_command_collects_loose_runs(
+    tmp_path: Path, study_run: Callable[..., Path], command: Callable[..., Any]
+) -> None:
+    one = study_run(tmp_path / "one", dual(0), variant=None, changes={"scale": None})
+    two = study_run(tmp_path / "two", dual(0.01), variant=None, changes={"scale": None, "data.labeled": 4})
+    outcome = command(dualseg.report.main, "study", one, two, "--output", tmp_path / "mine")
+    assert outcome.code == 0, outcome.err
+    table = lines(tmp_path / "mine" / "table.md")
+    assert {row[0] for row in table[1:]} == {"data.labeled=8", "data.labeled=4"}
+    command(dualseg.report.main, "study", one, two).complains("--output DIR is required")
+    command(dualseg.report.main, "study", one).complains("--output DIR is required")
+
+
+def test_bad_input(tmp_path: Path, study_run: Callable[..., Path], command: Callable[..., Any]) -> None:
+    out = ("--output", tmp_path / "out")
+    nothing = ("study", "la_networks", "--runs", tmp_path, *out)
+    command(dualseg.report.main, "study", "la_netwroks", *out).complains("no such study", "Did you mean la_networks?")
+    command(dualseg.report.main, *nothing).complains("no finished run, and no sweep of it")
+    runs = sweep(tmp_path, study_run, ("vnet_vnet",))
+    (runs / "vnet_vnet0" / "metrics.json").rename(tmp_path / "metrics.json")
+    command(dualseg.report.main, *nothing).complains("no finished run", "vnet_vnet, scale=cpu, seed 0: not finished")
+    (runs / "vnet_vnet0" / "metrics.json").write_text("{")
+    command(dualseg.report.main, *nothing).complains("no finished run can be read", "metrics.json: cannot be read")
+    (runs / "sweeps/la_networks-cpu/sweep.json").write_text("{")
+    command(dualseg.report.main, *nothing).complains("sweep.json: cannot be read")
+    command(dualseg.report.main, "study", runs / "vnet_vnet0", runs, *out).complains("no run folder")
+    assert not (tmp_path / "out").exists()
+
+
+def test_help_and_mistakes_answer_without_torch(tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom dualseg.report import main\ntry:\n main()\nexcept SystemExit: pass\n"
+        "print({'torch', 'matplotlib'} & set(sys.modules), file=sys.stderr)"
+    )
+    places = [str(Path.cwd()), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(place for place in places if place)}
+    for words in (["study", "--help"], ["study", "absent"], ["study", "la_networks"]):
+        answer = subprocess.run(
+            [sys.executable, "-c", code, *words],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert answer.stderr.splitlines()[-1] == "set()", answer.stderr
+
+
+def test_the_committed_study_is_read_without_loss(tmp_path: Path) -> None:
+    folder = Path(__file__).parents[2] / "experiments" / "la_main"
+    for name in ("results.csv", "reported.csv"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    write_study(read_study("la_main"), [], tmp_path)
+    assert (tmp_path / "results.csv").read_bytes() == (folder / "results.csv").read_bytes()
+    assert "| dual_described_8 | ensemble | 8 | 2,000 | 3 | 81.90 ± 3.71 |" in (tmp_path / "table.md").read_text()

@@ -13,6 +13,7 @@ from dualseg.files import write_text
 from dualseg.runs.reading import curve_row, read_rows
 
 HEADER = ["iteration", "name", "value"]
+ENOUGH = 5  # points of the curves in the last tenth of a run, below which chance decides what its patches hold
 COLLAPSED = 0.25  # a run is told of when its share of foreground is below that part of the labels'
 
 
@@ -29,6 +30,8 @@ def collapse(path: Path) -> str | None:
     """
     rows = [row for row in read_curves(path) if row[1].startswith("foreground/")]
     last = [row for row in rows if row[0] > 0.9 * rows[-1][0]] if rows else []
+    if len({iteration for iteration, _, _ in last}) < ENOUGH:
+        return None
     shares = {name: mean(v for _, other, v in last if other == name) for name in sorted({row[1] for row in last})}
     labels = shares.pop("foreground/labels", 0.0)
     learned = {name for _, name, share in rows if share > labels / 2}  # others never found any: the run was too short

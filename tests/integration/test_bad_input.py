@@ -616,10 +616,18 @@ def test_configurations_of_runs_are_plain_yaml(trained):
     assert yaml.safe_load((trained / "config.yaml").read_text())["base_channels"] == 4
 
 
-def test_what_processes_cannot_share_is_said_before_the_run(command, tiny, phantom, runs):
-    words = [*tiny(phantom.root, runs), "trainer.devices=2", "trainer.strategy=ddp", "evaluate_on=[test]"]
-    outcome = command(train.main, *words, "data.held_out_test=1")
-    outcome.complains("trainer.devices: 2 processes for 1 volumes to evaluate; use fewer")
-    outcome = command(train.main, *words, "batch.unlabeled=3")
-    outcome.complains("batch.unlabeled=3 cannot be dealt out evenly to 2 processes")
+@pytest.mark.parametrize(
+    ("word", "part"),
+    [
+        ("data.held_out_test=1", "trainer.devices: 2 processes for 1 volumes to evaluate; use fewer"),
+        ("batch.unlabeled=3", "batch.unlabeled=3 cannot be dealt out evenly to 2 processes"),
+    ],
+)
+def test_what_processes_cannot_share_is_said_before_the_run(tiny, phantom, runs, word, part):
+    words = [*tiny(phantom.root, runs), "trainer.devices=2", "trainer.strategy=ddp", "evaluate_on=[test]", word]
+    ended = subprocess.run(
+        [sys.executable, "-m", "dualseg.train", *words], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert ended.returncode == 2, ended.stderr
+    assert ended.stderr.count("error: ") == ended.stderr.count(part) == 1, ended.stderr
     assert not runs.exists()

@@ -96,10 +96,10 @@ def test_no_file_no_rows(tmp_path):
 
 
 def shares(path: Path, a: float, b: float, labels: float = 0.2) -> Path:
-    """Curves of 100 iterations that end with these shares of foreground, and began with equal ones."""
+    """Curves of 500 iterations that end with these shares of foreground, and began with equal ones."""
     rows = ["iteration,name,value"]
-    for iteration in range(10, 101, 10):
-        ended = iteration > 90
+    for iteration in range(10, 501, 10):
+        ended = iteration > 450
         for name, share in (("a", a), ("b", b), ("labels", labels)):
             rows.append(f"{iteration},foreground/{name},{share if ended or name == 'labels' else labels}")
     path.write_text("\n".join(rows) + "\n")
@@ -122,6 +122,12 @@ def test_of_healthy_networks_and_of_runs_without_pseudo_labels_nothing_is_said(t
 
 
 def test_of_networks_that_have_not_learned_yet_nothing_is_said(tmp_path):
-    rows = [f"{i},foreground/{name},{share}" for i in (1, 10) for name, share in (("a", 0.01), ("labels", 0.2))]
+    rows = [f"{i},foreground/{n},{v}" for i in range(10, 501, 10) for n, v in (("a", 0.01), ("labels", 0.2))]
+    (tmp_path / "curves.csv").write_text("\n".join(["iteration,name,value", *rows, ""]))
+    assert collapse(tmp_path / "curves.csv") is None
+
+
+def test_a_run_too_short_to_judge_is_not_judged(tmp_path):
+    rows = [f"{i},foreground/{n},{v}" for i, a in ((1, 0.3), (2, 0.0)) for n, v in (("a", a), ("labels", 0.2))]
     (tmp_path / "curves.csv").write_text("\n".join(["iteration,name,value", *rows, ""]))
     assert collapse(tmp_path / "curves.csv") is None

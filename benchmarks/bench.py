@@ -23,6 +23,7 @@ OPTIONS = {
     "data": (),
     "window": ("base_channels", "windows", "la_root"),
     "metrics": ("la_root",),
+    "curves": (),
 }
 """Measurement, which is the module of that name, and the options that its `run` takes."""
 

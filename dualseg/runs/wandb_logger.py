@@ -4,8 +4,10 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 from pytorch_lightning.loggers.logger import Logger, rank_zero_experiment
@@ -33,6 +35,9 @@ class WandbLogger(Logger):
         resumed_at: iterations behind the checkpoint that the run starts from.
         project, entity: where W&B shows the run; entity None: the account's own.
         offline: write files for `wandb sync`; no account, no prompt, no network.
+
+    Raises:
+        DualsegError: W&B refuses the project, or there is no account for a run that is not offline.
     """
 
     def __init__(
@@ -45,8 +50,11 @@ class WandbLogger(Logger):
     ) -> None:
         super().__init__()
         self.folder, self.resumed_at = folder, resumed_at
-        self.project, self.entity, self.offline = project, entity, offline
+        # a name of digits arrives as a number
+        self.project, self.entity = str(project), None if entity is None else str(entity)
+        self.offline = offline
         self._run: Any = None
+        self._check()  # here, while nothing is written yet
 
     @property
     def name(self) -> str:
@@ -62,7 +70,7 @@ class WandbLogger(Logger):
         """The open W&B run. Lightning asks for it when the fit starts.
 
         Raises:
-            DualsegError: there is no account for a run that is not offline, or W&B refuses the settings.
+            DualsegError: W&B cannot start it.
         """
         if self._run is None:
             self._run = self._start()
@@ -74,21 +82,28 @@ class WandbLogger(Logger):
                     self.log_metrics({name: value for _, name, value in points}, iteration)
         return self._run
 
-    def _start(self) -> Any:
-        config, data = self.folder.config(), read_json(self.folder.manifest_file)["data"]
+    @rank_zero_only
+    def _check(self) -> None:
         if self.offline:
-            os.environ["WANDB_ERROR_REPORTING"] = "false"  # W&B's telemetry looks for a network offline, too
-        # else the files of tables wait for `wandb sync` in the home folder
-        os.environ["WANDB_DATA_DIR"] = str(self.folder.wandb.absolute())
+            os.environ["WANDB_ERROR_REPORTING"] = "false"  # W&B's telemetry looks for the network offline, too
         import wandb
 
-        former = [*self.folder.wandb.glob("offline-run-*"), *self.folder.wandb.glob("artifacts")]
-        try:
+        with _explained():
+            wandb.Settings(project=self.project, entity=self.entity)
             if not self.offline and not wandb.login(prompt=False):
                 raise DualsegError(
                     "logger.offline=false: there is no W&B account on this machine, or WANDB_MODE forbids it; run "
                     "`wandb login` or set WANDB_API_KEY, or leave logger.offline at true."
                 )
+
+    def _start(self) -> Any:
+        import wandb
+
+        config, data = self.folder.config(), read_json(self.folder.manifest_file)["data"]
+        # else the files of tables wait for `wandb sync` in the home folder
+        os.environ["WANDB_DATA_DIR"] = str(self.folder.wandb.absolute())
+        former = [*self.folder.wandb.glob("offline-run-*"), *self.folder.wandb.glob("artifacts")]
+        with _explained():
             run = wandb.init(
                 dir=str(self.folder.wandb.parent.absolute()),
                 project=self.project,
@@ -101,14 +116,8 @@ class WandbLogger(Logger):
                 mode="offline" if self.offline else "online",
                 resume="allow" if self.resumed_at and not self.offline else None,
                 reinit="create_new",  # never into a run that is open already
-                settings=wandb.Settings(silent=self.offline, console="off"),  # of a progress bar, each redrawing
+                settings=wandb.Settings(silent=self.offline, console="off"),  # a progress bar is no log
             )
-        except (wandb.Error, TypeError, ValueError) as error:
-            if isinstance(error, DualsegError):
-                raise
-            reason = " ".join(str(error).split())
-            mend = "correct logger.project or logger.entity, or leave logger.offline at true"
-            raise DualsegError(f"logger=wandb: W&B cannot start ({reason}); {mend}.") from error
         for path in former:
             shutil.rmtree(path)
         return run
@@ -125,10 +134,29 @@ class WandbLogger(Logger):
 
     @rank_zero_only
     def close(self, failed: bool) -> None:
-        """End the W&B run; the next run of a multirun has its own."""
+        """End the W&B run, and W&B's own process: `finish` alone does not wait until the record is written whole."""
         if self._run is not None:
+            import wandb
+
+            folder = Path(self._run.dir).parent
             self._run.finish(exit_code=int(failed))
+            wandb.teardown()
             self._run = None
+            if self.offline:
+                print(f"W&B, offline; to send it: wandb sync {folder}")
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Raises: DualsegError in place of W&B's own errors."""
+    import wandb
+
+    try:
+        yield
+    except wandb.Error as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        mend = "correct logger.project or logger.entity, or leave logger.offline at true"
+        raise DualsegError(f"logger=wandb: W&B cannot start: {reason}; {mend}.") from error
 
 
 def run_id(folder: RunFolder, config: Mapping[str, Any]) -> str:

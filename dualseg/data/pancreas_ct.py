@@ -43,14 +43,12 @@ class PancreasCT(H5Source):
                 f"data.source.exclude={exclude}: give a list of cases of this dataset, such as "
                 f"[{','.join(NOT_IN_DOWNLOAD)}]."
             )
+        self._exclude = tuple(exclude)
         self.train_cases = tuple(case for case in train if case not in exclude)
         self.test_cases = tuple(case for case in test if case not in exclude)
 
     def mend_of_missing(self, case: str) -> str:
         if case not in NOT_IN_DOWNLOAD:
             return super().mend_of_missing(case)
-        listed = [c for c in NOT_IN_DOWNLOAD if c in (*self.train_cases, *self.test_cases)]
-        return (
-            f"Today's public download has no {' and no '.join(NOT_IN_DOWNLOAD)}: leave out what you lack with "
-            f"data.source.exclude=[{','.join(listed)}]."
-        )
+        names = ",".join(dict.fromkeys([*self._exclude, *NOT_IN_DOWNLOAD]))
+        return f"It is not in today's public download: put it there, or give data.source.exclude=[{names}]."

@@ -8,12 +8,8 @@ from typing import Any
 from dualseg.data.volumes import VolumeSource
 from dualseg.errors import DualsegError
 
-COUNTS = (
-    "labeled",
-    "labeled_ratio",
-    "held_out_validation",
-    "held_out_test",
-)  # keys of `data`, arguments of `split_cases`
+# keys of `data`, and arguments of `split_cases`
+COUNTS = ("labeled", "labeled_ratio", "held_out_validation", "held_out_test")
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import yaml
 
 from dualseg.reporting.studies import write_study
 from dualseg.runs.reading import CASE_COLUMNS, METRICS
+from dualseg.sweeps.index import Job, Sweep
 from dualseg.sweeps.members import members_of
 from dualseg.sweeps.study import study_of
 
@@ -85,11 +86,8 @@ def write_sweep(runs: Path, variants: int, seeds: int) -> dict[str, Any]:
     for index, variant in enumerate(names):
         for seed in range(seeds):
             write_run(runs / f"{variant}-seed{seed}", variant, seed, 0.8 + 0.1 * index / variants, curve)
-            jobs.append({"variant": variant, "seed": seed, "run": f"{variant}-seed{seed}", "words": []})
-    (runs / "sweeps" / "fake-cpu").mkdir(parents=True)
-    (runs / "sweeps" / "fake-cpu" / "sweep.json").write_text(
-        json.dumps({"name": "fake-cpu", "study": "fake", "scale": "cpu", "jobs": jobs})
-    )
+            jobs.append(Job(f"{variant}-seed{seed}", (), f"{variant} seed {seed}", "fake", 2000, seed, variant))
+    Sweep.named(runs, "fake", "cpu", ()).write(jobs, "fake", "cpu")
     return {
         "experiments": {"cpu": "la_cpu"},
         "seeds": list(range(seeds)),

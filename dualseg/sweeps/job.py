@@ -25,7 +25,8 @@ def run_job(config: Any) -> None:
     if hydra.runtime.choices["hydra/launcher"] == "submitit_slurm":
         from dualseg.train import train
 
-        return train(config)
+        train(config)
+        return
     settings = resolve(config)
     run, sweep = RunFolder.of(settings).path.name, Sweep(hydra.sweep.dir)
     config_dirs = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
@@ -37,4 +38,3 @@ def run_job(config: Any) -> None:
         raise KeyboardInterrupt
     if ended.code:
         sweep.record_failure(run, ended.reason or f"exit code {ended.code}")
-    return None

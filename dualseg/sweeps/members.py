@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-from dualseg.errors import DualsegError
-from dualseg.files import read_json
 from dualseg.runs.collecting import Member
 from dualseg.runs.folder import RunFolder
+from dualseg.sweeps.index import Sweep
 from dualseg.sweeps.study import Study
 
 
@@ -22,20 +21,12 @@ def members_of(study: Study, runs: Path) -> list[Member]:
     Raises:
         DualsegError: a sweep.json is damaged.
     """
-    found = []
+    found, rows = [], set(study.variants)
     for scale in study.experiments:
-        name = f"{study.name}-{scale}"
-        path = runs / "sweeps" / name / "sweep.json"
-        if not path.is_file():
-            continue
-        try:
-            jobs = [(job["variant"], int(job["seed"]), str(job["run"])) for job in read_json(path)["jobs"]]
-        except (KeyError, TypeError, ValueError) as error:
-            if isinstance(error, DualsegError):
-                raise
-            raise DualsegError(f"{path}: damaged ({error}); delete it and start the sweep again.") from error
-        found += [Member(row, scale, seed, RunFolder(runs / run)) for row, seed, run in jobs if row in study.variants]
+        sweep = Sweep.named(runs, study.name, scale, ())
+        jobs = sweep.jobs()
+        found += [Member(job.variant, scale, job.seed, sweep.run_folder(job)) for job in jobs if job.variant in rows]
         for row in study.ensembles:
-            for seed in sorted({seed for _, seed, _ in jobs}):
+            for seed in sorted({job.seed for job in jobs}):
                 found.append(Member(row, scale, seed, ensemble_folder(runs, study.name, scale, row, seed)))
     return found

@@ -28,6 +28,7 @@ class Monitor:
     def __init__(self, sweep: Sweep, jobs: Sequence[Job], scale: str | None) -> None:
         self.sweep, self.jobs, self.scale = sweep, jobs, scale
         self._known = {job.run: sweep.state(job) for job in jobs}
+        self._rates = measured_rates(sweep, jobs, scale)  # read from every manifest: anew only when a run has ended
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         console = Console(highlight=False, soft_wrap=True)
@@ -67,9 +68,11 @@ class Monitor:
             state = self.sweep.state(job)
             if state in ENDED and state != self._known[job.run]:
                 self._say(self._line(job, state))
+                self._rates = measured_rates(self.sweep, self.jobs, self.scale)
             self._known[job.run] = state
-        done = sum(state in ENDED for state in self._known.values())
-        self._progress.update(self._bar, completed=done, now=self._now())
+        if not self._progress.disable:
+            done = sum(state in ENDED for state in self._known.values())
+            self._progress.update(self._bar, completed=done, now=self._now())
 
     def _line(self, job: Job, state: State) -> str:
         ended = sum(known in ENDED for known in self._known.values()) + 1
@@ -88,7 +91,7 @@ class Monitor:
 
     def _now(self) -> str:
         running = [job for job in self.jobs if self._known[job.run] == "running"]
-        left, unknown = seconds_left(self.sweep, self.jobs, measured_rates(self.sweep, self.jobs, self.scale))
+        left, unknown = seconds_left(self.sweep, self.jobs, self._rates)
         shown = [f"{job.label} {iterations_done(self.sweep.run_folder(job))}/{job.iterations}" for job in running[:2]]
         more = [f"{len(running) - 2} more"] if len(running) > 2 else []
         time = [] if unknown or not left else [f"{duration(left / max(len(running), 1))} left"]

@@ -21,6 +21,7 @@ from dualseg.reporting.studies import write_study
 from dualseg.reporting.studies.tables import ABSENT
 from dualseg.runs.collecting import Member
 from dualseg.runs.folder import RunFolder
+from dualseg.sweeps.index import Job, Sweep
 from dualseg.sweeps.study import Study, read_study
 
 CASES = np.array([0.9, 0.8, 0.7, 0.85, 0.75, 0.6])
@@ -321,10 +322,8 @@ def sweep(folder: Path, study_run: Callable[..., Path], variants: Iterable[str],
     for index, variant in enumerate(variants):
         for seed in range(seeds):
             run = study_run(folder / f"{variant}{seed}", dual(-0.01 * index * CASES), variant=variant, seed=seed)
-            jobs.append({"variant": variant, "seed": seed, "run": run.name, "words": []})
-    path = folder / "sweeps" / "la_networks-cpu" / "sweep.json"
-    path.parent.mkdir(parents=True)
-    path.write_text(json.dumps({"name": "la_networks-cpu", "study": "la_networks", "scale": "cpu", "jobs": jobs}))
+            jobs.append(Job(run.name, (), run.name, "kind", 100, seed, variant))
+    Sweep.named(folder, "la_networks", "cpu", ()).write(jobs, "la_networks", "cpu")
     return folder
 
 

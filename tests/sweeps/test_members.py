@@ -1,12 +1,12 @@
 """Which run folders are rows of a study, and what loose ones are called."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from dualseg.errors import DualsegError
+from dualseg.sweeps.index import Job, Sweep
 from dualseg.sweeps.loose import loose_study
 from dualseg.sweeps.members import members_of
 from dualseg.sweeps.study import Study
@@ -16,11 +16,9 @@ DICE = {"a": [0.8]}
 
 
 def write_sweep(runs: Path, name: str, jobs: list[tuple[str | None, int, str]]) -> Path:
-    path = runs / "sweeps" / name / "sweep.json"
-    path.parent.mkdir(parents=True)
-    listed = [{"variant": variant, "seed": seed, "run": run, "words": []} for variant, seed, run in jobs]
-    path.write_text(json.dumps({"name": name, "study": "x", "scale": name[2:], "jobs": listed}))
-    return path
+    sweep = Sweep(runs / "sweeps" / name)
+    sweep.write([Job(run, (), run, "kind", 3, seed, variant) for variant, seed, run in jobs], "x", name[2:])
+    return sweep.file
 
 
 def test_members_are_the_jobs_of_every_scale_and_the_ensembles(tmp_path: Path) -> None:

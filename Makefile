@@ -1,6 +1,6 @@
 # Every target makes .venv and installs the pinned dependencies first, if they are missing or their list has changed.
 .DEFAULT_GOAL := help
-STUDIES := la-main la-label-count la-ablation la-networks
+STUDIES := la-main la-label-count la-ablation la-networks pancreas-main brats-main
 .PHONY: help demo test test-slurm check bench $(STUDIES) reproduce clean
 
 PYTHON ?= python3
@@ -11,6 +11,8 @@ SEEDS ?=
 LAUNCHER ?= basic
 DRY ?=
 LA_ROOT ?=
+PANCREAS_ROOT ?=
+BRATS_ROOT ?=
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
@@ -54,6 +56,12 @@ la-ablation: $(INSTALLED) ## study: what each term is worth (same words)
 
 la-networks: $(INSTALLED) ## study: which pair of networks (same words)
 	$(call sweep,la_networks,LA_ROOT)
+
+pancreas-main: $(INSTALLED) ## study: Pancreas-CT at 10 and 20 % of the labels (same words, PANCREAS_ROOT=)
+	$(call sweep,pancreas_main,PANCREAS_ROOT)
+
+brats-main: $(INSTALLED) ## study: BraTS-2019 at 10 and 20 % of the labels (same words, BRATS_ROOT=)
+	$(call sweep,brats_main,BRATS_ROOT)
 
 reproduce: $(STUDIES) ## every study
 

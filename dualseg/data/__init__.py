@@ -7,17 +7,30 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dualseg.data.brats2019 import BraTS2019
     from dualseg.data.datamodule import SemiSupervisedDataModule
     from dualseg.data.left_atrium import LeftAtrium
+    from dualseg.data.pancreas_ct import PancreasCT
     from dualseg.data.phantom import Phantom
     from dualseg.data.transforms import flips_and_rotations
     from dualseg.data.volumes import Image, VolumeSource
 
-__all__ = ["Image", "LeftAtrium", "Phantom", "SemiSupervisedDataModule", "VolumeSource", "flips_and_rotations"]
+__all__ = [
+    "BraTS2019",
+    "Image",
+    "LeftAtrium",
+    "PancreasCT",
+    "Phantom",
+    "SemiSupervisedDataModule",
+    "VolumeSource",
+    "flips_and_rotations",
+]
 
 _HOMES = {
+    "BraTS2019": "brats2019",
     "Image": "volumes",
     "LeftAtrium": "left_atrium",
+    "PancreasCT": "pancreas_ct",
     "Phantom": "phantom",
     "SemiSupervisedDataModule": "datamodule",
     "VolumeSource": "volumes",

@@ -145,7 +145,13 @@ class SemiSupervisedDataModule(pl.LightningDataModule):
         self.seed = seed
         self.reader = VolumeReader(source, downsample)
         self.split = split_cases(
-            source.train_cases, source.test_cases, labeled, labeled_ratio, held_out_validation, held_out_test
+            source.train_cases,
+            source.test_cases,
+            labeled,
+            labeled_ratio,
+            held_out_validation,
+            held_out_test,
+            source.validation_cases,
         )
         check_batch(labeled_per_batch, unlabeled_per_batch, self.split)
         self.volumes: dict[str, tuple[Tensor, Tensor | None]] = {}

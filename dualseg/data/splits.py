@@ -1,15 +1,20 @@
 """Which cases are labeled, unlabeled, held out for validation and for test."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from dualseg.data.volumes import VolumeSource
 from dualseg.errors import DualsegError
+
+# keys of `data`, and arguments of `split_cases`
+COUNTS = ("labeled", "labeled_ratio", "held_out_validation", "held_out_test")
 
 
 @dataclass(frozen=True)
 class Split:
-    """Case names of each role; disjoint. `test` is the dataset's own test list unless cases were held out for it."""
+    """Case names of each role; disjoint. `validation` and `test` are the dataset's own unless cases were held out."""
 
     labeled: tuple[str, ...]
     unlabeled: tuple[str, ...]
@@ -24,6 +29,7 @@ def split_cases(
     labeled_ratio: float | None = None,
     held_out_validation: int = 0,
     held_out_test: int = 0,
+    validation_cases: Sequence[str] = (),
 ) -> Split:
     """Split a dataset's ordered training list; the first N of it are the labeled ones at N labels.
 
@@ -32,23 +38,27 @@ def split_cases(
         test_cases: the dataset's own test list, used where `held_out_test` is 0.
         labeled: number of labeled cases; None and no ratio: all of them.
         labeled_ratio: the same as a fraction of the cases that remain for training, rounded.
-        held_out_validation: the last cases of what remains after `held_out_test` validate.
+        held_out_validation: the last cases of what remains after `held_out_test` validate, in place of
+            `validation_cases`.
         held_out_test: the last cases of `train_cases` are the test split.
+        validation_cases: the dataset's own validation list, used where `held_out_validation` is 0.
 
     Raises:
-        DualsegError: both or impossible counts; a case listed twice, in one list or in both; a name that is a path.
+        DualsegError: both or impossible counts; a case listed twice, in one list or in several; a name that is a path.
     """
     cases = list(train_cases)
-    paths = [case for case in (*train_cases, *test_cases) if "/" in case or "\\" in case]
+    listed = [*train_cases, *validation_cases, *test_cases]
+    paths = [case for case in listed if "/" in case or "\\" in case]
     if paths:  # files of a run are named after its cases
         raise DualsegError(
             f"{', '.join(paths[:5])}: the name of a case must hold no path separator; let the data source give other "
             "names, for example with _ in its place."
         )
-    repeated = [case for case, count in Counter([*train_cases, *test_cases]).items() if count > 1]
+    repeated = [case for case, count in Counter(listed).items() if count > 1]
     if repeated:
         raise DualsegError(
-            f"{', '.join(repeated[:5])}: listed more than once among the training and test cases; list each case once."
+            f"{', '.join(repeated[:5])}: listed more than once among the training, validation and test cases; "
+            "list each case once."
         )
     for key, count in (("data.held_out_test", held_out_test), ("data.held_out_validation", held_out_validation)):
         if not 0 <= count < max(len(cases), 1):
@@ -58,7 +68,7 @@ def split_cases(
         if key == "data.held_out_test":
             test, cases = (cases[-count:], cases[:-count]) if count else (list(test_cases), cases)
         else:
-            validation, cases = (cases[-count:], cases[:-count]) if count else ([], cases)
+            validation, cases = (cases[-count:], cases[:-count]) if count else (list(validation_cases), cases)
     if labeled is not None and labeled_ratio is not None:
         raise DualsegError("data.labeled and data.labeled_ratio are both given; keep one (the other null).")
     if labeled_ratio is not None:
@@ -70,3 +80,21 @@ def split_cases(
             f"{key}: leaves {count} labeled volumes of {len(cases)} training cases; give between 1 and {len(cases)}."
         )
     return Split(tuple(cases[:count]), tuple(cases[count:]), tuple(validation), tuple(test))
+
+
+def split_source(source: VolumeSource, counts: Mapping[str, Any]) -> Split:
+    """`split_cases` of a source's own lists.
+
+    Args:
+        source: the dataset.
+        counts: the `data` of a configuration, or what else has `COUNTS`.
+
+    Raises:
+        DualsegError: see `split_cases`.
+    """
+    return split_cases(
+        source.train_cases,
+        source.test_cases,
+        validation_cases=source.validation_cases,
+        **{name: counts[name] for name in COUNTS},
+    )

@@ -22,6 +22,7 @@ class VolumeSource(ABC):
         channels: image channels C.
         train_cases: case names in the order in which labels are granted: N labels means the first N.
         test_cases: case names of the dataset's own test split (may be empty).
+        validation_cases: the same of its own validation split; most datasets have none.
     """
 
     name: str
@@ -29,6 +30,7 @@ class VolumeSource(ABC):
     channels: int
     train_cases: tuple[str, ...]
     test_cases: tuple[str, ...]
+    validation_cases: tuple[str, ...] = ()
 
     @abstractmethod
     def read_image(self, case: str) -> Image:

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from dualseg.data.splits import split_cases
+from dualseg.data.splits import split_source
 from dualseg.data.volumes import VolumeSource
 from dualseg.errors import DualsegError
 from dualseg.files import write_text
@@ -96,18 +96,27 @@ def check_unseen(
     Raises:
         DualsegError: a run was trained, with or without labels, on one of the cases.
     """
-    counts = ("labeled", "labeled_ratio", "held_out_validation", "held_out_test")
     for config in configs:
         its = config["data"]
         if its["name"] != data["name"] and its["source"]["_target_"] != data["source"]["_target_"]:
             continue
-        own = split_cases(source.train_cases, source.test_cases, **{name: its[name] for name in counts})
+        own = split_source(_source_of(its, data, source), its)
         trained = {*own.labeled, *(own.unlabeled if config["batch"]["unlabeled"] else ())}
         seen = [case for case in cases if case in trained]
         if seen:
             raise DualsegError(
                 f"{len(seen)} of the cases to evaluate were trained on, {seen[0]} for one; choose others."
             )
+
+
+def _source_of(its: Mapping[str, Any], data: Mapping[str, Any], source: VolumeSource) -> VolumeSource:
+    """The source of a run's `data`: `source`, unless the run was given other arguments, such as another split."""
+    from hydra.utils import instantiate
+
+    moved = _moved(its["source"], Path(its["root"]), Path(data["root"]))
+    here = {key: data["source"][key] for key in ("_target_", "root") if key in data["source"]}
+    arguments = {**moved, **here}  # the class may have been renamed since, and the volumes lie where `data` says
+    return source if arguments == data["source"] else instantiate(arguments)
 
 
 def checkpoints_of(runs: Sequence[RunFolder]) -> dict[str, dict[str, str]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dualseg.data.checks import check_batch, check_patch_size
-from dualseg.data.splits import split_cases
+from dualseg.data.splits import split_source
 from dualseg.errors import DualsegError
 from dualseg.runs.folder import flatten
 
@@ -202,8 +202,7 @@ def check_data(settings: Mapping[str, Any]) -> None:
     data, batch = settings["data"], settings["batch"]
     with naming_keys_of("data.source", data["source"]):
         source = instantiate(data["source"])
-    counts = ("labeled", "labeled_ratio", "held_out_validation", "held_out_test")
-    split = split_cases(source.train_cases, source.test_cases, **{name: data[name] for name in counts})
+    split = split_source(source, data)
     check_batch(batch["labeled"], batch["unlabeled"], split)
     every = settings["trainer"]["validate_every"]
     if every and not split.validation:

@@ -77,7 +77,8 @@ def read_study(name: str, folder: Path | None = None) -> Study:
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, DualsegError):
             raise
-        raise DualsegError(f"{path}: describes no study ({error}); see conf/sweep/la_main.yaml for one.") from error
+        reason = " ".join(str(error).split())
+        raise DualsegError(f"{path}: describes no study ({reason}); see conf/sweep/la_main.yaml for one.") from error
 
 
 def study_of(name: str, sweep: Mapping[str, Any]) -> Study:

@@ -47,6 +47,21 @@ def test_held_out_validation_alone_leaves_the_datasets_own_test_list():
     assert split.validation == tuple(CASES[60:]) and split.test == tuple(TEST)
 
 
+def test_a_datasets_own_validation_list_is_used_where_none_is_held_out():
+    own = split_cases(CASES, TEST, labeled_ratio=0.1, validation_cases=["v0", "v1"])
+    assert own.validation == ("v0", "v1") and len(own.labeled + own.unlabeled) == 80 and own.test == tuple(TEST)
+    held_out = split_cases(CASES, TEST, held_out_validation=10, validation_cases=["v0", "v1"])
+    assert held_out.validation == tuple(CASES[70:]) and "v0" not in {*held_out.labeled, *held_out.test}
+    test_held_out = split_cases(CASES, TEST, held_out_test=10, validation_cases=["v0", "v1"])
+    assert (test_held_out.validation, test_held_out.test) == (("v0", "v1"), tuple(CASES[70:]))
+
+
+@pytest.mark.parametrize("validation", [["c00"], ["t00"], ["v", "v"], ["a/v"]])
+def test_a_bad_validation_list_is_refused_by_name(validation):
+    with pytest.raises(DualsegError, match=rf"^{validation[0]}: "):
+        split_cases(CASES, TEST, validation_cases=validation)
+
+
 @pytest.mark.parametrize("labeled, validation, test", [(1, 0, 0), (8, 20, 0), (60, 0, 20), (30, 30, 20), (None, 5, 5)])
 def test_roles_are_disjoint_and_complete(labeled, validation, test):
     split = split_cases(CASES, TEST, labeled=labeled, held_out_validation=validation, held_out_test=test)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from dualseg.data import PancreasCT
 from dualseg.errors import DualsegError
 from dualseg.runs.evaluation import check_unseen, settings_of_evaluation
 
@@ -23,7 +24,9 @@ def config(name: str = "mine_v2", target: str = "my_dataset.MyDataset", unlabele
     }
 
 
-SOURCE: Any = SimpleNamespace(name="mine", train_cases=("c0", "c1", "c2", "c3"), test_cases=("t0",))
+SOURCE: Any = SimpleNamespace(
+    name="mine", train_cases=("c0", "c1", "c2", "c3"), test_cases=("t0",), validation_cases=()
+)
 
 
 @pytest.mark.parametrize(
@@ -51,6 +54,16 @@ def test_without_unlabeled_patches_the_unlabeled_cases_are_unseen():
     check_unseen([run], run["data"], SOURCE, ["c2", "c3"])
     with pytest.raises(DualsegError, match=r"c1 for one"):
         check_unseen([run], run["data"], SOURCE, ["c1", "c2"])
+
+
+def test_a_run_has_seen_the_cases_of_its_own_split_wherever_the_data_lie_now(tmp_path):
+    run, now = config("pancreas", "dualseg.data.PancreasCT"), config("pancreas", "dualseg.data.PancreasCT")
+    run["data"]["source"]["split"], now["data"]["source"]["split"] = "mcf_fold0", "mcnet"
+    now["data"]["root"] = now["data"]["source"]["root"] = str(tmp_path)
+    source = PancreasCT(tmp_path, "mcnet")
+    with pytest.raises(DualsegError, match=r"17 of the cases to evaluate were trained on, image0050 for one"):
+        check_unseen([run], now["data"], source, source.test_cases)
+    check_unseen([run], now["data"], source, ["image0067", "image0073", "image0074"])
 
 
 def test_another_root_moves_every_path_of_the_source():

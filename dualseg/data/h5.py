@@ -1,0 +1,75 @@
+"""What the prepared benchmarks share: one HDF5 file per case with `image` and `label`, isotropic voxels."""
+
+from importlib.resources import files
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from dualseg.data.volumes import Image, VolumeSource
+from dualseg.errors import DualsegError
+
+_UNREADABLE = (OSError, RuntimeError, KeyError, TypeError, ValueError)  # h5py's, depending on where the damage is
+
+
+def shipped_list(name: str) -> tuple[str, ...]:
+    """The case names of dualseg/data/lists/<name>.txt, in their order."""
+    return tuple(files("dualseg.data").joinpath("lists", f"{name}.txt").read_text().split())
+
+
+class H5Source(VolumeSource):
+    """Volumes in HDF5 files with the datasets `image` (W, H, D) and `label` (W, H, D), already cropped and normalised.
+
+    A subclass gives the file of a case, the size of its voxels and the lists. The axes are those of the file.
+
+    Attributes:
+        file: path of a case's file below the root, with {case} in the place of its name.
+        spacing: edge of a voxel in mm.
+
+    Args:
+        root: folder that holds the files.
+
+    Raises:
+        DualsegError: `root` is missing; on reading, a file that is missing or damaged, or lacks a dataset.
+    """
+
+    channels = 1
+    file: str
+    spacing: float
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root).expanduser()
+        if not self.root.is_dir():
+            layout = self.file.format(case="<case>")
+            raise DualsegError(f"data.root={root}: no such folder. Give the one that holds {layout}.")
+
+    def read_image(self, case: str) -> Image:
+        array = self._read(case, "image").astype(np.float32, copy=False)
+        return Image(array[None], np.diag([self.spacing, self.spacing, self.spacing, 1.0]))
+
+    def read_label(self, case: str) -> np.ndarray:
+        return self._read(case, "label")
+
+    def where(self, case: str, kind: str) -> str:
+        return f"{self._path(case)}: {kind}"
+
+    def mend_of_missing(self, case: str) -> str:
+        """What to do about a listed case that has no file, as the last sentence of the message."""
+        return "Put the file there or check data.root."
+
+    def _path(self, case: str) -> Path:
+        return self.root / self.file.format(case=case)
+
+    def _read(self, case: str, key: str) -> np.ndarray:
+        path = self._path(case)
+        if not path.is_file():
+            raise DualsegError(f"{path}: missing, but {case} is in the list of cases. {self.mend_of_missing(case)}")
+        try:
+            with h5py.File(path, "r") as h5:
+                keys = sorted(h5)
+                array = h5[key][()] if key in keys else None
+        except _UNREADABLE as error:
+            raise DualsegError(f"{path}: cannot be read ({error}). Truncated? Copy or unpack it again.") from error
+        if array is None:
+            raise DualsegError(f"{path}: has no dataset '{key}', only {keys}. Write the file again.")
+        return array

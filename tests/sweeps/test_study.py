@@ -1,0 +1,176 @@
+"""conf/sweep: every row of every study composes at every scale, and changes what it names and nothing else."""
+
+import csv
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from dualseg.cli import conf_dir
+from dualseg.errors import DualsegError
+from dualseg.methods.dual import DEFAULT_TERMS
+from dualseg.runs.folder import identity
+from dualseg.runs.settings import check_data, resolve
+from dualseg.sweeps.study import read_study, study_names, study_of
+
+ROOT = Path(__file__).resolve().parents[2]
+STUDIES = ["brats_main", "la_ablation", "la_label_count", "la_main", "la_networks", "pancreas_main"]
+SCALES = [(name, scale) for name in STUDIES for scale in ("cpu", "full")]
+ALIASES = {"objective": ("method.objective",)}  # keys that take their value from another one
+
+
+@cache
+def configurations(name: str, scale: str) -> Mapping[str, dict[str, Any]]:
+    """Variant -> resolved configuration."""
+    study, composed = read_study(name), {}
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        for variant in study.variants:
+            words = ["data.root=/tmp", *study.words(variant, scale)]
+            composed[variant] = resolve(compose("train", overrides=words))
+    return composed
+
+
+def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
+    """Key -> value of `ours`, where the two configurations make different runs."""
+    one, other = identity(ours), identity(theirs)
+    keys = one.keys() | other.keys()
+    return {key: one.get(key, "absent") for key in keys if one.get(key, "absent") != other.get(key, "absent")}
+
+
+def test_the_studies_are_those_of_the_table():
+    assert study_names() == STUDIES
+
+
+@pytest.mark.parametrize("name, scale", SCALES)
+def test_every_variant_composes_and_its_dataset_can_be_split_as_it_asks(name, scale):
+    study = read_study(name)
+    for variant, settings in configurations(name, scale).items():
+        assert (settings["study"], settings["scale"], settings["variant"]) == (name, scale, variant)
+        assert settings["data"]["name"] == name.partition("_")[0]
+        check_data(settings)
+    assert study.seeds and study.name == name and set(study.experiments) == {"cpu", "full"}
+
+
+@pytest.mark.parametrize("name, scale", SCALES)
+def test_no_two_variants_are_the_same_run(name, scale):
+    seen: dict[str, str] = {}
+    for variant, settings in configurations(name, scale).items():
+        same = seen.setdefault(repr(sorted(identity(settings).items(), key=lambda item: item[0])), variant)
+        assert same == variant
+
+
+@pytest.mark.parametrize("scale", ["cpu", "full"])
+def test_an_ablation_differs_from_the_full_method_by_exactly_the_keys_it_names(scale):
+    variants, composed = read_study("la_ablation").variants, configurations("la_ablation", scale)
+    full = identity(composed["full"])
+    for variant, named in variants.items():
+        expected = {key: value for key, value in named.items() if full[key] != value}
+        expected |= {alias: value for key, value in expected.items() for alias in ALIASES.get(key, ())}
+        assert differences(composed[variant], composed["full"]) == expected, variant
+        assert expected or variant == "full"
+
+
+def test_an_ablation_changes_one_thing():
+    """Derived from the rows' names, not from the file."""
+    composed = configurations("la_ablation", "cpu")
+    without = {key.removeprefix("without_"): c for key, c in composed.items() if key.startswith("without_")}
+    assert set(without) == set(DEFAULT_TERMS)
+    for term, settings in without.items():
+        assert differences(settings, composed["full"]) == {f"method.terms.{term}.enabled": False}
+    alone = {key.removeprefix("supervised_"): c for key, c in composed.items() if key.startswith("supervised_")}
+    assert set(alone) == set(DEFAULT_TERMS) - {"supervised_ce", "supervised_dice"}
+    for term, settings in alone.items():
+        assert differences(settings, composed["supervised"]) == {f"method.terms.{term}.enabled": True}
+    switched_off = {f"method.terms.{term}.enabled": False for term in alone}
+    assert differences(composed["supervised"], composed["full"]) == switched_off
+    assert composed["full"]["method"]["keep_fraction"] == 0.8
+    assert differences(composed["keep_fraction_0.2"], composed["full"]) == {"method.keep_fraction": 0.2}
+    released = {"objective": "released", "method.objective": "released"}
+    assert differences(composed["released"], composed["full"]) == released
+
+
+# method.md, section 5
+@pytest.mark.parametrize(
+    "name, patch, stride, labels, iterations, schedule, augmented",
+    [
+        ("la_main", [112, 112, 80], [18, 18, 4], (8,), 6000, "step_decay", False),
+        ("pancreas_main", [96, 96, 96], [16, 16, 16], (6, 12), 6000, "step_decay", False),
+        ("brats_main", [96, 96, 96], [64, 64, 64], (25, 50), 30000, "polynomial_decay", True),
+    ],
+)
+def test_full_scale_is_the_protocol(name, patch, stride, labels, iterations, schedule, augmented):
+    composed = configurations(name, "full")
+    for count in labels:
+        settings = composed[f"dual_described_{count}"]
+        data, optimizer, schedule_of = settings["data"], settings["optimizer"], settings["lr_schedule"]
+        assert (data["patch_size"], data["stride"], data["labeled"], data["downsample"]) == (patch, stride, count, 1)
+        assert (data["held_out_validation"], data["held_out_test"]) == (0, 0)
+        assert settings["batch"] == {"labeled": 2, "unlabeled": 2} and settings["base_channels"] == 16
+        assert settings["trainer"]["max_iterations"] == iterations
+        assert (optimizer["lr"], optimizer["momentum"], optimizer["weight_decay"]) == (0.01, 0.9, 1e-4)
+        assert schedule_of["_target_"] == f"dualseg.methods.schedules.{schedule}"
+        if schedule == "polynomial_decay":
+            assert schedule_of["power"] == 0.9
+        else:
+            assert [round(m * iterations) for m in schedule_of["milestones"]] == [2500, 5000]
+            assert schedule_of["factor"] == 0.1
+        assert (data["augmentation"] is not None) == augmented
+        assert settings["method"]["gradient_clip_norm"] is None
+
+
+# --- what does not describe a study
+
+
+def test_an_unknown_study_is_refused_with_the_nearest():
+    with pytest.raises(DualsegError, match=r"la_ablations: no such study .*Did you mean la_ablation\?"):
+        read_study("la_ablations")
+
+
+def test_an_unknown_scale_is_refused():
+    study = read_study("la_main")
+    with pytest.raises(DualsegError, match=r"scale=huge: the study la_main has cpu, full"):
+        study.words("dual_described_8", "huge")
+
+
+SWEEP: dict[str, Any] = {"experiments": {"cpu": "la_cpu"}, "seeds": [0], "variants": {"one": {}, "two": {"seed": 1}}}
+
+
+@pytest.mark.parametrize("reference", [{"against": "ones"}, {"ensembles": {"pair": ["two", "ones"]}}])
+def test_a_reference_to_no_variant_is_refused_with_the_nearest(reference):
+    with pytest.raises(DualsegError, match=r"sweep mine: ones is none of its variants\. Did you mean one\?"):
+        study_of("mine", {**SWEEP, **reference})
+
+
+def test_an_ensemble_may_be_what_the_others_are_compared_with():
+    study = study_of("mine", {**SWEEP, "ensembles": {"pair": ["one", "two"]}, "against": "pair"})
+    assert study.rows == ("one", "two", "pair")
+
+
+@pytest.mark.parametrize(
+    "content", ["", "study: mine", "study: mine\nsweep: {seeds: [0]}", "study: [", "study: mine\nsweep: 3"]
+)
+def test_a_file_that_describes_no_study_is_refused_by_name(tmp_path, content):
+    path = tmp_path / "mine.yaml"
+    path.write_text(content)
+    with pytest.raises(DualsegError, match=rf"{path}: describes no study .*see conf/sweep/la_main\.yaml"):
+        read_study("mine", tmp_path)
+
+
+# --- experiments/
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_study_has_a_readme_and_reported_figures_with_their_sources(name):
+    folder = ROOT / "experiments" / name
+    assert (folder / "README.md").read_text().startswith(f"# {name}: ")
+    with (folder / "reported.csv").open() as file:
+        reader = csv.DictReader(file)
+        rows = list(reader)
+    columns = ["dataset", "method", "labeled", "dice", "jaccard", "hd95", "asd", "source"]
+    assert reader.fieldnames in (columns, [*columns, "variant"])
+    for row in rows:
+        assert None not in row and row["source"] and 0 < float(row["dice"]) < 100
+        assert row["dataset"] == name.partition("_")[0]

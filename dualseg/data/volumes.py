@@ -1,7 +1,7 @@
 """What a dataset on disk offers, whatever its files are: ordered case names, images and labels."""
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -10,6 +10,13 @@ class Image(NamedTuple):
     """One image volume. `array`: (C, W, H, D) float32. `affine`: (4, 4) voxel indices -> millimetres (RAS+)."""
 
     array: np.ndarray
+    affine: np.ndarray
+
+
+class Grid(NamedTuple):
+    """How a file lays its voxels out. `shape`: (W, H, D). `affine`: (4, 4) voxel indices -> millimetres (RAS+)."""
+
+    shape: tuple[int, ...]
     affine: np.ndarray
 
 
@@ -39,6 +46,14 @@ class VolumeSource(ABC):
     def where(self, case: str, kind: str) -> str:
         """What messages call an `image` or `label` of a case; override it to name the file."""
         return f"{self.name} case {case}: {kind}"
+
+    def stored_grid(self, case: str, kind: Literal["image", "label"]) -> Grid | None:
+        """The grid of a case's image or label as its file has it, before reading turns or resamples it.
+
+        `dualseg-check` compares the two; it asks for a label's where `read_label` may be called, and for no other.
+        Override it where the files have affines, reading headers alone. None: the format has none.
+        """
+        return None
 
     @abstractmethod
     def read_label(self, case: str) -> np.ndarray:

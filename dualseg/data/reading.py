@@ -94,13 +94,19 @@ class VolumeReader:
         return self._shrink(onehot).argmax(dim=0).to(torch.uint8)
 
 
-def fingerprint(volumes: dict[str, tuple[Tensor, Tensor | None]]) -> str:
-    """Hash of the content that training reads: case names, images, and the labels of labeled cases only."""
-    digest = hashlib.blake2b(digest_size=16)
-    for case in sorted(volumes):
-        digest.update(case.encode())
-        for tensor in volumes[case]:
+class Fingerprint:
+    """Hash of the content that a run reads, volume by volume: names, images, and the labels that it may use."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.blake2b(digest_size=16)
+
+    def add(self, case: str, *content: Tensor | None) -> None:
+        """One volume; None stands for a label that may not be used."""
+        self._digest.update(case.encode())
+        for tensor in content:
             if tensor is not None:
-                digest.update(str(tuple(tensor.shape)).encode())
-                digest.update(tensor.contiguous().numpy().data)
-    return digest.hexdigest()
+                self._digest.update(str(tuple(tensor.shape)).encode())
+                self._digest.update(tensor.contiguous().numpy().data)
+
+    def hexdigest(self) -> str:
+        return self._digest.hexdigest()

@@ -24,6 +24,7 @@ OPTIONS = {
     "window": ("base_channels", "windows", "la_root"),
     "metrics": ("la_root",),
     "collect": (),
+    "curves": (),
 }
 """Measurement, which is the module of that name, and the options that its `run` takes."""
 

@@ -139,7 +139,7 @@ class RunFolder:
 
         Raises:
             DualsegError: it belongs to another configuration or to something else, it is finished on other data,
-                another process is writing it, or it cannot be written.
+                another process is writing it, it cannot be written, or W&B's part of it cannot.
         """
         parent = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
         if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
@@ -159,6 +159,8 @@ class RunFolder:
                 f"{latest}: a checkpoint without the config.yaml and manifest.json of its run is not resumed; put them "
                 "back, choose another name=..., or start another run from it with weights=FILE."
             )
+        if config["logger"] and not self.finished:
+            self._check_wandb()
         if not self.config_file.is_file():
             return
         earlier = self.config()
@@ -172,8 +174,6 @@ class RunFolder:
             )
         if self.finished:  # one that is not will compare the volumes themselves
             _check_same_roots(self.path, earlier, config)
-        elif config["logger"]:
-            self._check_wandb()
 
     def _check_wandb(self) -> None:
         """Raises: DualsegError where W&B would write into the temporary folder of the machine instead, in silence."""

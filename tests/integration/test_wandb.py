@@ -2,24 +2,16 @@
 
 import csv
 import json
-import os
-import pty
-import socket
-import subprocess
-import sys
 from collections import defaultdict
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import pytest
 import wandb
 import yaml
 from PIL import Image
 from pytorch_lightning.utilities import rank_zero_only
-from wandb_records import OfflineRun
+from wandb_records import records
 
 import dualseg.train
 from dualseg.data import Phantom
@@ -36,10 +28,6 @@ TERMS = (
     "supervised_ce", "supervised_dice", "rectification", "cross_pseudo", "uncertainty", "entropy_filtered",
     "cosine", "contrast",
 )  # fmt: skip
-
-
-def records(run: Path) -> list[OfflineRun]:
-    return [OfflineRun(path) for path in sorted((run / "logs" / "wandb").glob("offline-run-*"))]
 
 
 @pytest.fixture(scope="module")
@@ -194,21 +182,6 @@ def test_a_run_without_evaluation_or_finite_scores_has_what_there_is(finished, t
     assert logged[1]["cases"].data == [["x", "test", "a", "atrium", 0.0, 0.0, None, None, "prediction"]]
 
 
-def test_each_run_of_a_multirun_has_its_own(command: Callable[..., Any], tiny, phantom: Phantom, tmp_path):
-    output = tmp_path / "runs"
-    words = [*tiny(phantom.root, output), "logger=wandb", "method=supervised", "seed=0,1"]
-    outcome = command(dualseg.train.main, "-m", *words)
-    assert outcome.code == 0, outcome.err
-    runs = [path for path in output.iterdir() if (path / "config.yaml").is_file()]
-    first, second = (record for run in runs for record in records(run))
-    assert {first.config["seed"], second.config["seed"]} == {0, 1}
-    assert first.run.run_id != second.run.run_id
-    assert first.config.keys() == second.config.keys()  # columns of one table
-    assert not first.run.run_group
-    assert first.run.tags[0] == "supervised"
-    assert first.history[0].keys() == second.history[0].keys()
-
-
 def test_another_folder_or_configuration_is_another_wandb_run(tmp_path):
     one, two = RunFolder(tmp_path / "one"), RunFolder(tmp_path / "two")
     assert len({run_id(one, {}), run_id(two, {}), run_id(one, {"seed": 5}), run_id(one, {"output": "x"})}) == 3
@@ -250,84 +223,3 @@ def test_an_online_run_goes_on_and_keeps_what_wandb_has(finished, monkeypatch):
     assert (asked["mode"], asked["resume"]) == ("online", "allow")
     assert logged == [(4, 4), (5, 5)]
     assert asked["id"] == finished["now"].run.run_id
-
-
-def test_a_folder_that_cannot_be_written_is_said_at_once(command, tiny, phantom, tmp_path, monkeypatch):
-    output = tmp_path / "runs"
-    words = [*tiny(phantom.root, output), "logger=wandb", "name=one"]
-    config = dualseg_config(words)
-    (output / "one" / "logs").mkdir(parents=True)
-    (output / "one" / "config.yaml").write_text(yaml.safe_dump(config))
-    allowed, logs = os.access, output / "one" / "logs"
-    # permissions do not bind root
-    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != logs and allowed(path, mode))
-    command(dualseg.train.main, *words).complains(str(logs), "W&B", "logger=wandb")
-    monkeypatch.undo()
-    (logs / "wandb").write_text("a file")
-    command(dualseg.train.main, *words).complains(str(logs / "wandb"), "W&B", "logger=wandb")
-
-
-def dualseg_config(words: list[str]) -> dict[str, Any]:
-    from hydra import compose, initialize_config_dir
-
-    from dualseg.cli import conf_dir
-    from dualseg.runs.settings import resolve
-
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return resolve(compose("train", overrides=words))
-
-
-def test_a_project_that_wandb_refuses_leaves_no_folder(command, tiny, phantom, tmp_path):
-    words = [*tiny(phantom.root, tmp_path / "runs"), "logger=wandb", "logger.project=a/b"]
-    command(dualseg.train.main, *words).complains("logger.project", "a/b")
-    assert not (tmp_path / "runs").exists()
-
-
-TWO_COMMANDS = """
-import sys
-from dualseg.train import main
-
-for more in ([], ["logger.offline=false", "name=two"]):
-    sys.argv = [*words, *more]
-    try:
-        main()
-        print("code 0", flush=True)
-    except SystemExit as stop:
-        print("code", stop.code, flush=True)
-"""
-
-
-def test_no_account_no_prompt_no_network(tiny, phantom, tmp_path):
-    """On a terminal, without a home folder: a command neither asks nor calls W&B's server, which is a socket here."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_") and k != "NETRC"}
-    words = [*tiny(phantom.root, tmp_path / "runs"), "logger=wandb", "method=supervised", "name=one"]
-    script = f"words = {['dualseg-train', *words]}{TWO_COMMANDS}"
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        environment["MPLCONFIGDIR"] = matplotlib.get_configdir()  # else matplotlib looks for fonts, for seconds
-        environment |= {"HOME": "/proc/none", "WANDB_BASE_URL": f"http://127.0.0.1:{server.getsockname()[1]}"}
-        ours, theirs = pty.openpty()
-        process = subprocess.Popen(
-            [sys.executable, "-c", script], env=environment, stdin=theirs, stdout=theirs, stderr=theirs
-        )
-        os.close(theirs)
-        shown = b""
-        try:
-            while chunk := os.read(ours, 4096):
-                shown += chunk
-                assert b"Enter your choice" not in shown, "a prompt"
-        except OSError:  # the terminal's other end is closed
-            pass
-        finally:
-            process.kill()
-            process.wait()
-            os.close(ours)
-        server.setblocking(False)
-        with pytest.raises(BlockingIOError):  # nobody called
-            server.accept()
-    text = shown.decode()
-    assert "code 0" in text, text
-    assert "code 2" in text, text
-    assert "error: logger.offline=false: there is no W&B account" in text
-    assert not (tmp_path / "runs" / "two").exists()
-    (record,) = records(tmp_path / "runs" / "one")
-    assert record.exit_code == 0

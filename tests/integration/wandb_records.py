@@ -78,3 +78,8 @@ class OfflineRun:
             self.step_metrics[record.metric.name or record.metric.glob_name] = record.metric.step_metric
         elif kind == "exit":
             self.exit_code = record.exit.exit_code
+
+
+def records(run: Path) -> list[OfflineRun]:
+    """The offline W&B runs of a run folder."""
+    return [OfflineRun(path) for path in sorted((run / "logs" / "wandb").glob("offline-run-*"))]

@@ -25,6 +25,7 @@ OPTIONS = {
     "metrics": ("la_root",),
     "collect": (),
     "multirun": (),
+    "curves": (),
 }
 """Measurement, which is the module of that name, and the options that its `run` takes."""
 

@@ -33,6 +33,7 @@ WHOLE = {  # whole numbers and their least value; where the configuration leaves
 }
 SWITCHES = (  # and every method.terms.*.enabled
     "overwrite",
+    "logger.offline",
     "trainer.channels_last",
     "trainer.progress_bar",
     "trainer.sync_batchnorm",

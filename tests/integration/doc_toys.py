@@ -86,7 +86,7 @@ def toy_words(words: list[str], folder: Path) -> list[str]:
     training = name in ("dualseg-train", "dualseg-audit", "dualseg-check") and not shown_only
     dataset = dataset_of(rest)
     rest = [re.sub(r"\bDIR\b", "runs" if name == "dualseg-report" else str(folder / dataset), word) for word in rest]
-    rest = [word.replace("iteration-001000", "iteration-000002") for word in rest]
+    rest = [re.sub(r"iteration-\d{6}", "iteration-000002", word) for word in rest]
     if name in ("dualseg-evaluate", "dualseg-report") or shown_only:
         return rest
     if not training:

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 
@@ -13,6 +13,13 @@ class Image(NamedTuple):
     """One image volume. `array`: (C, W, H, D) float32. `affine`: (4, 4) voxel indices -> millimetres (RAS+)."""
 
     array: np.ndarray
+    affine: np.ndarray
+
+
+class Grid(NamedTuple):
+    """How a file lays its voxels out. `shape`: (W, H, D). `affine`: (4, 4) voxel indices -> millimetres (RAS+)."""
+
+    shape: tuple[int, ...]
     affine: np.ndarray
 
 
@@ -45,6 +52,14 @@ class VolumeSource(ABC):
     def where(self, case: str, kind: str) -> str:
         """What messages call an `image` or `label` of a case; override it to name the file."""
         return f"{self.name} case {case}: {kind}"
+
+    def stored_grid(self, case: str, kind: Literal["image", "label"]) -> Grid | None:
+        """The grid of a case's image or label as its file has it, before reading turns or resamples it.
+
+        `dualseg-check` compares the two; it asks for a label's where `read_label` may be called, and for no other.
+        Override it where the files have affines, reading headers alone. None: the format has none.
+        """
+        return None
 
     @abstractmethod
     def read_label(self, case: str) -> np.ndarray:

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import sys
+from collections import Counter
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -151,8 +152,10 @@ class SplitFile:
                     raise DualsegError(f"{self.path}: {case} is {role} but has no label file; {mend}.")
                 if case in test and role not in ("test", "excluded"):
                     raise DualsegError(f"{self.path}: {case} is of imagesTs, which is never trained on; {mend}.")
-        listed = {case for role in ROLES for case in content.get(role, [])}
-        new = sorted({*has_label} - listed)
+        listed = Counter(case for role in ROLES for case in content.get(role, []))
+        if twice := [case for case, times in listed.items() if times > 1]:
+            raise DualsegError(f"{self.path}: lists {twice[0]} more than once; give each case one role.")
+        new = sorted({*has_label} - {*listed})
         if new:
             raise DualsegError(
                 f"{self.path}: lacks {len(new)} cases that the dataset has ({', '.join(new[:3])}); add each to one of "

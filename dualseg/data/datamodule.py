@@ -152,6 +152,7 @@ class SemiSupervisedDataModule(pl.LightningDataModule):
             held_out_validation,
             held_out_test,
             source.validation_cases,
+            source.unlabeled_cases,
         )
         check_batch(labeled_per_batch, unlabeled_per_batch, self.split)
         self.volumes: dict[str, tuple[Tensor, Tensor | None]] = {}

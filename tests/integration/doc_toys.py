@@ -52,6 +52,7 @@ def write_data(folder: Path) -> None:
     Phantom(folder / "data" / "phantom", test=2, shape=SHAPE)
     Phantom(folder / "mine", train=6, test=2, shape=SHAPE)
     write_folder(folder / "folder")
+    write_folder(folder / "folder-and-more")
     brats = [case for split in ("train", "validation", "test") for case in shipped_list(f"brats2019_{split}")]
     lists = {
         "la/{}/mri_norm2.h5": [*case_list("train"), *case_list("test")],
@@ -71,13 +72,13 @@ def write_data(folder: Path) -> None:
 
 
 def write_folder(root: Path) -> None:
-    """nnU-Net's raw layout, two channels: ten labeled cases, two unlabeled, and two more in a folder DIR2."""
+    """nnU-Net's raw layout, two channels: ten labeled cases, two unlabeled, and two more in a folder beside it."""
     rng = np.random.default_rng(1)
     affine = np.diag([1.0, 1.0, 2.5, 1.0])
     label = np.zeros(SHAPE, np.uint8)
     label[4:11, 5:12, 3:9] = 1
     for number in range(14):
-        images = root / "imagesTr" if number < 12 else root.with_name("folder2")
+        images = root / "imagesTr" if number < 12 else root.with_name(f"{root.name}-unlabeled")
         for channel in range(2):
             array = (rng.normal(size=SHAPE) + 2 * label).astype(np.float32)
             write_nifti(images / f"c{number:02d}_{channel:04d}.nii.gz", array, affine)
@@ -105,8 +106,10 @@ def toy_words(words: list[str], folder: Path) -> list[str]:
     shown_only = {"--help", "--cfg"} & set(rest)
     training = name in ("dualseg-train", "dualseg-audit", "dualseg-check") and not shown_only
     dataset = dataset_of(rest)
+    if any("DIR2" in word for word in rest):  # another dataset: the split file of the first one does not know its cases
+        dataset = "folder-and-more"
     rest = [re.sub(r"\bDIR\b", "runs" if name == "dualseg-report" else str(folder / dataset), word) for word in rest]
-    rest = [word.replace("DIR2", str(folder / "folder2")) for word in rest]
+    rest = [word.replace("DIR2", str(folder / f"{dataset}-unlabeled")) for word in rest]
     rest = [re.sub(r"iteration-\d{6}", "iteration-000002", word) for word in rest]
     if name in ("dualseg-evaluate", "dualseg-report") or shown_only:
         return rest

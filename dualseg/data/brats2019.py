@@ -46,7 +46,7 @@ class BraTS2019(H5Source):
         self.test_cases = shipped_list("brats2019_test")
 
     def prepare_scan(self, scan: Image) -> Image:
-        """The protocol, which needs no label. The scan is skull-stripped, as those of BraTS are: 0 outside the brain."""
+        """The protocol, which needs no label. The scan is skull-stripped, as BraTS is: 0 outside the brain."""
         image = resample_to_spacing(to_lps(scan), (self.spacing,) * 3)
         return normalised(cropped(image, foreground(image)))
 

@@ -1,7 +1,7 @@
 """Boxes of voxels: around a label or around what the intensities show, and what is cut out with them."""
 
 from collections.abc import Sequence
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from scipy import ndimage
@@ -26,7 +26,7 @@ class Box(NamedTuple):
         return cls(start, stop)
 
     def widened(self, shape: Sequence[int], size: Sequence[int], margins: Sequence[tuple[int, int]]) -> "Box":
-        """Grown evenly to at least `size`, then by the margins (before, after) of each axis, within a volume of `shape`."""
+        """Grown evenly to at least `size`, then by margins (before, after) of each axis, within a volume of `shape`."""
         start, stop = [], []
         for axis, (before, after) in enumerate(margins):
             short = max(0, size[axis] - (self.stop[axis] - self.start[axis]))
@@ -35,16 +35,16 @@ class Box(NamedTuple):
         return Box(tuple(start), tuple(stop))
 
     @property
-    def slices(self) -> tuple[slice, ...]:
+    def region(self) -> tuple[Any, ...]:
         """Index of the voxels in an array whose last three axes are W, H, D."""
-        return (..., *(slice(a, b) for a, b in zip(self.start, self.stop, strict=True)))  # type: ignore[return-value]
+        return (..., *(slice(a, b) for a, b in zip(self.start, self.stop, strict=True)))
 
 
 def cropped(image: Image, box: Box) -> Image:
     """The part of an image in a box, as a copy; its voxels stay where they are in millimetres."""
     affine = image.affine.copy()
     affine[:3, 3] += affine[:3, :3] @ np.asarray(box.start)
-    return Image(np.ascontiguousarray(image.array[box.slices]), affine)
+    return Image(np.ascontiguousarray(image.array[box.region]), affine)
 
 
 def largest_above(channel: np.ndarray, threshold: float) -> np.ndarray:

@@ -68,7 +68,9 @@ def find_series(folder: Path) -> SeriesFound:
             damaged.append(path)
             continue
         groups.setdefault(key, []).append(path)
-    return SeriesFound([Series(*key[:3], tuple(files)) for key, files in groups.items()], damaged)
+    return SeriesFound(
+        [Series(uid, patient, shape, tuple(files)) for (uid, patient, shape, _), files in groups.items()], damaged
+    )
 
 
 def files_below(folder: Path) -> Iterator[Path]:
@@ -148,7 +150,7 @@ def _without_doubles(slices: list[_Slice], normal: np.ndarray) -> list[_Slice]:
             here.pixels, before.pixels, atol=0.5
         ):
             raise DualsegError(
-                f"{here.path}: lies where {before.path} does but differs from it; two scans in one series? Take one out."
+                f"{here.path}: lies where {before.path} does but differs from it; two scans in one? Take one out."
             )
     return kept
 
@@ -165,10 +167,12 @@ def _step(slices: list[_Slice], normal: np.ndarray) -> np.ndarray:
             missing = round(gap / usual) - 1
             what = f"{missing} missing" if missing > 0 else "uneven"
             raise DualsegError(
-                f"{after.path}: lies {gap:.4g} mm from the slice before it ({before.path.name}), others {usual:.4g} mm: "
-                f"slices {what}; download the series again."
+                f"{after.path}: lies {gap:.4g} mm from the slice before it ({before.path.name}), others "
+                f"{usual:.4g} mm: slices {what}; download the series again."
             )
     step = (positions[-1] - positions[0]) / (len(slices) - 1)
     if np.linalg.norm(np.cross(step, normal)) > _TILT * np.linalg.norm(step):
-        raise DualsegError(f"{slices[0].path}: the gantry was tilted, so slices are shifted; straighten the series first.")
+        raise DualsegError(
+            f"{slices[0].path}: the gantry was tilted, so slices are shifted; straighten the series first."
+        )
     return step

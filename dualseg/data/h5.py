@@ -73,7 +73,9 @@ class H5Source(VolumeSource):
 
     def read_image(self, case: str) -> Image:
         array = self._read(case, "image").astype(np.float32, copy=False)
-        return Image(array[None] if array.ndim == 3 else array, np.diag([self.spacing, self.spacing, self.spacing, 1.0]))
+        return Image(
+            array[None] if array.ndim == 3 else array, np.diag([self.spacing, self.spacing, self.spacing, 1.0])
+        )
 
     def read_label(self, case: str) -> np.ndarray:
         return self._read(case, "label")

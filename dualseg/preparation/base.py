@@ -116,4 +116,4 @@ def once(found: dict[str, list[Path]], failed: dict[str, str]) -> dict[str, Path
 
 def cut(label: np.ndarray, box: Box) -> np.ndarray:
     """The part of a label in a box, as a copy."""
-    return np.ascontiguousarray(label[box.slices])
+    return np.ascontiguousarray(label[box.region])

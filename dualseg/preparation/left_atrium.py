@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 
 from dualseg.data import left_atrium as dataset
@@ -44,12 +45,12 @@ class LeftAtriumPreparation(Preparation):
         label, label_affine = read_nrrd(files["label"])
         check_values(label, (0, 255), files["label"])
         image = to_lps(Image(array[None].astype(np.float32), affine))
-        # the label lies voxel on voxel, whatever the origin in its header; its axes must run as the image's
-        turned = to_lps(Image((label == 255).astype(np.uint8)[None], label_affine))
-        check_pair(image, turned.array[0], files["label"])
-        if not np.allclose(turned.affine[:3, :3], image.affine[:3, :3], atol=1e-3):
+        if nib.aff2axcodes(label_affine) != nib.aff2axcodes(affine):
             raise DualsegError(f"{files['label']}: its axes are not those of {IMAGE}; download the case again.")
-        return Volume(image, turned.array[0])
+        # voxel lies on voxel, whatever origin and size the label's header gives
+        turned = to_lps(Image((label == 255).astype(np.uint8)[None], affine)).array[0]
+        check_pair(image, turned, files["label"])
+        return Volume(image, turned)
 
     def prepare(self, case: str, raw: Volume) -> Volume:
         image = dataset.normalised(raw.image)
@@ -58,7 +59,7 @@ class LeftAtriumPreparation(Preparation):
 
 
 def _around(label: np.ndarray, case: str) -> Box:
-    """The atrium's box in x and y, widened to the patch, plus a margin on each side; a case's margins are always the same."""
+    """The atrium's box in x and y, widened to the patch, plus a random margin a side, the same each time for a case."""
     draw = np.random.default_rng(list(case.encode()))
     margins = [(int(a), int(b)) for a, b in draw.integers(*MARGIN, size=(2, 2))]
     box = Box.around(label > 0).widened(label.shape, dataset.PATCH, [*margins, (0, 0)])

@@ -6,7 +6,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pydicom
-import SimpleITK as sitk
+import SimpleITK as sitk  # noqa: N813
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
@@ -27,7 +27,9 @@ def ball(shape: Sequence[int], centre: Sequence[float], radius: float, spacing: 
     return sum(a**2 for a in axes) <= radius**2
 
 
-def write_la(folder: Path, image: np.ndarray, label: np.ndarray, affine: np.ndarray, label_name: str = "laendo") -> None:
+def write_la(
+    folder: Path, image: np.ndarray, label: np.ndarray, affine: np.ndarray, label_name: str = "laendo"
+) -> None:
     """CASE/lgemri.nrrd and CASE/laendo.nrrd, uint8, by ITK. `affine` in LPS."""
     folder.mkdir(parents=True)
     for name, array in (("lgemri", image), (label_name, label)):

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-import SimpleITK as sitk
+import SimpleITK as sitk  # noqa: N813
 from pydicom.uid import JPEG2000Lossless, RLELossless
 from raw_files import edit_slice, lps_affine, write_series
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import SimpleITK as sitk
+import SimpleITK as sitk  # noqa: N813
 from raw_files import ball, lps_affine, write_la
 
 from dualseg.data import LeftAtrium

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import SimpleITK as sitk
+import SimpleITK as sitk  # noqa: N813
 from raw_files import ball, edit_slice, lps_affine, write_nifti_label, write_series
 from scipy import ndimage
 

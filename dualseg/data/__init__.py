@@ -9,14 +9,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dualseg.data.brats2019 import BraTS2019
     from dualseg.data.datamodule import SemiSupervisedDataModule
+    from dualseg.data.folder import Folder
     from dualseg.data.left_atrium import LeftAtrium
     from dualseg.data.pancreas_ct import PancreasCT
     from dualseg.data.phantom import Phantom
     from dualseg.data.transforms import flips_and_rotations
-    from dualseg.data.volumes import Image, VolumeSource
+    from dualseg.data.volumes import Grid, Image, VolumeSource
 
 __all__ = [
     "BraTS2019",
+    "Folder",
+    "Grid",
     "Image",
     "LeftAtrium",
     "PancreasCT",
@@ -28,6 +31,8 @@ __all__ = [
 
 _HOMES = {
     "BraTS2019": "brats2019",
+    "Folder": "folder",
+    "Grid": "volumes",
     "Image": "volumes",
     "LeftAtrium": "left_atrium",
     "PancreasCT": "pancreas_ct",

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dualseg.data.problems import VolumeError, image_problems, label_problems
 from dualseg.data.volumes import Image, VolumeSource
 from dualseg.errors import DualsegError
 
@@ -17,7 +18,7 @@ class EvaluationVolume(NamedTuple):
 
     Attributes:
         image: (C, w, h, d) float32, down-sampled as in training.
-        label: (W, H, D) uint8 on the volume's own grid.
+        label: (W, H, D) uint8 on the volume's own grid: the same orientation and field of view.
         spacing: millimetres per voxel of the own grid.
         case_index: place of the case in its split.
     """
@@ -56,10 +57,14 @@ class VolumeReader:
         return self._shrink(torch.from_numpy(image.array)), self._shrink_label(self._label(case, image))
 
     def read_evaluation(self, case: str, index: int) -> EvaluationVolume:
-        """The down-sampled image with the label on the volume's own grid."""
+        """The image as networks see it, with the label on the volume's own grid."""
         image = self._image(case)
-        spacing = np.linalg.norm(image.affine[:3, :3], axis=0)
-        label = self._label(case, image)
+        reference = self.source.read_reference(case)
+        if reference is None:
+            label, affine = self._label(case, image), image.affine
+        else:
+            label, affine = self._checked_label(case, reference.array, None), reference.affine
+        spacing = np.linalg.norm(affine[:3, :3], axis=0)
         shrunk = self._shrink(torch.from_numpy(image.array))
         return EvaluationVolume(case, index, shrunk, label, (float(spacing[0]), float(spacing[1]), float(spacing[2])))
 
@@ -67,27 +72,17 @@ class VolumeReader:
         image = self.source.read_image(case)
         image = image._replace(array=image.array.astype(np.float32, copy=False))  # a source of yours may give another
         where = self.source.where(case, "image")
-        if image.array.ndim != 4 or image.array.shape[0] != self.source.channels:
-            raise DualsegError(f"{where} has shape {image.array.shape}; expected ({self.source.channels}, W, H, D).")
-        if not np.isfinite(image.array).all():
-            count = int((~np.isfinite(image.array)).sum())
-            raise DualsegError(
-                f"{where} holds {count} NaN or infinite voxels; repair the file or take the case out of the list."
-            )
+        for problem in image_problems(image.array, self.source.channels):
+            raise VolumeError(problem.kind, f"{where} {problem.text}")
         return image
 
     def _label(self, case: str, image: Image) -> Tensor:
-        label = self.source.read_label(case)
+        return self._checked_label(case, self.source.read_label(case), image.array.shape[1:])
+
+    def _checked_label(self, case: str, label: np.ndarray, image_shape: tuple[int, ...] | None) -> Tensor:
         where = self.source.where(case, "label")
-        if label.shape != image.array.shape[1:]:
-            raise DualsegError(
-                f"{where} has shape {label.shape}, its image {image.array.shape[1:]}; they must be the same grid."
-            )
-        num_classes = len(self.source.class_names)
-        values = np.unique(label)
-        if values.min() < 0 or values.max() >= num_classes or not np.equal(np.mod(values, 1), 0).all():
-            shown = ", ".join(f"{v:g}" for v in values[:8])
-            raise DualsegError(f"{where} holds the values {shown}; expected whole numbers 0..{num_classes - 1}.")
+        for problem in label_problems(label, image_shape, len(self.source.class_names)):
+            raise VolumeError(problem.kind, f"{where} {problem.text}")
         return torch.from_numpy(label.astype(np.uint8, copy=False))
 
     def _shrink(self, volume: Tensor) -> Tensor:
@@ -105,13 +100,19 @@ class VolumeReader:
         return self._shrink(onehot).argmax(dim=0).to(torch.uint8)
 
 
-def fingerprint(volumes: dict[str, tuple[Tensor, Tensor | None]]) -> str:
-    """Hash of the content that training reads: case names, images, and the labels of labeled cases only."""
-    digest = hashlib.blake2b(digest_size=16)
-    for case in sorted(volumes):
-        digest.update(case.encode())
-        for tensor in volumes[case]:
+class Fingerprint:
+    """Hash of the content that a run reads, volume by volume: names, images, and the labels that it may use."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.blake2b(digest_size=16)
+
+    def add(self, case: str, *content: Tensor | None) -> None:
+        """One volume; None stands for a label that may not be used."""
+        self._digest.update(case.encode())
+        for tensor in content:
             if tensor is not None:
-                digest.update(str(tuple(tensor.shape)).encode())
-                digest.update(tensor.contiguous().numpy().data)
-    return digest.hexdigest()
+                self._digest.update(str(tuple(tensor.shape)).encode())
+                self._digest.update(tensor.contiguous().numpy().data)
+
+    def hexdigest(self) -> str:
+        return self._digest.hexdigest()

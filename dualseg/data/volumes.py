@@ -1,13 +1,30 @@
 """What a dataset on disk offers, whatever its files are: ordered case names, images and labels."""
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
+
+from dualseg.errors import DualsegError
 
 
 class Image(NamedTuple):
     """One image volume. `array`: (C, W, H, D) float32. `affine`: (4, 4) voxel indices -> millimetres (RAS+)."""
+
+    array: np.ndarray
+    affine: np.ndarray
+
+
+class Grid(NamedTuple):
+    """How a file lays its voxels out. `shape`: (W, H, D). `affine`: (4, 4) voxel indices -> millimetres (RAS+)."""
+
+    shape: tuple[int, ...]
+    affine: np.ndarray
+
+
+class Reference(NamedTuple):
+    """A label map to score against. `array`: (W, H, D), values 0..K-1. `affine`: (4, 4), voxel indices -> mm (RAS+)."""
 
     array: np.ndarray
     affine: np.ndarray
@@ -23,6 +40,9 @@ class VolumeSource(ABC):
         train_cases: case names in the order in which labels are granted: N labels means the first N.
         test_cases: case names of the dataset's own test split (may be empty).
         validation_cases: the same of its own validation split; most datasets have none.
+        unlabeled_cases: further training cases, which have no labels; they are neither counted nor held out.
+        scan_attributes: names of the attributes that prediction reads: the classes, the channels, and whatever
+            `prepare_scan` reads of the object. Their values are numbers, text, None, or lists and mappings of such.
     """
 
     name: str
@@ -31,6 +51,8 @@ class VolumeSource(ABC):
     train_cases: tuple[str, ...]
     test_cases: tuple[str, ...]
     validation_cases: tuple[str, ...] = ()
+    unlabeled_cases: tuple[str, ...] = ()
+    scan_attributes: tuple[str, ...] = ("class_names", "channels")
 
     @abstractmethod
     def read_image(self, case: str) -> Image:
@@ -40,9 +62,25 @@ class VolumeSource(ABC):
         """What messages call an `image` or `label` of a case; override it to name the file."""
         return f"{self.name} case {case}: {kind}"
 
+    def stored_grid(self, case: str, kind: Literal["image", "label"]) -> Grid | None:
+        """The grid of a case's image or label as its file has it, before reading turns or resamples it.
+
+        `dualseg-check` compares the two; it asks for a label's where `read_label` may be called, and for no other.
+        Override it where the files have affines, reading headers alone. None: the format has none.
+        """
+        return None
+
     @abstractmethod
     def read_label(self, case: str) -> np.ndarray:
         """Read one label map (W, H, D) uint8, values 0..K-1. Called for labeled, validation and test cases only."""
+
+    def read_reference(self, case: str) -> Reference | None:
+        """The label on the volume's own grid, for the metrics, where `read_image` and `read_label` resample.
+
+        Both grids have the same orientation and field of view (the outer faces of the outermost voxels), so that
+        probabilities are interpolated from one to the other. Called as `read_label` is. None: they are one grid.
+        """
+        return None
 
     def prepare_scan(self, scan: Image) -> Image:
         """Turn a scan from elsewhere into what `read_image` gives: oriented, resampled, cropped, normalised.
@@ -51,3 +89,29 @@ class VolumeSource(ABC):
         prediction finds its way back. A source whose files are read as they are returns the scan unchanged.
         """
         return scan
+
+    def scan_record(self) -> dict[str, Any]:
+        """The values of `scan_attributes`: training leaves them in the run folder."""
+        return {name: getattr(self, name) for name in self.scan_attributes}
+
+    @classmethod
+    def for_scans(cls, record: Mapping[str, Any]) -> Self:
+        """A source that has its `scan_attributes` and `prepare_scan`, and no cases: the dataset need not be there.
+
+        Args:
+            record: what `scan_record` gave, or what JSON has left of it; an attribute of the class may be missing.
+
+        Raises:
+            DualsegError: the record lacks an attribute that the class has no value for.
+        """
+        source = cls.__new__(cls)  # not by __init__, which may look for the files
+        for name in cls.scan_attributes:
+            if name in record:
+                value = record[name]
+                setattr(source, name, tuple(value) if isinstance(value, list) else value)
+            elif not hasattr(cls, name):
+                raise DualsegError(
+                    f"{cls.__name__}: the run folder does not record its {name}, so it cannot prepare a scan; the run "
+                    "is older than that, or its preprocessing.json is lost. Put it back, or train again."
+                )
+        return source

@@ -29,8 +29,8 @@ PLUMBING = ("defaults", "_target_", "_partial_", "override /hydra/launcher")
 PACKAGE = re.compile(r"^# @package (\S+)$", re.MULTILINE)
 HEAD = """# Configuration keys
 
-Written by `docs/reference.py` from `conf/` and the code; change those, not this page. [configuration.md](configuration.md)
-says how options are chosen and keys changed.
+Written by `docs/reference.py` from `conf/` and the code; change those, not this page.
+[configuration.md](configuration.md) says how options are chosen and keys changed.
 """
 
 

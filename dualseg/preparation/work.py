@@ -89,7 +89,9 @@ def _prepare(preparation: Preparation, raw: Path, out: Path, workers: int) -> Ou
         else:
             picture = out / PICTURES / f"{case}.png" if index % EVERY == 0 else None
             tasks[case] = partial(prepare_case, preparation, case, found.cases[case], out, picture)
-    for case, reason in tqdm(_run(tasks, workers), desc=f"{preparation.source.name} to {out}", total=len(tasks)):
+    for case, reason in tqdm(
+        _run(tasks, workers), desc=f"{preparation.source.name} to {out}", total=len(tasks), disable=not tasks
+    ):
         if reason:
             outcome.failed[case] = reason
             tqdm.write(f"{case}: {reason}")

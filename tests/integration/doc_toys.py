@@ -3,6 +3,7 @@
 A new command gets its toys in `toy_words`, or a reason in `NOT_RUN`.
 """
 
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -14,6 +15,7 @@ from documentation import ROOT
 from dualseg.data import Phantom
 from dualseg.data.h5 import shipped_list
 from dualseg.data.left_atrium import case_list
+from dualseg.data.nifti import write_nifti
 from dualseg.sweeps.study import read_study
 
 SHAPE = (16, 16, 16)
@@ -49,6 +51,7 @@ def write_data(folder: Path) -> None:
     """DIR of every dataset below `folder`, and data/phantom."""
     Phantom(folder / "data" / "phantom", test=2, shape=SHAPE)
     Phantom(folder / "mine", train=6, test=2, shape=SHAPE)
+    write_folder(folder / "folder")
     brats = [case for split in ("train", "validation", "test") for case in shipped_list(f"brats2019_{split}")]
     lists = {
         "la/{}/mri_norm2.h5": [*case_list("train"), *case_list("test")],
@@ -65,6 +68,23 @@ def write_data(folder: Path) -> None:
             with h5py.File(path, "w") as h5:
                 h5["image"] = (rng.normal(size=SHAPE) + 2 * label).astype(np.float32)
                 h5["label"] = label
+
+
+def write_folder(root: Path) -> None:
+    """nnU-Net's raw layout, two channels: ten labeled cases, two unlabeled, and two more in a folder DIR2."""
+    rng = np.random.default_rng(1)
+    affine = np.diag([1.0, 1.0, 2.5, 1.0])
+    label = np.zeros(SHAPE, np.uint8)
+    label[4:11, 5:12, 3:9] = 1
+    for number in range(14):
+        images = root / "imagesTr" if number < 12 else root.with_name("folder2")
+        for channel in range(2):
+            array = (rng.normal(size=SHAPE) + 2 * label).astype(np.float32)
+            write_nifti(images / f"c{number:02d}_{channel:04d}.nii.gz", array, affine)
+        if number < 10:
+            write_nifti(root / "labelsTr" / f"c{number:02d}.nii.gz", label, affine)
+    described = {"channel_names": {"0": "T1", "1": "T2"}, "labels": {"background": 0, "organ": 1}}
+    (root / "dataset.json").write_text(json.dumps({**described, "file_ending": ".nii.gz", "numTraining": 10}))
 
 
 def dataset_of(words: list[str]) -> str:
@@ -86,6 +106,7 @@ def toy_words(words: list[str], folder: Path) -> list[str]:
     training = name in ("dualseg-train", "dualseg-audit", "dualseg-check") and not shown_only
     dataset = dataset_of(rest)
     rest = [re.sub(r"\bDIR\b", "runs" if name == "dualseg-report" else str(folder / dataset), word) for word in rest]
+    rest = [word.replace("DIR2", str(folder / "folder2")) for word in rest]
     rest = [re.sub(r"iteration-\d{6}", "iteration-000002", word) for word in rest]
     if name in ("dualseg-evaluate", "dualseg-report") or shown_only:
         return rest

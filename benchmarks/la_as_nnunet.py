@@ -5,7 +5,7 @@
     dualseg-train experiment=la_cpu data=folder data.root=OUT data.labeled=8 name=own \
       data.source.spacing=null data.source.intensity=null
 
-Both runs have the same batches, and so the same weights and scores. Each command line may end in the same further words.
+Both runs have the same batches, and so the same weights and scores. Both lines may end in the same further words.
 """
 
 import sys

@@ -101,6 +101,7 @@ def build_method(config: Config, source: VolumeSource) -> SegmentationMethod:
             optimizer=optimizer,
             lr_schedule=lr_schedule,
             class_names=source.class_names,
+            regions=dict(source.regions),
             sliding_window=build_sliding_window(config),
             seed=config["seed"],
             distance_unit=config["inference"]["distance_unit"],
@@ -191,7 +192,8 @@ def build_evaluation(config: Config, runs: Sequence[RunFolder], source: VolumeSo
         prefix = "" if len(runs) == 1 else f"{number}-{run.path.resolve().name.replace('.', '_')}/"
         networks |= {f"{prefix}{name}": network for name, network in own.items()}
     window = build_sliding_window(config)
-    return NetworkEvaluation(networks, source.class_names, window, config["inference"]["distance_unit"])
+    unit = config["inference"]["distance_unit"]
+    return NetworkEvaluation(networks, source.class_names, window, unit, source.regions)
 
 
 def build_evaluator(config: Config, folder: RunFolder) -> pl.Trainer:

@@ -17,6 +17,7 @@ from documentation import PAGES, ROOT, block_after, commands_of, write_own_files
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+import dualseg.preparation.options
 import dualseg.report
 from dualseg.cli import conf_dir
 from dualseg.runs.checkpoints import network_states, read_checkpoint
@@ -106,6 +107,8 @@ def test_every_command_of_the_documentation_is_right(
         for report in ("report_run", "report_study", "report_status"):
             monkeypatch.setattr(dualseg.report, report, lambda *arguments: None)
         dualseg.report.main()
+    elif name == "dualseg-prepare":
+        dualseg.preparation.options.parse_words(arguments)
     elif name == "make":
         targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         assert {word for word in arguments if "=" not in word} <= set(targets)

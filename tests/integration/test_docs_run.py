@@ -1,5 +1,6 @@
 """Every command of docs/ is run, in its page's order, on toys; doc_toys.py says what is not run, and why."""
 
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from importlib import import_module
@@ -52,6 +53,11 @@ def work(home: Path, monkeypatch: pytest.MonkeyPatch, command: Callable[..., Any
 def run(words: list[str], folder: Path, command: Callable[..., Any]) -> None:
     main = import_module(words[0].replace("-", ".")).main
     outcome = command(main, *toy_words(words, folder))
+    if words[0] == "dualseg-prepare":  # the toy is one case; that the others are missing is all that it may say
+        assert re.fullmatch(
+            r"error: \d+ cases \([^)]*\) of the lists are not below raw=.*", outcome.err.splitlines()[-1]
+        )
+        return
     assert outcome.code == 0, f"{' '.join(words)}\n{outcome.err[-3000:]}{outcome.out[-1000:]}"
 
 

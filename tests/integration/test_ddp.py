@@ -168,7 +168,8 @@ def test_one_run_folder_with_one_writer(two) -> None:
     slices = {name for name in files if name.startswith("slices/")}
     checkpoint = f"checkpoints/iteration-{STEPS:06d}.ckpt"
     assert files - slices - wandb == {
-        "config.yaml", "manifest.json", "preprocessing.json", "metrics.json", "cases.csv", "logs/curves.csv", checkpoint,
+        "config.yaml", "manifest.json", "preprocessing.json", "metrics.json", "cases.csv", "logs/curves.csv",
+        checkpoint,
     }  # fmt: skip
     (record,) = map(OfflineRun, two.wandb.glob("offline-run-*"))
     assert [row["iteration"] for row in record.history] == [1, 2, 3]

@@ -51,7 +51,9 @@ class VolumeSource(ABC):
         """Read one label map (W, H, D) uint8, values 0..K-1. Called for labeled, validation and test cases only."""
 
     def prepare_scan(self, scan: Image) -> Image:
-        """Turn a scan that is not of this dataset into what `read_image` gives: oriented, resampled, cropped, normalised.
+        """Turn a scan that is not of this dataset into what `read_image` gives.
+
+        It is oriented, resampled, cropped, normalised.
 
         Prediction calls it. The affine of the result says where its voxels lie in the scan's own space, so that a
         prediction finds its way back. A source whose files are read as they are returns the scan unchanged.

@@ -7,7 +7,8 @@ import torch
 from torch.nn import functional as F
 
 # A grid covers its voxels whole, and resampling rounds its size: up to a voxel beyond the centres of the outermost
-# voxels their probabilities are taken on. What lies further out was cropped away before the networks saw it: background.
+# voxels their probabilities are taken on. What lies further out was cropped away before the networks saw it, and is
+# background.
 _REACH = 1.0
 _TOLERANCE = 1e-3  # voxels: affines are stored in float32
 

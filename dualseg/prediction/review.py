@@ -35,7 +35,6 @@ class Row:
 def reasons_to_look(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     """For each scan, why somebody should look at its prediction; a failed scan has no reason.
 
-
     - `no CLASS`: a class was not found.
     - `networks disagree`: on more than `DISAGREEMENT` of the voxels that any of them calls foreground.
     - `unusual volume of CLASS`, `unusually uncertain`: far from the median of these scans (from `LEAST_SCANS` on). An

@@ -1,7 +1,7 @@
 # Every target makes .venv and installs the pinned dependencies first, if they are missing or their list has changed.
 .DEFAULT_GOAL := help
 STUDIES := la-main la-label-count la-ablation la-networks pancreas-main brats-main
-.PHONY: help demo test test-slurm check bench $(STUDIES) reproduce clean
+.PHONY: help demo test test-slurm check bench $(STUDIES) reproduce tables clean
 
 PYTHON ?= python3
 WORKERS ?= 2
@@ -64,6 +64,12 @@ brats-main: $(INSTALLED) ## study: BraTS-2019 at 10 and 20 % of the labels (same
 	$(call sweep,brats_main,BRATS_ROOT)
 
 reproduce: $(STUDIES) ## every study
+
+tables: $(INSTALLED) ## tables, figures and page of every study from its finished runs and committed rows -> experiments/
+	@failed=0; for study in $(subst -,_,$(STUDIES)); do \
+	  if [ -e experiments/$$study/results.csv ] || ls -d runs/sweeps/$$study-* >/dev/null 2>&1; \
+	  then $(BIN)/dualseg-report study $$study || failed=1; else echo "$$study: not run"; fi; \
+	done; exit $$failed
 
 clean: ## remove .venv, caches and build outputs; runs/ and data/ stay
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache dist

@@ -24,6 +24,8 @@ OPTIONS = {
     "window": ("base_channels", "windows", "la_root"),
     "metrics": ("la_root",),
     "collect": (),
+    "multirun": (),
+    "curves": (),
 }
 """Measurement, which is the module of that name, and the options that its `run` takes."""
 

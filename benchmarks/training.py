@@ -11,6 +11,7 @@ from dualseg.cli import conf_dir
 from dualseg.data import SemiSupervisedDataModule
 from dualseg.methods import SegmentationMethod
 from dualseg.quiet import quiet
+from dualseg.runs import provenance
 from dualseg.runs.folder import RunFolder
 from dualseg.runs.settings import resolve
 
@@ -36,4 +37,7 @@ def training(
     data = assembly.build_data(config)
     method = assembly.build_method(config, data.source)
     data.setup("fit")
+    run.open(config)
+    facts = {"dataset": config["data"]["name"], "fingerprint": data.fingerprint(), **data.cases_used}
+    provenance.start(run.manifest_file, provenance.describe(config["seed"], facts), resumed_at=0)
     return run, data, method, assembly.build_trainer(config, run, resumed_at=0, resume_command="")

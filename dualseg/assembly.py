@@ -1,6 +1,5 @@
 """From a resolved configuration to objects: the one place that knows both."""
 
-import hashlib
 import inspect
 import json
 import os
@@ -13,6 +12,7 @@ import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
 from lightning_fabric.plugins.environments import ClusterEnvironment, LightningEnvironment, SLURMEnvironment
+from pytorch_lightning.loggers import Logger
 from torch import nn
 
 from dualseg.data import SemiSupervisedDataModule
@@ -26,7 +26,7 @@ from dualseg.processes import is_slurm_task
 from dualseg.runs.callbacks import Checkpoints, ProgressBar, RunTime, SliceWriter, Throughput
 from dualseg.runs.checkpoints import AtomicCheckpointIO, load_networks
 from dualseg.runs.curves import CurveLogger
-from dualseg.runs.folder import RunFolder, identity
+from dualseg.runs.folder import RunFolder
 from dualseg.runs.settings import naming_keys_of
 
 Config = Mapping[str, Any]
@@ -117,9 +117,10 @@ def build_trainer(config: Config, folder: RunFolder, resumed_at: int, resume_com
     """`trainer` and `logger`, writing into the run folder."""
     settings = config["trainer"]
     iterations, validate_every = settings["max_iterations"], settings["validate_every"]
-    loggers = [CurveLogger(folder.curves_file, resumed_at)]
+    loggers: list[Logger] = [CurveLogger(folder.curves_file, resumed_at)]
     if config["logger"]:
-        loggers.append(_build_wandb(config, folder, resumed_at))
+        with naming_keys_of("logger", config["logger"]):
+            loggers.append(instantiate(config["logger"], folder=folder, resumed_at=resumed_at))
     callbacks = [
         RunTime(),
         Throughput(),  # before the checkpoints, whose writing is no waiting for data
@@ -183,18 +184,6 @@ def check_precision(trainer: pl.Trainer, precision: str) -> None:
             f"trainer.precision={precision}: mixed precision trains on a GPU only, since gradients can be wrong on a "
             "CPU; leave it at 32-true."
         )
-
-
-def _build_wandb(config: Config, folder: RunFolder, resumed_at: int) -> Any:
-    """`logger`: a resumed run goes on in the W&B run of its folder, one that is started anew begins that run anew."""
-    content = json.dumps([str(folder.path.absolute()), identity(config)], sort_keys=True)
-    return instantiate(
-        config["logger"],
-        save_dir=str(folder.curves_file.parent),
-        name=folder.path.name,
-        id=hashlib.sha256(content.encode()).hexdigest()[:16],
-        resume="allow" if resumed_at else None,
-    )
 
 
 def build_evaluation(config: Config, runs: Sequence[RunFolder], source: VolumeSource) -> NetworkEvaluation:

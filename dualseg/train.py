@@ -1,6 +1,8 @@
 """`dualseg-train`: from a configuration to a finished run folder; started again, it resumes."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -111,30 +113,40 @@ def _train(settings: dict[str, Any], folder: Any) -> None:
         facts = {"dataset": settings["data"]["name"], "fingerprint": data.fingerprint(), **data.cases_used}
         provenance.start(folder.manifest_file, provenance.describe(settings["seed"], facts), resumed_at)
         print(f"Resuming {folder.path} from iteration {resumed_at}" if latest else f"Training {folder.path}")
-    _fit_and_evaluate(trainer, method, data, latest, settings["evaluate_on"])
-    if trainer.is_global_zero:
-        _write(folder, trainer, method, data)
+    with _closing_wandb(trainer, folder):
+        _fit_and_evaluate(trainer, method, data, latest, settings["evaluate_on"])
+        if trainer.is_global_zero:
+            _write(folder, trainer, method, data)
+
+
+@contextmanager
+def _closing_wandb(trainer: Any, folder: Any) -> Iterator[None]:
+    """`logger=wandb`: results go to the W&B run when the block ends well; it is closed however the block ends."""
+    from dualseg.runs.wandb_logger import WandbLogger
+
+    loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
+    failed = True
+    try:
+        yield
+        if trainer.is_global_zero:
+            from dualseg.reporting.wandb import log_results
+
+            for logger in loggers:
+                log_results(folder.path, logger.experiment)
+        failed = False
+    finally:
+        for logger in loggers:
+            logger.close(failed)
 
 
 def _fit_and_evaluate(trainer: Any, method: Any, data: Any, latest: Path | None, evaluate_on: list[str]) -> None:
-    from pytorch_lightning.loggers import WandbLogger
-
-    failed = True
-    try:
-        trainer.fit(method, data, ckpt_path=latest)
-        method.results.clear()
-        trainer.limit_val_batches = 1.0
-        stages = {"validation": (trainer.validate, data.split.validation), "test": (trainer.test, data.split.test)}
-        for evaluate, cases in (stages[stage] for stage in evaluate_on):
-            if cases:
-                evaluate(method, data, verbose=False)
-        failed = False
-    finally:
-        # an open W&B run is reused: the next run of `-m` would log into this one's
-        if any(isinstance(logger, WandbLogger) for logger in trainer.loggers):
-            import wandb
-
-            wandb.finish(exit_code=int(failed))
+    trainer.fit(method, data, ckpt_path=latest)
+    method.results.clear()
+    trainer.limit_val_batches = 1.0
+    stages = {"validation": (trainer.validate, data.split.validation), "test": (trainer.test, data.split.test)}
+    for evaluate, cases in (stages[stage] for stage in evaluate_on):
+        if cases:
+            evaluate(method, data, verbose=False)
 
 
 def _write(folder: Any, trainer: Any, method: Any, data: Any) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dualseg.data.problems import VolumeError, image_problems, label_problems
 from dualseg.data.volumes import Image, VolumeSource
 from dualseg.errors import DualsegError
 
@@ -83,27 +84,15 @@ class VolumeReader:
 
     def _checked(self, image: Image, where: str) -> Image:
         image = image._replace(array=image.array.astype(np.float32, copy=False))  # a source of yours may give another
-        if image.array.ndim != 4 or image.array.shape[0] != self.source.channels:
-            raise DualsegError(f"{where} has shape {image.array.shape}; expected ({self.source.channels}, W, H, D).")
-        if not np.isfinite(image.array).all():
-            count = int((~np.isfinite(image.array)).sum())
-            raise DualsegError(
-                f"{where} holds {count} NaN or infinite voxels; repair the file or take the case out of the list."
-            )
+        for problem in image_problems(image.array, self.source.channels):
+            raise VolumeError(problem.kind, f"{where} {problem.text}")
         return image
 
     def _label(self, case: str, image: Image) -> Tensor:
         label = self.source.read_label(case)
         where = self.source.where(case, "label")
-        if label.shape != image.array.shape[1:]:
-            raise DualsegError(
-                f"{where} has shape {label.shape}, its image {image.array.shape[1:]}; they must be the same grid."
-            )
-        num_classes = len(self.source.class_names)
-        values = np.unique(label)
-        if values.min() < 0 or values.max() >= num_classes or not np.equal(np.mod(values, 1), 0).all():
-            shown = ", ".join(f"{v:g}" for v in values[:8])
-            raise DualsegError(f"{where} holds the values {shown}; expected whole numbers 0..{num_classes - 1}.")
+        for problem in label_problems(label, image.array.shape[1:], len(self.source.class_names)):
+            raise VolumeError(problem.kind, f"{where} {problem.text}")
         return torch.from_numpy(label.astype(np.uint8, copy=False))
 
     def _shrink(self, volume: Tensor) -> Tensor:

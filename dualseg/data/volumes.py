@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 
@@ -13,6 +13,13 @@ class Image(NamedTuple):
     """One image volume. `array`: (C, W, H, D) float32. `affine`: (4, 4) voxel indices -> millimetres (RAS+)."""
 
     array: np.ndarray
+    affine: np.ndarray
+
+
+class Grid(NamedTuple):
+    """How a file lays its voxels out. `shape`: (W, H, D). `affine`: (4, 4) voxel indices -> millimetres (RAS+)."""
+
+    shape: tuple[int, ...]
     affine: np.ndarray
 
 
@@ -46,14 +53,20 @@ class VolumeSource(ABC):
         """What messages call an `image` or `label` of a case; override it to name the file."""
         return f"{self.name} case {case}: {kind}"
 
+    def stored_grid(self, case: str, kind: Literal["image", "label"]) -> Grid | None:
+        """The grid of a case's image or label as its file has it, before reading turns or resamples it.
+
+        `dualseg-check` compares the two; it asks for a label's where `read_label` may be called, and for no other.
+        Override it where the files have affines, reading headers alone. None: the format has none.
+        """
+        return None
+
     @abstractmethod
     def read_label(self, case: str) -> np.ndarray:
         """Read one label map (W, H, D) uint8, values 0..K-1. Called for labeled, validation and test cases only."""
 
     def prepare_scan(self, scan: Image) -> Image:
-        """Turn a scan that is not of this dataset into what `read_image` gives.
-
-        It is oriented, resampled, cropped, normalised.
+        """Turn a scan from elsewhere into what `read_image` gives: oriented, resampled, cropped, normalised.
 
         Prediction calls it. The affine of the result says where its voxels lie in the scan's own space, so that a
         prediction finds its way back. A source whose files are read as they are returns the scan unchanged.

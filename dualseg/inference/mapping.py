@@ -6,10 +6,9 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-# A grid covers its voxels whole, and resampling rounds its size: up to a voxel beyond the centres of the outermost
-# voxels their probabilities are taken on. What lies further out was cropped away before the networks saw it, and is
-# background.
-_REACH = 1.0
+# Voxels from the centres of the outermost ones to their faces. What lies further out was cropped away before the
+# networks saw it, and is background.
+_REACH = 0.5
 _TOLERANCE = 1e-3  # voxels: affines are stored in float32
 
 
@@ -33,7 +32,8 @@ def to_slab(
     sizes = np.array(store.shape[1:])
     low = np.clip(np.floor(reached.min(axis=0) + _TOLERANCE), 0, None).astype(int)
     high = np.minimum(np.ceil(reached.max(axis=0) - _TOLERANCE), sizes - 1).astype(int)
-    if (reached.max(axis=0) <= -_REACH).any() or (reached.min(axis=0) >= sizes - 1 + _REACH).any():
+    reach = _REACH + _TOLERANCE
+    if (reached.max(axis=0) < -reach).any() or (reached.min(axis=0) > sizes - 1 + reach).any():
         return outside
     low, high = np.minimum(low, sizes - 1), np.maximum(high, 0)
     box = torch.from_numpy(np.ascontiguousarray(store[:, *(slice(a, b + 1) for a, b in zip(low, high, strict=True))]))
@@ -44,7 +44,7 @@ def to_slab(
     for axis in range(3):
         along = [float(to_store[axis, k]) * axes[k].reshape([-1 if i == k else 1 for i in range(3)]) for k in range(3)]
         place = (along[0] + along[1] + (along[2] + float(to_store[axis, 3]))).float()
-        inside &= (place > _TOLERANCE - _REACH) & (place < float(sizes[axis]) - 1 + _REACH - _TOLERANCE)
+        inside &= (place >= -reach) & (place <= float(sizes[axis]) - 1 + reach)
         extent = max(int(high[axis] - low[axis]), 1)  # grid_sample's -1..1; over a single voxel any place is that voxel
         places.append((place - float(low[axis])) * (2 / extent) - 1)
     grid = torch.stack(places[::-1], dim=-1)  # grid_sample counts the axes from the last one on

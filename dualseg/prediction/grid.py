@@ -16,7 +16,7 @@ GEOMETRY = (*QFORM, "sform_code", "srow_x", "srow_y", "srow_z", "xyzt_units")
 
 
 @dataclass(frozen=True)
-class Grid:
+class ScanGrid:
     """Voxels in space.
 
     Attributes:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dualseg.errors import DualsegError
 from dualseg.files import write_json, write_text
-from dualseg.prediction.grid import Grid
+from dualseg.prediction.grid import ScanGrid
 from dualseg.prediction.review import Row, reasons_to_look
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class PredictionFolder:
             raise DualsegError(f"output={self.path}: cannot be made ({error}); choose another.") from error
         write_json(self.record_file, record)
 
-    def write(self, scan: str, prediction: "Prediction", grid: Grid) -> None:
+    def write(self, scan: str, prediction: "Prediction", grid: ScanGrid) -> None:
         """Write the maps of a scan and the names of its classes, all of them or none.
 
         Raises:

@@ -13,7 +13,7 @@ import numpy as np
 from dualseg.data.nifti import read_nifti
 from dualseg.data.volumes import Image
 from dualseg.errors import DualsegError
-from dualseg.prediction.grid import Grid
+from dualseg.prediction.grid import ScanGrid
 
 SUFFIX = re.compile(r"\.nii(\.gz)?$")
 CHANNEL = re.compile(r"^(.+)_(\d{4})$")  # nnU-Net's: CASE_0000.nii.gz, CASE_0001.nii.gz, ...
@@ -23,7 +23,7 @@ class Scan(NamedTuple):
     """A scan in memory: `image` with the affine in mm, and the grid that maps are written on."""
 
     image: Image
-    grid: Grid
+    grid: ScanGrid
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class NiftiScan:
         arrays, grid = [], None
         for file in self.files:
             array, _ = read_nifti(file)
-            own = Grid.of_header(cast(nib.Nifti1Header, nib.load(file).header))
+            own = ScanGrid.of_header(cast(nib.Nifti1Header, nib.load(file).header))
             if grid is None:
                 grid = own
             elif own.shape != grid.shape or not np.allclose(own.affine, grid.affine, atol=1e-3):

@@ -108,6 +108,35 @@ def example_cases(dice: dict[str, float]) -> dict[str, list[str]]:
     return chosen
 
 
+@dataclass(frozen=True)
+class Examples:
+    """The cases that stand for a run: best, median and worst by the network it is judged by.
+
+    Attributes:
+        split: that they are of, the test split where there is one.
+        headline: the network.
+        dice: network -> case -> Dice in 0..1, of all cases of the split.
+        roles: case -> its roles, best first.
+    """
+
+    split: str
+    headline: str
+    dice: dict[str, dict[str, float]]
+    roles: dict[str, list[str]]
+
+
+def find_examples(run: RunContents) -> Examples | None:
+    """The examples of a run, None where no case was evaluated."""
+    split = next((s for s in run.splits if any(row.split == s for row in run.cases)), None)
+    if split is None:
+        return None
+    networks = sort_networks({row.network for row in run.cases if row.split == split})
+    dice = {network: case_dice(run.cases, split, network) for network in networks}
+    headline = headline_network(networks)
+    assert headline is not None  # there are rows, so there is a network
+    return Examples(split, headline, dice, example_cases(dice[headline]))
+
+
 def read_contents(path: Path) -> RunContents:
     """Read what a run folder holds.
 

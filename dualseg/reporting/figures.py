@@ -7,7 +7,7 @@ import base64
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -17,6 +17,8 @@ from dualseg.runs.reading import PlaneSlice
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+Encoded = TypeVar("Encoded", str, bytes)
 
 # Okabe & Ito's palette, told apart with any colour vision.
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILLION, PURPLE = (
@@ -32,6 +34,8 @@ ENTROPY_MAP = "magma"
 _FRAME_COLOUR = "#333A42"  # unlike the black of an empty image, so that the edge of the slice shows
 _GRID_POINTS = 300  # what a panel of a few hundred pixels can show
 _IMAGE_PIXELS = 256  # longest side of an embedded slice: keeps the page light on full-size CT
+
+_PNG_DPI = 96
 
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: small, and drawn in the reader's own sans-serif
@@ -139,6 +143,11 @@ def dice_distribution(values: Mapping[str, Sequence[float]]) -> str:
     return _panel(draw, 3.6, 0.65 + 0.38 * max(len(values), 1))
 
 
+def frame_ratio(slices: Sequence[PlaneSlice]) -> float:
+    """Height over width of the frames of a case's slices: as tall as the tallest slice, within reason."""
+    return min(max([0.6, *(found.ratio for found in slices)]), 1.1)
+
+
 def contour_slice(found: PlaneSlice, ratio: float) -> str:
     """One slice in grey with the contours of reference and prediction, a line style for each class above 0.
 
@@ -146,26 +155,31 @@ def contour_slice(found: PlaneSlice, ratio: float) -> str:
         found: the slice.
         ratio: height of the figure over its width; what the slice leaves free is dark grey.
     """
-
-    def draw(axes: "Axes") -> None:
-        _show(axes, found.image, found.aspect)
-        for labels, colour in ((found.reference, REFERENCE_COLOUR), (found.prediction, PREDICTION_COLOUR)):
-            for label in range(1, int(labels.max()) + 1):
-                style = CLASS_STYLES[(label - 1) % len(CLASS_STYLES)]
-                _contour(axes, labels == label, colors=colour, linewidths=1.8, linestyles=style)
-
-    return _slice(draw, ratio)
+    return _slices([_draw_contours], found, ratio, _data_uri)
 
 
 def uncertainty_slice(found: PlaneSlice, ratio: float) -> str:
     """The entropy map of a slice, the voxels where the networks disagree outlined on it; `ratio` as above."""
+    return _slices([_draw_uncertainty], found, ratio, _data_uri)
 
-    def draw(axes: "Axes") -> None:
-        _show(axes, found.entropy, found.aspect, colour_map=ENTROPY_MAP)
-        if found.disagreement is not None:
-            _contour(axes, found.disagreement, colors=DISAGREEMENT_COLOUR, linewidths=1.2, fill=0.5)
 
-    return _slice(draw, ratio)
+def overlay_png(found: PlaneSlice, ratio: float) -> bytes:
+    """`contour_slice` and, right of it, `uncertainty_slice` as one PNG, for what shows no SVG."""
+    return _slices([_draw_contours, _draw_uncertainty], found, ratio, _png)
+
+
+def _draw_contours(axes: "Axes", found: PlaneSlice) -> None:
+    _show(axes, found.image, found.aspect)
+    for labels, colour in ((found.reference, REFERENCE_COLOUR), (found.prediction, PREDICTION_COLOUR)):
+        for label in range(1, int(labels.max()) + 1):
+            style = CLASS_STYLES[(label - 1) % len(CLASS_STYLES)]
+            _contour(axes, labels == label, colors=colour, linewidths=1.8, linestyles=style)
+
+
+def _draw_uncertainty(axes: "Axes", found: PlaneSlice) -> None:
+    _show(axes, found.entropy, found.aspect, colour_map=ENTROPY_MAP)
+    if found.disagreement is not None:
+        _contour(axes, found.disagreement, colors=DISAGREEMENT_COLOUR, linewidths=1.2, fill=0.5)
 
 
 def running_mean(values: np.ndarray, window: int) -> np.ndarray:
@@ -222,16 +236,23 @@ def _panel(draw: Callable[["Axes"], None], width: float, height: float) -> str:
         return _data_uri(figure)
 
 
-def _slice(draw: Callable[["Axes"], None], ratio: float) -> str:
+def _slices(
+    draws: Sequence[Callable[["Axes", PlaneSlice], None]],
+    found: PlaneSlice,
+    ratio: float,
+    encode: Callable[["Figure"], Encoded],
+) -> Encoded:
+    """Frames of one slice side by side, as tall as `ratio` says of each."""
     import matplotlib
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(4, 4 * ratio), facecolor=_FRAME_COLOUR)
-        axes = figure.add_axes((0, 0, 1, 1))
-        axes.set_axis_off()
-        draw(axes)
-        return _data_uri(figure)
+        figure = Figure(figsize=(4 * len(draws), 4 * ratio), facecolor=_FRAME_COLOUR)
+        for position, draw in enumerate(draws):
+            axes = figure.add_axes((position / len(draws), 0, 1 / len(draws), 1))
+            axes.set_axis_off()
+            draw(axes, found)
+        return encode(figure)
 
 
 def _data_uri(figure: "Figure") -> str:
@@ -239,3 +260,9 @@ def _data_uri(figure: "Figure") -> str:
     metadata = {"Date": None, "Creator": None}  # no clock in it, and no link
     figure.savefig(buffer, format="svg", facecolor=figure.get_facecolor(), metadata=metadata)
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _png(figure: "Figure") -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=_PNG_DPI, facecolor=figure.get_facecolor())
+    return buffer.getvalue()

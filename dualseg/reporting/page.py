@@ -13,7 +13,7 @@ from dualseg.reporting.contents import (
     Curve,
     RunContents,
     case_dice,
-    example_cases,
+    find_examples,
     headline_network,
     read_contents,
     sort_networks,
@@ -300,24 +300,19 @@ def _schedule_panels(run: RunContents) -> list[dict[str, str]]:
 
 
 def _examples(run: RunContents) -> dict[str, Any]:
-    split = next((s for s in run.splits if any(row.split == s for row in run.cases)), None)
-    if split is None:
+    found = find_examples(run)
+    if found is None:
         return {"split": None, "cases": [], "disagreement": False, "classes": []}
-    rows = [row for row in run.cases if row.split == split]
-    networks = sort_networks({row.network for row in rows})
-    dice = {network: case_dice(rows, split, network) for network in networks}
-    headline = headline_network(networks)
-    assert headline is not None  # there are rows, so there is a network
     cases: list[dict[str, Any]] = []
-    for case, roles in example_cases(dice[headline]).items():
-        scores = ", ".join(f"{n} {_percent(dice[n].get(case))}" for n in networks)
+    for case, roles in found.roles.items():
+        scores = ", ".join(f"{n} {_percent(dice.get(case))}" for n, dice in found.dice.items())
         planes = _pictures(run.slices(case), case)
         cases.append({"case": case, "roles": " and ".join(roles), "scores": scores, "planes": planes})
     shown = [plane for example in cases for plane in example["planes"]]
-    classes = list(dict.fromkeys(row.class_name for row in rows))
+    classes = list(dict.fromkeys(row.class_name for row in run.cases if row.split == found.split))
     return {
-        "split": split,
-        "headline": headline,
+        "split": found.split,
+        "headline": found.headline,
         "cases": cases,
         "disagreement": any(plane["disagreement"] for plane in shown),
         "classes": list(zip(classes, figures.CLASS_STYLES * len(classes), strict=False)) if len(classes) > 1 else [],
@@ -326,7 +321,7 @@ def _examples(run: RunContents) -> dict[str, Any]:
 
 def _pictures(slices: list[PlaneSlice], case: str) -> list[dict[str, Any]]:
     """The two pictures of each stored plane, all in frames of one shape: as tall as the tallest, within reason."""
-    ratio = min(max([0.6, *(found.ratio for found in slices)]), 1.1)
+    ratio = figures.frame_ratio(slices)
     pictures = []
     for found in slices:
         reference, prediction = found.reference > 0, found.prediction > 0

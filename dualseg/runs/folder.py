@@ -38,12 +38,14 @@ CHECKPOINT = re.compile(r"iteration-(\d+)\.ckpt")
 YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is ten times as fast, and not everywhere
 
 
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(config: Mapping[str, Any], prefix: str = "", separator: str = ".") -> dict[str, Any]:
     """Nested mapping -> {"a.b": value}; lists are values."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         name = f"{prefix}{key}"
-        flat.update(flatten(value, f"{name}.") if isinstance(value, Mapping) and value else {name: value})
+        flat.update(
+            flatten(value, f"{name}{separator}", separator) if isinstance(value, Mapping) and value else {name: value}
+        )
     return flat
 
 
@@ -80,6 +82,7 @@ class RunFolder:
         self.metrics_file = self.path / "metrics.json"
         self.cases_file = self.path / "cases.csv"
         self.curves_file = self.path / "logs" / "curves.csv"
+        self.wandb = self.path / "logs" / "wandb"
         self.checkpoints = self.path / "checkpoints"
         self.slices = self.path / "slices"
         self.evaluations = self.path / "evaluations"
@@ -137,7 +140,7 @@ class RunFolder:
 
         Raises:
             DualsegError: it belongs to another configuration or to something else, it is finished on other data,
-                another process is writing it, or it cannot be written.
+                another process is writing it, it cannot be written, or W&B's part of it cannot.
         """
         parent = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
         if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
@@ -157,6 +160,8 @@ class RunFolder:
                 f"{latest}: a checkpoint without the config.yaml and manifest.json of its run is not resumed; put them "
                 "back, choose another name=..., or start another run from it with weights=FILE."
             )
+        if config["logger"] and not self.finished:
+            self._check_wandb()
         if not self.config_file.is_file():
             return
         earlier = self.config()
@@ -170,6 +175,15 @@ class RunFolder:
             )
         if self.finished:  # one that is not will compare the volumes themselves
             _check_same_roots(self.path, earlier, config)
+
+    def _check_wandb(self) -> None:
+        """Raises: DualsegError where W&B would write into the temporary folder of the machine instead, in silence."""
+        for folder in (self.wandb.parent, self.wandb):
+            if folder.exists() and not (folder.is_dir() and os.access(folder, os.R_OK | os.W_OK | os.X_OK)):
+                raise DualsegError(
+                    f"{folder}: not a folder that can be written, so W&B cannot log there; correct its permissions, or "
+                    "leave logger=wandb out."
+                )
 
     def open(self, config: Mapping[str, Any]) -> None:
         """Make the folder and write config.yaml; `overwrite` empties a run folder first.

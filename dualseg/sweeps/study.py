@@ -22,7 +22,7 @@ class Study:
         seeds: of every variant.
         variants: row of the table -> {key or group: value} that is changed for it.
         ensembles: row of the table -> the variants whose runs are evaluated together for it.
-        against: the variant that the others are compared with; None: no comparison.
+        against: row -> the row that it is compared with; empty: no comparison.
     """
 
     name: str
@@ -30,7 +30,7 @@ class Study:
     seeds: tuple[int, ...]
     variants: Mapping[str, Mapping[str, Any]]
     ensembles: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    against: str | None = None
+    against: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def rows(self) -> tuple[str, ...]:
@@ -89,9 +89,11 @@ def study_of(name: str, sweep: Mapping[str, Any]) -> Study:
     """
     variants = {key: dict(value or {}) for key, value in sweep["variants"].items()}
     ensembles = {key: tuple(value) for key, value in (sweep.get("ensembles") or {}).items()}
-    against = sweep.get("against")
-    known = {*variants, *ensembles}
-    for reference in (*(v for group in ensembles.values() for v in group), *([against] if against else [])):
-        if reference not in known:
-            raise DualsegError(f"sweep {name}: {reference} is none of its variants.{nearest(reference, list(known))}")
-    return Study(name, dict(sweep["experiments"]), tuple(sweep["seeds"]), variants, ensembles, against)
+    rows = [*variants, *ensembles]
+    against = sweep.get("against") or {}
+    one_for_all = isinstance(against, str)
+    pairs = {row: against for row in rows if row != against} if one_for_all else dict(against)
+    for reference in (*(v for group in ensembles.values() for v in group), *pairs, *pairs.values()):
+        if reference not in rows:
+            raise DualsegError(f"sweep {name}: {reference} is none of its variants.{nearest(reference, rows)}")
+    return Study(name, dict(sweep["experiments"]), tuple(sweep["seeds"]), variants, ensembles, pairs)

@@ -18,7 +18,7 @@ def reference(store: np.ndarray, matrix: np.ndarray, shape: tuple[int, ...]) -> 
     places = (matrix @ indices)[:3].reshape(3, *shape)
     values = np.stack([map_coordinates(p.astype(np.float64), places, order=1, mode="nearest") for p in store])
     sizes = np.array(store.shape[1:]).reshape(3, 1, 1, 1)
-    outside = ((places <= -0.999) | (places >= sizes - 0.001)).any(axis=0)
+    outside = ((places < -0.501) | (places > sizes - 0.499)).any(axis=0)
     values[:, outside] = np.array([1, 0, 0])[:, None]
     return values
 

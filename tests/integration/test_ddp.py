@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 from pytorch_lightning.plugins.layer_sync import TorchSyncBatchNorm
+from wandb_records import OfflineRun
 
 import dualseg.evaluate
 from dualseg import assembly
@@ -116,7 +117,7 @@ def two(words: list[str], cwd: Path) -> RunFolder:
     """The run of three steps, with a validation along it, that two processes have finished."""
     code, out, err = run(
         cwd, *words, f"trainer.max_iterations={STEPS}", "trainer.validate_every=1",
-        "method._target_=ddp_method.NotingDualNetwork",
+        "method._target_=ddp_method.NotingDualNetwork", "logger=wandb",
     )  # fmt: skip
     assert code == 0, err
     assert out.count("Training ") == out.count("Finished: ") == 1
@@ -162,11 +163,14 @@ def test_the_ranks_end_with_the_same_weights(two, notes) -> None:
 
 def test_one_run_folder_with_one_writer(two) -> None:
     files = {str(path.relative_to(two.path)) for path in two.path.rglob("*") if path.is_file()}
+    wandb = {name for name in files if name.startswith("logs/wandb/")}
     slices = {name for name in files if name.startswith("slices/")}
     checkpoint = f"checkpoints/iteration-{STEPS:06d}.ckpt"
-    assert files - slices == {
+    assert files - slices - wandb == {
         "config.yaml", "manifest.json", "metrics.json", "cases.csv", "logs/curves.csv", checkpoint,
     }  # fmt: skip
+    (record,) = map(OfflineRun, two.wandb.glob("offline-run-*"))
+    assert [row["iteration"] for row in record.history] == [1, 2, 3]
     assert len(slices) == 5, "three volumes of the validation, two of the test"
     assert two.finished
     assert not is_locked(two.path)

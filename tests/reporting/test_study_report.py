@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ STUDY = Study(
     experiments={"cpu": "la_cpu", "full": "la_paper"},
     seeds=(0, 1),
     variants={"full": {}, "less": {"method.keep_fraction": 0.2}, "never": {"seed": 9}},
-    against="full",
+    against={"less": "full", "never": "full"},
 )
 
 
@@ -90,12 +91,23 @@ def test_numbers_of_the_table(members: list[Member], tmp_path: Path) -> None:
 
 def test_comparison_on_the_page_and_in_the_table(members: list[Member], tmp_path: Path) -> None:
     write_study(STUDY, members, tmp_path)
-    row = next(row for row in lines(tmp_path / "table.md") if row[0] == "less" and row[1].startswith("2 ("))
+    row = next(row for row in lines(tmp_path / "table.md") if row[:2] == ["less", "full"])
     # every case is 0.04 and 0.02 below in the two seeds; 6 cases, all worse: the 2 extreme assignments of 2^6 signs,
     # were they not all equal in size: the normal approximation then
-    assert row[1:4] == ["2 (0, 1)", "6", "-3.00"] and row[4] == "-3.00 to -3.00" and row[5] == "-1.00"
-    assert row[6] == row[7]  # Holm over one comparison changes nothing
+    assert row[2:7] == ["2 (0, 1)", "6", "-3.00", "-3.00 to -3.00", "-1.00"]
+    assert row[7] == row[8]  # Holm over one comparison changes nothing
     assert "corrected over the study's 1 comparison." in (tmp_path / "table.md").read_text()
+
+
+def test_a_study_may_give_each_variant_a_reference_of_its_own(members: list[Member], tmp_path: Path) -> None:
+    study = replace(STUDY, against={"less": "full", "full": "less"})
+    contents = write_study(study, members, tmp_path)
+    assert [(c.variant, c.against, round(c.mean, 4)) for c in contents.comparisons] == [
+        ("full", "less", 0.03),
+        ("less", "full", -0.03),
+    ]
+    assert {("full", "less"), ("less", "full")} <= {tuple(row[:2]) for row in lines(tmp_path / "table.md")}
+    assert "full - less +3.00" in Page(tmp_path / "report.html").source
 
 
 def test_latex_is_a_booktabs_table(members: list[Member], tmp_path: Path) -> None:
@@ -238,7 +250,7 @@ def test_the_page_needs_nothing_but_itself_and_leads_to_every_run(members: list[
 
 def test_one_run_may_be_that_of_several_variants(tmp_path: Path, study_run: Callable[..., Path]) -> None:
     folder = RunFolder(study_run(tmp_path / "r", {"a": CASES}))
-    study = Study("x", {"cpu": ""}, (0,), {"one": {}, "same": {}}, against="one")
+    study = Study("x", {"cpu": ""}, (0,), {"one": {}, "same": {}}, against={"same": "one"})
     contents = write_study(study, [Member(name, "cpu", 0, folder) for name in study.variants], tmp_path / "out")
     assert [row[0] for row in lines(tmp_path / "out" / "table.md")][1:3] == ["one", "same"]
     (comparison,) = contents.comparisons

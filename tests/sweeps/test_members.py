@@ -50,7 +50,7 @@ def test_loose_runs_are_named_by_their_label_or_by_what_differs(tmp_path: Path, 
             folders.append(study_run(folder, DICE, seed=seed, changes={"variant": label, **changes}))
         study, members = loose_study("mine", folders)
         assert list(study.variants) == list(dict.fromkeys(m.variant for m in members))
-        assert study.against is None and study.seeds == tuple(sorted({seed for _, seed, _ in runs}))
+        assert study.against == {} and study.seeds == tuple(sorted({seed for _, seed, _ in runs}))
         return [member.variant for member in members]
 
     assert names(("one", 0, {}), ("two", 0, {"data.labeled": 4}), ("one", 1, {})) == ["one", "two", "one"]

@@ -138,7 +138,15 @@ def test_an_unknown_scale_is_refused():
 SWEEP: dict[str, Any] = {"experiments": {"cpu": "la_cpu"}, "seeds": [0], "variants": {"one": {}, "two": {"seed": 1}}}
 
 
-@pytest.mark.parametrize("reference", [{"against": "ones"}, {"ensembles": {"pair": ["two", "ones"]}}])
+@pytest.mark.parametrize(
+    "reference",
+    [
+        {"against": "ones"},
+        {"against": {"two": "ones"}},
+        {"against": {"ones": "two"}},
+        {"ensembles": {"pair": ["two", "ones"]}},
+    ],
+)
 def test_a_reference_to_no_variant_is_refused_with_the_nearest(reference):
     with pytest.raises(DualsegError, match=r"sweep mine: ones is none of its variants\. Did you mean one\?"):
         study_of("mine", {**SWEEP, **reference})
@@ -147,6 +155,12 @@ def test_a_reference_to_no_variant_is_refused_with_the_nearest(reference):
 def test_an_ensemble_may_be_what_the_others_are_compared_with():
     study = study_of("mine", {**SWEEP, "ensembles": {"pair": ["one", "two"]}, "against": "pair"})
     assert study.rows == ("one", "two", "pair")
+    assert study.against == {"one": "pair", "two": "pair"}
+
+
+def test_each_row_may_have_a_reference_of_its_own():
+    study = study_of("mine", {**SWEEP, "variants": {"one": {}, "two": {}, "three": {}}, "against": {"two": "three"}})
+    assert study.against == {"two": "three"}
 
 
 @pytest.mark.parametrize(

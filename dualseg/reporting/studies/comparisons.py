@@ -1,6 +1,6 @@
 """Is a variant better than another one? Paired over the test cases, the value of each averaged over seeds first."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -45,23 +45,22 @@ def network_of_record(networks: Sequence[str]) -> str:
     return "ensemble" if "ensemble" in set(networks) else "a"
 
 
-def compare_all(cases: pd.DataFrame, variants: Sequence[str], against: str) -> tuple[list[Comparison], list[str]]:
-    """Each of `variants` against `against` at each scale, and a sentence for each that cannot be compared.
+def compare_all(cases: pd.DataFrame, pairs: Mapping[str, str]) -> tuple[list[Comparison], list[str]]:
+    """Each variant against its reference at each scale, and a sentence for each reference or pair that has no values.
 
     Args:
         cases: the study's cases.csv.
-        variants: in the order wanted.
-        against: what they are compared with.
+        pairs: variant -> what it is compared with, in the order wanted.
     """
     test = cases[cases["split"] == "test"]
     found, impossible = [], []
     for scale, group in test.groupby("scale", sort=True):
         scores = {name: case_scores(own) for name, own in group.groupby("variant")}
-        if against not in scores:
-            impossible.append(f"scale={scale}: no comparison, for no run of {against} has per-case values")
-            continue
-        for variant in variants:
-            if variant == against or variant not in scores:
+        for against in dict.fromkeys(pairs[variant] for variant in pairs if variant in scores):
+            if against not in scores:
+                impossible.append(f"scale={scale}: no comparison, for no run of {against} has per-case values")
+        for variant, against in pairs.items():
+            if variant not in scores or against not in scores:
                 continue
             if (comparison := compare(str(scale), variant, against, scores[variant], scores[against])) is not None:
                 found.append(comparison)
@@ -69,6 +68,12 @@ def compare_all(cases: pd.DataFrame, variants: Sequence[str], against: str) -> t
                 impossible.append(f"scale={scale}: {variant} and {against} have no seed or no case in common")
     corrected = holm([comparison.p for comparison in found])
     return [replace(c, p_holm=p) for c, p in zip(found, corrected, strict=True)], impossible
+
+
+def reference_of(comparisons: Sequence[Comparison]) -> str | None:
+    """What all of them are compared with; None where they differ in it."""
+    references = {comparison.against for comparison in comparisons}
+    return references.pop() if len(references) == 1 else None
 
 
 def by_scale(comparisons: Sequence[Comparison]) -> dict[str, list[Comparison]]:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from dualseg.reporting.figures import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, STYLE, VERMILLION
-from dualseg.reporting.studies.comparisons import Comparison, by_scale, network_of_record
+from dualseg.reporting.studies.comparisons import Comparison, by_scale, network_of_record, reference_of
 from dualseg.reporting.studies.contents import StudyContents
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ def _name_rows(axes: "Axes", names: Sequence[str]) -> None:
 
 def differences(comparisons: Sequence[Comparison]) -> Drawing:
     """Mean difference of each variant, with its bootstrap interval, in points of Dice."""
-    groups = by_scale(comparisons)
+    groups, reference = by_scale(comparisons), reference_of(comparisons)
 
     def draw(axes: "Axes", scale: str) -> None:
         own = groups[scale]
@@ -194,22 +194,23 @@ def differences(comparisons: Sequence[Comparison]) -> Drawing:
             colour = GREY if c.low <= 0 <= c.high else BLUE if c.mean > 0 else VERMILLION
             axes.plot([100 * c.low, 100 * c.high], [place, place], color=colour, linewidth=2, solid_capstyle="butt")
             axes.plot(100 * c.mean, place, "o", color=colour, markersize=6)
-        _name_rows(axes, [c.variant for c in own])
-        axes.set_xlabel(f"difference of test Dice to {own[0].against}, points; 95 % interval over cases")
+        _name_rows(axes, [_pair(c, reference) for c in own])
+        axes.set_xlabel(f"difference of test Dice{_to(reference)}, points; 95 % interval over cases")
 
     png = _panels(list(groups), draw, 6.8, [0.9 + 0.27 * len(own) for own in groups.values()])
     words = "; ".join(
-        f"{c.variant} {100 * c.mean:+.2f} ({100 * c.low:+.2f} to {100 * c.high:+.2f})" for c in comparisons
+        f"{_pair(c, reference)} {100 * c.mean:+.2f} ({100 * c.low:+.2f} to {100 * c.high:+.2f})" for c in comparisons
     )
     caption = (
-        f"Mean difference of test Dice to {comparisons[0].against}, with its 95 % bootstrap interval over cases; grey "
-        "where that holds 0."
+        f"Mean difference of test Dice{_to(reference)}, with its 95 % bootstrap interval over cases; grey where that "
+        "holds 0."
     )
     return Drawing(png, caption, words)
 
 
 def case_differences(comparisons: Sequence[Comparison]) -> Drawing:
     """The difference of every case, sorted, one panel a comparison; all on one axis."""
+    reference = reference_of(comparisons)
     columns = min(PANELS_A_ROW, len(comparisons))
     lines = math.ceil(len(comparisons) / columns)
     width, height = 2.6 * columns + 0.75, 1.75 * lines + 0.2
@@ -228,13 +229,24 @@ def case_differences(comparisons: Sequence[Comparison]) -> Drawing:
             axes.set_xlim(-1, len(values))
             axes.set_xticks([])
             axes.grid(axis="x", visible=False)
-            axes.set_title(f"{c.variant}, {c.scale}" if several else c.variant, fontsize=8, loc="left")
+            name = _pair(c, reference)
+            axes.set_title(f"{name}, {c.scale}" if several else name, fontsize=8, loc="left")
             axes.set_xlabel(f"{np.sum(values > 0)} better, {np.sum(values < 0)} worse", fontsize=8)
         figure.text(
             0.12 / width, 0.5, "difference of Dice, points", rotation=90, va="center", fontsize=9, color="#555555"
         )
         png = _png(figure)
     words = "; ".join(
-        f"{c.variant}: {sum(d > 0 for d in c.differences.values())} of {len(c.differences)} better" for c in comparisons
+        f"{_pair(c, reference)}: {sum(d > 0 for d in c.differences.values())} of {len(c.differences)} better"
+        for c in comparisons
     )
-    return Drawing(png, f"Difference of the test Dice to {comparisons[0].against}, a bar a case, sorted.", words)
+    return Drawing(png, f"Difference of the test Dice{_to(reference)}, a bar a case, sorted.", words)
+
+
+def _to(reference: str | None) -> str:
+    return f" to {reference}" if reference else ""
+
+
+def _pair(comparison: Comparison, reference: str | None) -> str:
+    """The variant, with what it is against where that is not the same for all."""
+    return comparison.variant if reference else f"{comparison.variant} - {comparison.against}"

@@ -15,7 +15,7 @@ from dualseg.reporting.studies.tables import NOT_RUN, Line, Table, spread
 from dualseg.runs.reading import METRICS
 from dualseg.sweeps.study import as_word
 
-COMPARISON_HEADS = ("variant", "seeds", "cases", "difference", "95 % interval", "effect", "p", "p (Holm)")
+COMPARISON_HEADS = ("variant", "against", "seeds", "cases", "difference", "95 % interval", "effect", "p", "p (Holm)")
 NOT_RECORDED = "not recorded"
 
 
@@ -44,7 +44,7 @@ def comparison_table(comparisons: Sequence[Comparison]) -> str:
     parts = [_comparison_words(comparisons)]
     for scale, own in by_scale(comparisons).items():
         rows = [f"| {' | '.join(cells)} |" for cells in (COMPARISON_HEADS, *_cells_of(own))]
-        title = [f"Against {own[0].against}{f', scale={scale}' if scale else ''}", ""]
+        title = [f"Differences{f', scale={scale}' if scale else ''}", ""]
         parts.append("\n".join([*title, rows[0], f"|{'---|' * len(COMPARISON_HEADS)}", *rows[1:]]))
     return "\n\n".join(parts)
 
@@ -54,8 +54,8 @@ def _comparison_words(comparisons: Sequence[Comparison]) -> str:
         return ""
     left_out = "; ".join(f"{c.variant} leaves out {c.left_out}" for c in comparisons if c.left_out)
     return (
-        f"Test Dice of each variant minus that of {comparisons[0].against}, in points, paired over cases: the mean "
-        "over foreground classes of the ensemble (of a single network, its own), averaged over the seeds that both "
+        "Test Dice of each variant minus that of the one it is against, in points, paired over cases: the mean over "
+        "foreground classes of the ensemble (of a single network, its own), averaged over the seeds that both "
         f"have. Interval: {100 * CONFIDENCE:.0f} % BCa bootstrap of the mean over cases, {RESAMPLES:,} resamples. "
         "Effect: matched-pairs rank-biserial correlation, (W+ - W-) / (W+ + W-) with the sums of Wilcoxon's ranks of "
         "the cases that are better and worse; -1 to 1. p: two-sided Wilcoxon signed-rank test; Holm: corrected over "
@@ -67,6 +67,7 @@ def _cells_of(comparisons: Sequence[Comparison]) -> list[list[str]]:
     return [
         [
             c.variant,
+            c.against,
             f"{len(c.seeds)} ({', '.join(c.seeds)})",
             str(len(c.differences)),
             f"{100 * c.mean:+.2f}",

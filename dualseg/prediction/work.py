@@ -76,7 +76,7 @@ def predict_scans(
         try:
             _predict_scan(row, predictor, scan, folder, options, channels, clean)
         except Exception as error:
-            row.problem = _problem(error, scan.where)
+            row = Row(scan.name, scan.where, _problem(error, scan.where))  # without what it had been filled with
             print(f"{scan.name}: failed. {row.problem}", file=sys.stderr, flush=True)
         else:
             volumes = ", ".join(f"{name} {ml:.2f} ml" for name, ml in row.volumes.items())

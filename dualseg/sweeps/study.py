@@ -91,9 +91,9 @@ def study_of(name: str, sweep: Mapping[str, Any]) -> Study:
     ensembles = {key: tuple(value) for key, value in (sweep.get("ensembles") or {}).items()}
     rows = [*variants, *ensembles]
     against = sweep.get("against") or {}
-    one_for_all = isinstance(against, str)
-    pairs = {row: against for row in rows if row != against} if one_for_all else dict(against)
-    for reference in (*(v for group in ensembles.values() for v in group), *pairs, *pairs.values()):
+    if isinstance(against, str):  # one for all the others
+        against = {row: against for row in rows if row != against}
+    for reference in (*(v for group in ensembles.values() for v in group), *against, *against.values()):
         if reference not in rows:
             raise DualsegError(f"sweep {name}: {reference} is none of its variants.{nearest(reference, rows)}")
-    return Study(name, dict(sweep["experiments"]), tuple(sweep["seeds"]), variants, ensembles, pairs)
+    return Study(name, dict(sweep["experiments"]), tuple(sweep["seeds"]), variants, ensembles, dict(against))

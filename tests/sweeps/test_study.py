@@ -19,6 +19,7 @@ from dualseg.sweeps.study import read_study, study_names, study_of
 ROOT = Path(__file__).resolve().parents[2]
 STUDIES = ["brats_main", "la_ablation", "la_label_count", "la_main", "la_networks", "pancreas_main"]
 SCALES = [(name, scale) for name in STUDIES for scale in ("cpu", "full")]
+GENTLE = ("cross_pseudo", "uncertainty", "entropy_filtered", "cosine")  # a tenth of their weight at scale=cpu
 ALIASES = {"objective": ("method.objective",)}  # keys that take their value from another one
 
 
@@ -54,6 +55,14 @@ def test_every_variant_composes_and_its_dataset_can_be_split_as_it_asks(name, sc
     assert study.seeds and study.name == name and set(study.experiments) == {"cpu", "full"}
 
 
+def with_groups(named: Mapping[str, Any]) -> dict[str, Any]:
+    """What a row names, `method: dual` spelled out as the keys in which the methods of the CPU scale differ from it."""
+    if named.get("method") != "dual":
+        return dict(named)
+    weights = {f"method.terms.{term}.weight": 1.0 for term in GENTLE}
+    return {key: value for key, value in named.items() if key != "method"} | {"method.name": "dual"} | weights
+
+
 @pytest.mark.parametrize("name, scale", SCALES)
 def test_no_two_variants_are_the_same_run(name, scale):
     seen: dict[str, str] = {}
@@ -67,7 +76,7 @@ def test_an_ablation_differs_from_the_full_method_by_exactly_the_keys_it_names(s
     variants, composed = read_study("la_ablation").variants, configurations("la_ablation", scale)
     full = identity(composed["full"])
     for variant, named in variants.items():
-        expected = {key: value for key, value in named.items() if full[key] != value}
+        expected = {key: value for key, value in with_groups(named).items() if full[key] != value}
         expected |= {alias: value for key, value in expected.items() for alias in ALIASES.get(key, ())}
         assert differences(composed[variant], composed["full"]) == expected, variant
         assert expected or variant == "full"
@@ -88,8 +97,10 @@ def test_an_ablation_changes_one_thing():
     assert differences(composed["supervised"], composed["full"]) == switched_off
     assert composed["full"]["method"]["keep_fraction"] == 0.8
     assert differences(composed["keep_fraction_0.2"], composed["full"]) == {"method.keep_fraction": 0.2}
-    released = {"objective": "released", "method.objective": "released"}
-    assert differences(composed["released"], composed["full"]) == released
+    released = {"objective": "released", "method.objective": "released", "method.name": "dual"}
+    full_weights = {f"method.terms.{term}.weight": 1.0 for term in GENTLE}
+    assert differences(composed["released"], composed["full"]) == released | full_weights
+    assert {composed["full"]["method"]["terms"][term]["weight"] for term in GENTLE} == {0.1}
 
 
 # method.md, section 5

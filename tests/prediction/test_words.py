@@ -80,7 +80,9 @@ def fails(predict, tmp_path, *words, **kinds) -> str:
 def test_inputs_that_are_not_there(predict, tmp_path) -> None:
     assert "input=/none: no such file or folder" in fails(predict, tmp_path, "input=/none")
     (tmp_path / "empty").mkdir()
-    assert "holds no .nii or .nii.gz file" in fails(predict, tmp_path, f"input={tmp_path / 'empty'}")
+    assert "holds neither .nii or .nii.gz files nor DICOM series of slices" in fails(
+        predict, tmp_path, f"input={tmp_path / 'empty'}"
+    )
     (tmp_path / "scan.mha").write_text("")
     assert "scan.mha: not a .nii" in fails(predict, tmp_path, f"input={tmp_path / 'scan.mha'}")
 

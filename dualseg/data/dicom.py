@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import pydicom
 from pydicom.errors import InvalidDicomError
+from pydicom.uid import CTImageStorage, MRImageStorage, PositronEmissionTomographyImageStorage
 
 from dualseg.data.volumes import Image
 from dualseg.errors import DualsegError
@@ -20,6 +21,8 @@ from dualseg.errors import DualsegError
 # what groups files into series; PatientID is the case's name in public collections
 _TAGS = ["SeriesInstanceUID", "PatientID", "Rows", "Columns", "ImagePositionPatient", "ImageOrientationPatient"]
 _TAGS += ["PixelSpacing"]
+# None: it breaks off before its kind
+_SLICES = (None, CTImageStorage, MRImageStorage, PositronEmissionTomographyImageStorage)
 _SAME_PLACE = 1e-3  # mm
 _UNEVEN = 0.05  # of the distance of slices; positions are written with few digits
 _TILT = 1e-3  # sine of the angle between the slices' normal and the way from slice to slice
@@ -55,8 +58,10 @@ def find_series(folder: Path) -> SeriesFound:
     for path in files_below(folder):
         try:
             header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_TAGS)
-            # a report, a segmentation, DICOMDIR: no slice
             if any(header.get(tag) is None for tag in _TAGS if tag != "PatientID"):
+                # a report, a segmentation, DICOMDIR: no slice; a header that breaks off is no error to pydicom
+                if header.file_meta.get("MediaStorageSOPClassUID") in _SLICES:
+                    damaged.append(path)
                 continue
             place = tuple(np.round(np.asarray(header.ImageOrientationPatient, float), 4))
             place += tuple(np.round(np.asarray(header.PixelSpacing, float), 4))

@@ -52,7 +52,7 @@ def read_nifti(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
             "shape", f"{path}: a volume W x H x D or W x H x D x channels is needed, this file is {shape}"
         )
     if not np.isfinite(array).all():
-        raise VolumeError("NaN", f"{path}: holds NaN or infinite voxels; replace them before training")
+        raise VolumeError("NaN", f"{path}: holds NaN or infinite voxels; replace them by numbers")
     array = array[None] if array.ndim == 3 else np.moveaxis(array, -1, 0)
     return np.ascontiguousarray(array), _checked_affine(path, image.affine)
 

@@ -68,10 +68,26 @@ class VolumeReader:
         shrunk = self._shrink(torch.from_numpy(image.array))
         return EvaluationVolume(case, index, shrunk, label, (float(spacing[0]), float(spacing[1]), float(spacing[2])))
 
+    def prepare_scan(self, scan: Image, where: str) -> Image:
+        """A scan that is not of the dataset as the networks see it; the affine is that of the down-sampled voxels.
+
+        Args:
+            scan: (C, W, H, D) float32 on its own grid.
+            where: what messages call it.
+        """
+        prepared = self._checked(self.source.prepare_scan(scan), f"{where}: prepared, it")
+        shrunk = self._shrink(torch.from_numpy(prepared.array)).numpy()
+        # a coarse voxel covers `factor` fine ones, so that its centre lies in the middle of theirs
+        factor = np.array(prepared.array.shape[1:]) / shrunk.shape[1:]
+        to_fine = np.diag([*factor, 1.0])
+        to_fine[:3, 3] = (factor - 1) / 2
+        return Image(shrunk, prepared.affine @ to_fine)
+
     def _image(self, case: str) -> Image:
-        image = self.source.read_image(case)
+        return self._checked(self.source.read_image(case), self.source.where(case, "image"))
+
+    def _checked(self, image: Image, where: str) -> Image:
         image = image._replace(array=image.array.astype(np.float32, copy=False))  # a source of yours may give another
-        where = self.source.where(case, "image")
         for problem in image_problems(image.array, self.source.channels):
             raise VolumeError(problem.kind, f"{where} {problem.text}")
         return image

@@ -5,6 +5,7 @@ A new command gets its toys in `toy_words`, or a reason in `NOT_RUN`.
 
 import json
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -56,6 +57,10 @@ def write_data(folder: Path) -> None:
     write_folder(folder / "folder")
     write_folder(folder / "folder-and-more")
     write_raw(folder / "raw")
+    scans = [*sorted((folder / "mine" / "images").iterdir())[:4]]
+    for scan, place in zip(scans, ("scans/a", "first", "second", "more-scans/b"), strict=True):
+        (folder / place).parent.mkdir(exist_ok=True)
+        shutil.copy(scan, folder / f"{place}.nii.gz")
     brats = [case for split in ("train", "validation", "test") for case in shipped_list(f"brats2019_{split}")]
     lists = {
         "la/{}/mri_norm2.h5": [*case_list("train"), *case_list("test")],
@@ -132,7 +137,7 @@ def toy_words(words: list[str], folder: Path) -> list[str]:
     rest = [re.sub(r"\bDIR\b", "runs" if name == "dualseg-report" else str(folder / dataset), word) for word in rest]
     rest = [word.replace("DIR2", str(folder / f"{dataset}-unlabeled")) for word in rest]
     rest = [re.sub(r"iteration-\d{6}", "iteration-000002", word) for word in rest]
-    if name in ("dualseg-evaluate", "dualseg-report") or shown_only:
+    if name in ("dualseg-evaluate", "dualseg-report", "dualseg-predict") or shown_only:
         return rest
     if not training:
         raise KeyError(f"{name}: give it toys in {__file__}")

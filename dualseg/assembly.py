@@ -1,8 +1,10 @@
 """From a resolved configuration to objects: the one place that knows both."""
 
 import inspect
+import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,9 +16,11 @@ from pytorch_lightning.loggers import Logger
 from torch import nn
 
 from dualseg.data import SemiSupervisedDataModule
+from dualseg.data.reading import VolumeReader
 from dualseg.data.volumes import VolumeSource
 from dualseg.errors import DualsegError
 from dualseg.inference import SlidingWindow
+from dualseg.inference.predictor import Member, Predictor
 from dualseg.methods import NetworkEvaluation, SegmentationMethod
 from dualseg.processes import is_slurm_task
 from dualseg.runs.callbacks import Checkpoints, ProgressBar, RunTime, SliceWriter, Throughput
@@ -73,13 +77,14 @@ def build_networks(config: Config, source: VolumeSource) -> dict[str, nn.Module]
     return networks
 
 
-def build_sliding_window(config: Config) -> SlidingWindow:
+def build_sliding_window(config: Config, mirror: bool = False) -> SlidingWindow:
     """`inference`, with the patch and stride of `data`."""
     return SlidingWindow(
         config["data"]["patch_size"],
         config["data"]["stride"],
         config["inference"]["batch_size"],
         torch.channels_last_3d if config["trainer"]["channels_last"] else torch.contiguous_format,
+        mirror,
     )
 
 
@@ -184,14 +189,52 @@ def check_precision(trainer: pl.Trainer, precision: str) -> None:
 def build_evaluation(config: Config, runs: Sequence[RunFolder], source: VolumeSource) -> NetworkEvaluation:
     """The trained networks of one run under their names, of several under <number>-<run>/<network>."""
     networks: dict[str, nn.Module] = {}
-    for number, run in enumerate(runs, start=1):
-        own = build_networks(run.config(), source)
-        load_networks(run.checkpoint(), own)
-        # numbered, since folders of the same name may lie in different places; ModuleDict allows no dots in names
-        prefix = "" if len(runs) == 1 else f"{number}-{run.path.resolve().name.replace('.', '_')}/"
-        networks |= {f"{prefix}{name}": network for name, network in own.items()}
+    for prefix, run in _prefixed(runs):
+        networks |= {f"{prefix}{name}": network for name, network in _trained_networks(run, source).items()}
     window = build_sliding_window(config)
     return NetworkEvaluation(networks, source.class_names, window, config["inference"]["distance_unit"])
+
+
+def _prefixed(runs: Sequence[RunFolder]) -> list[tuple[str, RunFolder]]:
+    """Each run with what the names of its networks begin with: nothing where it is the only one."""
+    if len(runs) == 1:
+        return [("", runs[0])]
+    # numbered, since folders of the same name may lie in different places; ModuleDict allows no dots in names
+    return [(f"{n}-{run.path.resolve().name.replace('.', '_')}/", run) for n, run in enumerate(runs, start=1)]
+
+
+def _trained_networks(run: RunFolder, source: VolumeSource) -> dict[str, nn.Module]:
+    networks = build_networks(run.config(), source)
+    load_networks(run.checkpoint(), networks)
+    return networks
+
+
+def build_predictor(
+    runs: Sequence[RunFolder], sources: Sequence[VolumeSource], overlap: float, mirror: bool, device: torch.device
+) -> Predictor:
+    """All networks of the runs as one ensemble for new scans; runs that see a scan alike prepare it once.
+
+    Args:
+        sources: of each run, see `scan_source`; of the same classes.
+        overlap: share of a window that its neighbour covers again, in place of `data.stride`.
+    """
+    members: dict[str, Member] = {}
+    for (prefix, run), source in zip(_prefixed(runs), sources, strict=True):
+        config = run.config()
+        data = config["data"]
+        stride = [max(1, round(size * (1 - overlap))) for size in data["patch_size"]]
+        window = build_sliding_window({**config, "data": {**data, "stride": stride}}, mirror)
+        networks = {f"{prefix}{name}": network for name, network in _trained_networks(run, source).items()}
+        for network in networks.values():
+            network.to(memory_format=window.memory_format)  # type: ignore[call-overload]
+        seen = [data["source"]["_target_"], source.scan_record(), data["downsample"], data["patch_size"]]
+        key = json.dumps([*seen, config["inference"]["batch_size"], config["trainer"]["channels_last"]])
+        earlier = members.get(key)
+        if earlier is None:
+            members[key] = Member(VolumeReader(source, data["downsample"]).prepare_scan, networks, window)
+        else:
+            members[key] = replace(earlier, networks={**earlier.networks, **networks})
+    return Predictor(list(members.values()), len(sources[0].class_names), device)
 
 
 def build_evaluator(config: Config, folder: RunFolder) -> pl.Trainer:

@@ -85,6 +85,7 @@ def train_here(settings: dict[str, Any]) -> None:
 
 def _train(settings: dict[str, Any], folder: Any) -> None:
     from dualseg import assembly
+    from dualseg.files import write_json
     from dualseg.runs import checkpoints, provenance
     from dualseg.runs.folder import iteration_of
 
@@ -108,6 +109,7 @@ def _train(settings: dict[str, Any], folder: Any) -> None:
     data.check_processes(trainer.world_size, stages)
     if trainer.is_global_zero:
         folder.open(settings)
+        write_json(folder.preprocessing_file, data.source.scan_record())
         facts = {"dataset": settings["data"]["name"], "fingerprint": data.fingerprint(), **data.cases_used}
         provenance.start(folder.manifest_file, provenance.describe(settings["seed"], facts), resumed_at)
         print(f"Resuming {folder.path} from iteration {resumed_at}" if latest else f"Training {folder.path}")

@@ -13,10 +13,11 @@ if TYPE_CHECKING:
     from dualseg.data.pancreas_ct import PancreasCT
     from dualseg.data.phantom import Phantom
     from dualseg.data.transforms import flips_and_rotations
-    from dualseg.data.volumes import Image, VolumeSource
+    from dualseg.data.volumes import Grid, Image, VolumeSource
 
 __all__ = [
     "BraTS2019",
+    "Grid",
     "Image",
     "LeftAtrium",
     "PancreasCT",
@@ -28,6 +29,7 @@ __all__ = [
 
 _HOMES = {
     "BraTS2019": "brats2019",
+    "Grid": "volumes",
     "Image": "volumes",
     "LeftAtrium": "left_atrium",
     "PancreasCT": "pancreas_ct",

@@ -9,6 +9,8 @@ import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
+from dualseg.data.problems import VolumeError, is_invertible
+from dualseg.data.volumes import Grid
 from dualseg.errors import DualsegError
 from dualseg.files import replacing
 
@@ -39,24 +41,31 @@ def read_nifti(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
             infinity; or its affine is not invertible.
     """
     path = Path(path)
-    if not path.is_file():
-        raise DualsegError(f"{path}: no such file; check the data root and the case name")
+    image = _opened(path)
     try:
-        image = nib.load(path)
-        if not isinstance(image, nib.Nifti1Pair):  # NIfTI-2 included
-            raise ImageFileError(f"a {type(image).__name__}, not NIfTI")
-        if image.get_data_dtype().kind not in "uif":
-            raise ImageFileError(f"voxels of type {image.get_data_dtype()} are not plain numbers")
         array = np.asarray(image.dataobj, dtype=np.float32)
     except _UNREADABLE as error:
-        raise DualsegError(f"{path}: cannot be read as NIfTI ({error}); copy or convert the file again") from error
+        raise _unreadable(path, error) from error
     if array.ndim not in (3, 4) or min(array.shape[:3]) < 2:
         shape = " x ".join(map(str, array.shape))
-        raise DualsegError(f"{path}: a volume W x H x D or W x H x D x channels is needed, this file is {shape}")
+        raise VolumeError(
+            "shape", f"{path}: a volume W x H x D or W x H x D x channels is needed, this file is {shape}"
+        )
     if not np.isfinite(array).all():
-        raise DualsegError(f"{path}: holds NaN or infinite voxels; replace them before training")
+        raise VolumeError("NaN", f"{path}: holds NaN or infinite voxels; replace them by numbers")
     array = array[None] if array.ndim == 3 else np.moveaxis(array, -1, 0)
     return np.ascontiguousarray(array), _checked_affine(path, image.affine)
+
+
+def read_grid(path: str | Path) -> Grid:
+    """Shape and affine as the file's header has them; no voxel is read.
+
+    Raises:
+        DualsegError: the file is missing or not NIfTI, or its affine is not invertible.
+    """
+    path = Path(path)
+    image = _opened(path)
+    return Grid(tuple(map(int, image.shape[:3])), _checked_affine(path, image.affine))
 
 
 def write_nifti(path: str | Path, array: np.ndarray, affine: np.ndarray) -> None:
@@ -85,12 +94,29 @@ def write_nifti(path: str | Path, array: np.ndarray, affine: np.ndarray) -> None
         nib.save(image, temporary)  # gzip level 1, no timestamp
 
 
+def _opened(path: Path) -> nib.Nifti1Pair:
+    if not path.is_file():
+        raise DualsegError(f"{path}: no such file; check the data root and the case name")
+    try:
+        image = nib.load(path)
+        if not isinstance(image, nib.Nifti1Pair):  # NIfTI-2 included
+            raise ImageFileError(f"a {type(image).__name__}, not NIfTI")
+        if image.get_data_dtype().kind not in "uif":
+            raise ImageFileError(f"voxels of type {image.get_data_dtype()} are not plain numbers")
+    except _UNREADABLE as error:
+        raise _unreadable(path, error) from error
+    return image
+
+
+def _unreadable(path: Path, error: Exception) -> DualsegError:
+    return DualsegError(f"{path}: cannot be read as NIfTI ({error}); copy or convert the file again")
+
+
 def _checked_affine(path: Path, affine: np.ndarray) -> np.ndarray:
     """The affine in float64, or DualsegError: without an invertible one, spacing and millimetres mean nothing."""
     affine = affine.astype(np.float64)
-    if affine.shape == (4, 4) and np.isfinite(affine).all():
-        spacing = np.linalg.norm(affine[:3, :3], axis=0)
-        # Volume of the unit parallelepiped: 1 for perpendicular axes, 0 if they fall into one plane.
-        if spacing.min() > 0 and abs(np.linalg.det(affine[:3, :3] / spacing)) > 1e-6:
-            return affine
-    raise DualsegError(f"{path}: its affine is not invertible ({affine.tolist()}); set the header's qform or sform")
+    if is_invertible(affine):
+        return affine
+    raise VolumeError(
+        "affine", f"{path}: its affine is not invertible ({affine.tolist()}); set the header's qform or sform"
+    )

@@ -8,13 +8,15 @@ as bright as the chamber, divided from it by walls that are thin and incomplete;
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from scipy import ndimage
 from tqdm import tqdm
 
-from dualseg.data.nifti import read_nifti, write_nifti
-from dualseg.data.volumes import Image, VolumeSource
+from dualseg.data.nifti import read_grid, read_nifti, write_nifti
+from dualseg.data.problems import VolumeError
+from dualseg.data.volumes import Grid, Image, VolumeSource
 from dualseg.errors import DualsegError
 from dualseg.files import replacing
 
@@ -74,8 +76,13 @@ class Phantom(VolumeSource):
         path = self._path("labels", case)
         label = read_nifti(path)[0][0]
         if not np.isin(label, (0, 1)).all():
-            raise DualsegError(f"{path}: label values must be 0 or 1; delete the file and it is made again")
+            raise VolumeError(
+                "label values", f"{path}: label values must be 0 or 1; delete the file and it is made again"
+            )
         return label.astype(np.uint8)
+
+    def stored_grid(self, case: str, kind: Literal["image", "label"]) -> Grid:
+        return read_grid(self._path(f"{kind}s", case))
 
     def where(self, case: str, kind: str) -> str:
         return f"{self._path(f'{kind}s', case)}: {kind}"

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dualseg.data.problems import VolumeError, image_problems, label_problems
 from dualseg.data.volumes import Image, VolumeSource
 from dualseg.errors import DualsegError
 
@@ -63,31 +64,35 @@ class VolumeReader:
         shrunk = self._shrink(torch.from_numpy(image.array))
         return EvaluationVolume(case, index, shrunk, label, (float(spacing[0]), float(spacing[1]), float(spacing[2])))
 
+    def prepare_scan(self, scan: Image, where: str) -> Image:
+        """A scan that is not of the dataset as the networks see it; the affine is that of the down-sampled voxels.
+
+        Args:
+            scan: (C, W, H, D) float32 on its own grid.
+            where: what messages call it.
+        """
+        prepared = self._checked(self.source.prepare_scan(scan), f"{where}: prepared, it")
+        shrunk = self._shrink(torch.from_numpy(prepared.array)).numpy()
+        # a coarse voxel covers `factor` fine ones, so that its centre lies in the middle of theirs
+        factor = np.array(prepared.array.shape[1:]) / shrunk.shape[1:]
+        to_fine = np.diag([*factor, 1.0])
+        to_fine[:3, 3] = (factor - 1) / 2
+        return Image(shrunk, prepared.affine @ to_fine)
+
     def _image(self, case: str) -> Image:
-        image = self.source.read_image(case)
+        return self._checked(self.source.read_image(case), self.source.where(case, "image"))
+
+    def _checked(self, image: Image, where: str) -> Image:
         image = image._replace(array=image.array.astype(np.float32, copy=False))  # a source of yours may give another
-        where = self.source.where(case, "image")
-        if image.array.ndim != 4 or image.array.shape[0] != self.source.channels:
-            raise DualsegError(f"{where} has shape {image.array.shape}; expected ({self.source.channels}, W, H, D).")
-        if not np.isfinite(image.array).all():
-            count = int((~np.isfinite(image.array)).sum())
-            raise DualsegError(
-                f"{where} holds {count} NaN or infinite voxels; repair the file or take the case out of the list."
-            )
+        for problem in image_problems(image.array, self.source.channels):
+            raise VolumeError(problem.kind, f"{where} {problem.text}")
         return image
 
     def _label(self, case: str, image: Image) -> Tensor:
         label = self.source.read_label(case)
         where = self.source.where(case, "label")
-        if label.shape != image.array.shape[1:]:
-            raise DualsegError(
-                f"{where} has shape {label.shape}, its image {image.array.shape[1:]}; they must be the same grid."
-            )
-        num_classes = len(self.source.class_names)
-        values = np.unique(label)
-        if values.min() < 0 or values.max() >= num_classes or not np.equal(np.mod(values, 1), 0).all():
-            shown = ", ".join(f"{v:g}" for v in values[:8])
-            raise DualsegError(f"{where} holds the values {shown}; expected whole numbers 0..{num_classes - 1}.")
+        for problem in label_problems(label, image.array.shape[1:], len(self.source.class_names)):
+            raise VolumeError(problem.kind, f"{where} {problem.text}")
         return torch.from_numpy(label.astype(np.uint8, copy=False))
 
     def _shrink(self, volume: Tensor) -> Tensor:

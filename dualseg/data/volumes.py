@@ -1,15 +1,25 @@
 """What a dataset on disk offers, whatever its files are: ordered case names, images and labels."""
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
+
+from dualseg.errors import DualsegError
 
 
 class Image(NamedTuple):
     """One image volume. `array`: (C, W, H, D) float32. `affine`: (4, 4) voxel indices -> millimetres (RAS+)."""
 
     array: np.ndarray
+    affine: np.ndarray
+
+
+class Grid(NamedTuple):
+    """How a file lays its voxels out. `shape`: (W, H, D). `affine`: (4, 4) voxel indices -> millimetres (RAS+)."""
+
+    shape: tuple[int, ...]
     affine: np.ndarray
 
 
@@ -23,6 +33,8 @@ class VolumeSource(ABC):
         train_cases: case names in the order in which labels are granted: N labels means the first N.
         test_cases: case names of the dataset's own test split (may be empty).
         validation_cases: the same of its own validation split; most datasets have none.
+        scan_attributes: names of the attributes that prediction reads: the classes, the channels, and whatever
+            `prepare_scan` reads of the object. Their values are numbers, text, None, or lists and mappings of such.
     """
 
     name: str
@@ -31,6 +43,7 @@ class VolumeSource(ABC):
     train_cases: tuple[str, ...]
     test_cases: tuple[str, ...]
     validation_cases: tuple[str, ...] = ()
+    scan_attributes: tuple[str, ...] = ("class_names", "channels")
 
     @abstractmethod
     def read_image(self, case: str) -> Image:
@@ -39,6 +52,14 @@ class VolumeSource(ABC):
     def where(self, case: str, kind: str) -> str:
         """What messages call an `image` or `label` of a case; override it to name the file."""
         return f"{self.name} case {case}: {kind}"
+
+    def stored_grid(self, case: str, kind: Literal["image", "label"]) -> Grid | None:
+        """The grid of a case's image or label as its file has it, before reading turns or resamples it.
+
+        `dualseg-check` compares the two; it asks for a label's where `read_label` may be called, and for no other.
+        Override it where the files have affines, reading headers alone. None: the format has none.
+        """
+        return None
 
     @abstractmethod
     def read_label(self, case: str) -> np.ndarray:
@@ -51,3 +72,29 @@ class VolumeSource(ABC):
         prediction finds its way back. A source whose files are read as they are returns the scan unchanged.
         """
         return scan
+
+    def scan_record(self) -> dict[str, Any]:
+        """The values of `scan_attributes`: training leaves them in the run folder."""
+        return {name: getattr(self, name) for name in self.scan_attributes}
+
+    @classmethod
+    def for_scans(cls, record: Mapping[str, Any]) -> Self:
+        """A source that has its `scan_attributes` and `prepare_scan`, and no cases: the dataset need not be there.
+
+        Args:
+            record: what `scan_record` gave, or what JSON has left of it; an attribute of the class may be missing.
+
+        Raises:
+            DualsegError: the record lacks an attribute that the class has no value for.
+        """
+        source = cls.__new__(cls)  # not by __init__, which may look for the files
+        for name in cls.scan_attributes:
+            if name in record:
+                value = record[name]
+                setattr(source, name, tuple(value) if isinstance(value, list) else value)
+            elif not hasattr(cls, name):
+                raise DualsegError(
+                    f"{cls.__name__}: the run folder does not record its {name}, so it cannot prepare a scan; the run "
+                    "is older than that, or its preprocessing.json is lost. Put it back, or train again."
+                )
+        return source

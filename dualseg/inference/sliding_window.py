@@ -1,6 +1,7 @@
 """Sliding-window probabilities of several networks over one volume, through MONAI."""
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 
 import torch
 from monai.inferers import sliding_window_inference
@@ -20,6 +21,7 @@ class SlidingWindow:
         stride: distance between windows per axis, voxels, 1..patch_size.
         batch_size: windows in one forward pass.
         memory_format: of the windows; give the networks' own.
+        mirror: average the probabilities over the eight mirror images of each window.
 
     Raises:
         ValueError: a stride outside 1..patch_size.
@@ -31,12 +33,14 @@ class SlidingWindow:
         stride: Sequence[int],
         batch_size: int = 4,
         memory_format: torch.memory_format = torch.channels_last_3d,
+        mirror: bool = False,
     ) -> None:
         if len(patch_size) != len(stride) or not all(1 <= s <= p for s, p in zip(stride, patch_size, strict=True)):
             raise ValueError(f"stride {list(stride)}: needs 1..patch_size {list(patch_size)} on each of three axes.")
         self.patch_size, self.stride = tuple(patch_size), tuple(stride)
         self.batch_size = batch_size
         self.memory_format = memory_format
+        self.mirrors = [axes for n in range(4 if mirror else 1) for axes in combinations((2, 3, 4), n)]
         # MONAI takes an overlap fraction and floors patch * (1 - overlap), which for 112 and 18 gives 17. Half a
         # voxel of slack makes the floor give the stride that was asked for.
         self.overlap = tuple(0.0 if s == p else 1 - (s + 0.5) / p for s, p in zip(stride, patch_size, strict=True))
@@ -57,8 +61,7 @@ class SlidingWindow:
         folded = [fold_batch_norm(network) for network in networks.values()]
 
         def predict(windows: Tensor) -> Tensor:
-            windows = windows.contiguous(memory_format=self.memory_format)
-            return torch.cat([network(windows).logits.float().softmax(dim=1) for network in folded], dim=1)
+            return torch.cat([self._probabilities(network, windows) for network in folded], dim=1)
 
         stacked = sliding_window_inference(
             image[None], self.patch_size, self.batch_size, predict, overlap=self.overlap, mode="constant"
@@ -70,3 +73,13 @@ class SlidingWindow:
         if len(networks) > 1:
             probabilities["ensemble"] = torch.stack(list(probabilities.values())).mean(dim=0)
         return probabilities
+
+    def _probabilities(self, network: nn.Module, windows: Tensor) -> Tensor:
+        """(N, K, w, h, d) of windows (N, C, w, h, d), averaged over the mirror images."""
+        total: Tensor | None = None
+        for axes in self.mirrors:
+            seen = windows.flip(axes).contiguous(memory_format=self.memory_format)
+            p = network(seen).logits.float().softmax(dim=1).flip(axes)
+            total = p if total is None else total + p
+        assert total is not None
+        return total / len(self.mirrors)

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from dualseg.data.checks import check_batch, check_patch_size
-from dualseg.data.splits import split_source
+from dualseg.data.splits import Split, split_source
+from dualseg.data.volumes import VolumeSource
 from dualseg.errors import DualsegError
 from dualseg.runs.folder import flatten
 
@@ -192,19 +193,28 @@ def naming_keys_of(group: str, settings: Mapping[str, Any]) -> Iterator[None]:
         raise DualsegError(f"{group}.{found[1]}: no such configuration key; leave it out.") from error
 
 
-def check_data(settings: Mapping[str, Any]) -> None:
-    """The dataset is there and can be split as asked; no volume is read.
+def source_and_split(settings: Mapping[str, Any]) -> tuple[VolumeSource, Split]:
+    """The dataset and which of its cases are labeled, unlabeled, validation and test; no volume is read.
 
     Raises:
         DualsegError: the first thing that is wrong, within an InstantiationException where the dataset says so.
     """
     from hydra.utils import instantiate
 
-    data, batch = settings["data"], settings["batch"]
+    data = settings["data"]
     with naming_keys_of("data.source", data["source"]):
         source = instantiate(data["source"])
-    split = split_source(source, data)
-    check_batch(batch["labeled"], batch["unlabeled"], split)
+    return source, split_source(source, data)
+
+
+def check_data(settings: Mapping[str, Any]) -> None:
+    """The dataset is there and can be split as asked; no volume is read.
+
+    Raises:
+        DualsegError: as `source_and_split`; the split cannot serve the batch or the validation.
+    """
+    _, split = source_and_split(settings)
+    check_batch(settings["batch"]["labeled"], settings["batch"]["unlabeled"], split)
     every = settings["trainer"]["validate_every"]
     if every and not split.validation:
         mend = "give data.held_out_validation=N, or leave it null"

@@ -1,0 +1,155 @@
+"""One walk over a dataset: each image, and each label that the split lets be opened, is read once."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, TypeVar
+
+import numpy as np
+from tqdm import tqdm
+
+from dualseg.data.checking.content import content_hash, mirror_ratios, mirrored_cases
+from dualseg.data.checking.geometry import grid_problem, spacing_by_direction
+from dualseg.data.problems import KINDS, Kind, VolumeError, image_problems, is_invertible, label_problems
+from dualseg.data.splits import Split
+from dualseg.data.volumes import Grid, Image, VolumeSource
+from dualseg.errors import DualsegError
+
+ROLES = ("labeled", "unlabeled", "validation", "test")
+SPACING_FACTOR = (
+    1.5  # a header that lost its spacing says 1 mm; scanners' own protocols differ by less in one direction
+)
+SPACING_SPREADS = 5.0  # robust standard deviations, where the dataset's spacings do differ
+LEAST_SPACINGS = 4  # volumes, below which there is no telling what is usual
+
+_Part = Literal["image", "label"]
+_T = TypeVar("_T")
+
+
+class Finding(NamedTuple):
+    """One thing that is wrong: which row of the table, in which case of which split, in words that name the file."""
+
+    kind: Kind
+    role: str
+    case: str
+    text: str
+
+
+@dataclass
+class Findings:
+    """What is wrong, in the order of `KINDS`, and how much was read.
+
+    Attributes:
+        images: role -> number of images.
+        labels: number of labels that were opened.
+    """
+
+    found: list[Finding] = field(default_factory=list)
+    images: dict[str, int] = field(default_factory=dict)
+    labels: int = 0
+
+
+def check_dataset(source: VolumeSource, split: Split) -> Findings:
+    """Read the volumes of a split once and say everything that is wrong with them.
+
+    A volume that cannot be read is a finding and stops nothing. Labels of unlabeled cases are never opened.
+    """
+    walk = _Walk(source)
+    cases = [(case, role) for role in ROLES for case in getattr(split, role)]
+    for case, role in tqdm(cases, desc="Checking volumes", unit="volume", leave=False, delay=1):
+        walk.visit(case, role)
+    walk.compare()
+    walk.found.sort(key=lambda finding: KINDS.index(finding.kind))  # stable: within a kind as they were found
+    images = {role: len(getattr(split, role)) for role in ROLES if getattr(split, role)}
+    return Findings(walk.found, images, sum(count for role, count in images.items() if role != "unlabeled"))
+
+
+class _Walk:
+    """What is found, and what is kept of each volume to compare it with the others: never its voxels."""
+
+    def __init__(self, source: VolumeSource) -> None:
+        self.source = source
+        self.found: list[Finding] = []
+        self.roles: dict[str, str] = {}
+        self.hashes: dict[str, list[str]] = {}  # content -> cases
+        self.spacings: dict[str, np.ndarray] = {}
+        self.mirrors: dict[str, np.ndarray] = {}
+
+    def visit(self, case: str, role: str) -> None:
+        self.roles[case] = role
+        image = self._read(case, "image", lambda: self.source.read_image(case))
+        grid = self._read(case, "image", lambda: self.source.stored_grid(case, "image")) if image else None
+        if image is not None:
+            for problem in image_problems(image.array, self.source.channels):
+                self._say(problem.kind, case, "image", problem.text)
+            self.hashes.setdefault(content_hash(image.array), []).append(case)
+            affine = image.affine if grid is None else grid.affine
+            if is_invertible(affine):
+                self.spacings[case] = spacing_by_direction(affine)
+            else:
+                self._say("affine", case, "image", f"has an affine that is not invertible ({affine.tolist()}).")
+        if role != "unlabeled":
+            self._visit_label(case, image, grid)
+
+    def _visit_label(self, case: str, image: Image | None, image_grid: Grid | None) -> None:
+        label = self._read(case, "label", lambda: self.source.read_label(case))
+        if label is None:
+            return
+        label_grid = self._read(case, "label", lambda: self.source.stored_grid(case, "label")) if image_grid else None
+        misplaced = grid_problem(image_grid, label_grid) if image_grid and label_grid else None
+        if misplaced:
+            self._say(misplaced.kind, case, "label", misplaced.text)
+        problems = label_problems(label, image.array.shape[1:] if image else None, len(self.source.class_names))
+        for problem in problems:
+            if not (misplaced and misplaced.kind == problem.kind):
+                self._say(problem.kind, case, "label", problem.text)
+        if not np.any(label):
+            self._say("empty label", case, "label", "marks no voxel as foreground.")
+        if not problems and image is not None and not image_problems(image.array, self.source.channels):
+            self.mirrors[case] = mirror_ratios(image.array, label)
+
+    def compare(self) -> None:
+        """What only shows beside the other volumes."""
+        for case, (axis, times) in mirrored_cases(self.mirrors).items():
+            if not any(finding.kind == "flip" and finding.case == case for finding in self.found):
+                better = f"fits its image {times:.1f} times better mirrored along axis {axis}"
+                self._say("flip", case, "label", f"{better}, unlike the other labels; look at it.")
+        self._compare_spacings()
+        for cases in self.hashes.values():
+            self._tell_duplicates(cases)
+
+    def _compare_spacings(self) -> None:
+        if len(self.spacings) < LEAST_SPACINGS:
+            return
+        logs = np.log(np.array([*self.spacings.values()]))
+        usual = np.median(logs, axis=0)
+        spread = 1.4826 * np.median(np.abs(logs - usual), axis=0)  # the standard deviation, of a normal distribution
+        limit = np.maximum(np.log(SPACING_FACTOR), SPACING_SPREADS * spread)
+        for case, own in zip(self.spacings, logs, strict=True):
+            if (np.abs(own - usual) > limit).any():
+                mm, others = (" x ".join(f"{edge:.3g}" for edge in np.exp(edges)) for edges in (own, usual))
+                self._say("spacing", case, "image", f"has voxels of {mm} mm; the median is {others} mm.")
+
+    def _tell_duplicates(self, cases: list[str]) -> None:
+        # beside the test volume, then the validation volume, if there is one among them
+        first, *others = sorted(cases, key=lambda case: -ROLES.index(self.roles[case]))
+        for case in others:
+            leak = self.roles[case] == "unlabeled" and self.roles[first] in ("test", "validation")
+            kind: Kind = "unlabeled duplicate" if leak else "duplicate"
+            self._say(
+                kind, case, "image", f"has the same voxels as the {self.roles[first]} case {first}; leave one out."
+            )
+
+    def _read(self, case: str, part: _Part, read: Callable[[], _T]) -> _T | None:
+        try:
+            return read()
+        except DualsegError as error:
+            kind = error.kind if isinstance(error, VolumeError) else "unreadable"
+            finding = Finding(kind, self.roles[case], case, str(error))
+            if finding not in self.found:  # image and label may be in one file
+                self.found.append(finding)
+        except Exception as error:  # a source of yours may let anything through; the other files are still to be read
+            self._say("unreadable", case, part, f"cannot be read ({type(error).__name__}: {error}).")
+        return None
+
+    def _say(self, kind: Kind, case: str, part: _Part, text: str) -> None:
+        self.found.append(Finding(kind, self.roles[case], case, f"{self.source.where(case, part)} {text}"))

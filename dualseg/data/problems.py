@@ -1,0 +1,73 @@
+"""What can be wrong with one volume once it is read: training stops at the first, dualseg-check lists them all."""
+
+from typing import Literal, NamedTuple, get_args
+
+import numpy as np
+
+from dualseg.errors import DualsegError
+
+Kind = Literal[
+    "unreadable",
+    "channels",
+    "shape",
+    "NaN",
+    "affine",
+    "flip",
+    "label values",
+    "empty label",
+    "spacing",
+    "duplicate",
+    "unlabeled duplicate",
+]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+
+class Problem(NamedTuple):
+    """`kind`: the row of dualseg-check's table. `text`: goes on where the name of the file ends."""
+
+    kind: Kind
+    text: str
+
+
+class VolumeError(DualsegError):
+    """A volume that was found and cannot be used. `kind`: its row in dualseg-check's table."""
+
+    def __init__(self, kind: Kind, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+def image_problems(array: np.ndarray, channels: int) -> list[Problem]:
+    """What keeps an image from being used as (C, W, H, D) with `channels` channels and finite voxels."""
+    problems = []
+    if array.ndim != 4 or 0 in array.shape or array.shape[0] != channels:
+        kind: Kind = "channels" if array.ndim == 4 and 0 not in array.shape else "shape"
+        problems.append(Problem(kind, f"has shape {array.shape}; expected ({channels}, W, H, D)."))
+    if not np.isfinite(array).all():
+        count = int((~np.isfinite(array)).sum())
+        mend = "repair the file or take the case out of the list"
+        problems.append(Problem("NaN", f"holds {count} NaN or infinite voxels; {mend}."))
+    return problems
+
+
+def label_problems(label: np.ndarray, image_shape: tuple[int, ...] | None, num_classes: int) -> list[Problem]:
+    """What keeps a label from being used with an image of spatial shape `image_shape` (None: unknown)."""
+    problems = []
+    if image_shape is not None and label.shape != image_shape:
+        text = f"has shape {label.shape}, its image {image_shape}; they must be the same grid."
+        problems.append(Problem("shape", text))
+    values = np.unique(label)
+    if values.size and not (values.min() >= 0 and values.max() < num_classes and (np.mod(values, 1) == 0).all()):
+        shown = ", ".join(f"{value:g}" for value in values[:8])
+        kind: Kind = "label values" if np.isfinite(values).all() else "NaN"
+        problems.append(Problem(kind, f"holds the values {shown}; expected whole numbers 0..{num_classes - 1}."))
+    return problems
+
+
+def is_invertible(affine: np.ndarray) -> bool:
+    """Whether an affine says where voxels lie: (4, 4), finite, and its axes do not fall into one plane."""
+    if affine.shape != (4, 4) or not np.isfinite(affine).all():
+        return False
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    # the volume of the unit parallelepiped: 1 for perpendicular axes
+    return bool(spacing.min() > 0 and abs(np.linalg.det(affine[:3, :3] / spacing)) > 1e-6)

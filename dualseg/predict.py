@@ -1,0 +1,89 @@
+"""`dualseg-predict run=RUN_FOLDER input=PATH ... output=DIR`: label maps of new scans, on the scans' own grids."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dualseg.cli import guarded
+from dualseg.errors import DualsegError
+
+if TYPE_CHECKING:
+    from dualseg.prediction.options import Options
+
+HELP = """dualseg-predict run=RUN_FOLDER [run=RUN_FOLDER ...] input=PATH [PATH ...] output=DIR [key=value ...]
+
+  run            a run folder, wherever it lies; of several, all networks are one ensemble
+  input          NIfTI files, folders of them, folders of DICOM series; the dataset of the run is not needed
+  output         a new or empty folder: labels/, summary.csv, prediction.json
+  overlap=0.5            share of a window that its neighbour covers again
+  mirror=false           true: average over the eight mirror images of each window, eight times as long
+  probabilities=false    true: also write probabilities/, the mean of the networks
+  uncertainty=false      true: also write entropy/ and disagreement/
+  keep_largest=[A,B]     of these classes (or: all) only the largest connected component is kept
+  memory=8GiB            what does not fit lies in files of DIR meanwhile; the result is the same
+  device=auto            cpu, cuda, cuda:N, mps
+  identifiers=false      true: outputs of DICOM series may be named after them
+
+  A scan that fails does not stop the others; the exit code is then 2.
+"""
+
+
+def predict(options: "Options") -> Path:
+    """Predict every scan; returns the folder with what was written.
+
+    Raises:
+        DualsegError: whatever the user can mend, before the first scan; or, after all others, scans have failed.
+    """
+    from dualseg.prediction.options import classes_to_clean
+    from dualseg.prediction.outputs import PredictionFolder
+    from dualseg.prediction.scans import find_scans
+    from dualseg.runs.evaluation import checkpoints_of
+    from dualseg.runs.folder import RunFolder
+    from dualseg.runs.preprocessing import scan_source
+
+    runs = [RunFolder.existing(run) for run in options.run]
+    if len({run.path.resolve() for run in runs}) < len(runs):
+        raise DualsegError("run: the same run folder is given twice.")
+    sources = [scan_source(run) for run in runs]
+    for run, source in zip(runs[1:], sources[1:], strict=True):
+        for what in ("class_names", "channels"):
+            first, other = getattr(sources[0], what), getattr(source, what)
+            if first != other:
+                raise DualsegError(f"{run.path}: {what} are {other}, those of {runs[0].path} {first}; no ensemble.")
+    class_names, channels = sources[0].class_names, sources[0].channels
+    clean = classes_to_clean(options.keep_largest, class_names)
+    folder = PredictionFolder(options.output, class_names)
+    folder.check(options.input)
+    scans = find_scans(options.input, channels)
+    checkpoints = checkpoints_of(runs)
+
+    from dualseg import assembly
+    from dualseg.prediction.work import describe, device_of, predict_scans
+
+    device = device_of(options.device)
+    predictor = assembly.build_predictor(runs, sources, options.overlap, options.mirror, device)
+    folder.open(describe(options, predictor, class_names, checkpoints))
+    failed = predict_scans(predictor, scans, folder, options, channels, clean)
+    if failed:
+        what = "the only scan" if len(scans) == 1 else f"{len(failed)} of {len(scans)} scans"
+        raise DualsegError(f"{what} failed, see above: {', '.join(failed)}. All others are in {folder.path}.")
+    return folder.path
+
+
+def main() -> None:
+    """Console script."""
+    words = sys.argv[1:]
+    if not words or {"-h", "--help"} & set(words):
+        print(HELP)
+        raise SystemExit(0 if words else 2)
+
+    def command() -> None:
+        from dualseg.prediction.options import parse_words
+
+        print(f"Predictions: {predict(parse_words(words))}")
+
+    guarded(command)
+
+
+if __name__ == "__main__":
+    main()

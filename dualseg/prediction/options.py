@@ -1,0 +1,143 @@
+"""The words of `dualseg-predict`. No torch here: a mistake must answer at once."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from dualseg.errors import DualsegError
+from dualseg.runs.folder import nearest
+
+UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line asks for.
+
+    Attributes:
+        run: run folders, all of whose networks form one ensemble.
+        input: NIfTI files, folders of them, DICOM folders.
+        output: folder for the results.
+        overlap: share of a window that its neighbour covers again, per axis, 0..1 (exclusive).
+        mirror: average over the eight mirror images of each window.
+        probabilities: also write the mean probabilities.
+        uncertainty: also write the maps of predictive entropy and of the networks' disagreement.
+        keep_largest: classes of which the largest connected component alone is kept; ("all",): every one.
+        memory: bytes that predicting may take.
+        device: auto, cpu, cuda, cuda:N or mps.
+        identifiers: outputs of DICOM series may be named after them.
+    """
+
+    run: tuple[str, ...]
+    input: tuple[str, ...]
+    output: Path
+    overlap: float = 0.5
+    mirror: bool = False
+    probabilities: bool = False
+    uncertainty: bool = False
+    keep_largest: tuple[str, ...] = ()
+    memory: int = 8 * 2**30
+    device: str = "auto"
+    identifiers: bool = False
+
+
+def parse_words(words: Sequence[str]) -> Options:
+    """key=value words -> Options; a word without a key is one more input, so that a shell's `*` can be used.
+
+    Raises:
+        DualsegError: an unknown key, an impossible value, or run, input or output is missing.
+    """
+    given: dict[str, Any] = {"run": [], "input": []}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals:
+            key, value = "input", word
+        if key not in READERS:
+            raise DualsegError(f"{key}: no such key of dualseg-predict.{nearest(key, list(READERS))}")
+        if key in ("run", "input"):
+            given[key].append(READERS[key](key, value))
+        elif key in given:
+            raise DualsegError(f"{key}: is given twice.")
+        else:
+            given[key] = READERS[key](key, value)
+    for key, what in (("run", "RUN_FOLDER"), ("input", "SCAN"), ("output", "DIR")):
+        if not given.get(key):
+            raise DualsegError(f"{key}={what} is required.")
+    given["run"], given["input"] = tuple(given["run"]), tuple(given["input"])
+    return Options(**given)
+
+
+def _text(key: str, value: str) -> str:
+    if not value:
+        raise DualsegError(f"{key}=: has no value.")
+    return value
+
+
+def _path(key: str, value: str) -> Path:
+    return Path(_text(key, value)).expanduser()
+
+
+def _switch(key: str, value: str) -> bool:
+    if value not in ("true", "false"):
+        raise DualsegError(f"{key}={value}: give true or false.")
+    return value == "true"
+
+
+def _overlap(key: str, value: str) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < 1:
+        raise DualsegError(f"{key}={value}: give a number from 0 to below 1.")
+    return number
+
+
+def _memory(key: str, value: str) -> int:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) *([KMGT]?I?B)", value.upper())
+    if match is None or match[2] not in UNITS or float(match[1]) == 0:
+        raise DualsegError(f"{key}={value}: give a size such as 8GiB or 900MiB.")
+    return int(float(match[1]) * UNITS[match[2]])
+
+
+def _device(key: str, value: str) -> str:
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value):
+        raise DualsegError(f"{key}={value}: give auto, cpu, cuda, cuda:N or mps.")
+    return value
+
+
+def _names(key: str, value: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in value.strip("[]").split(","))
+    if not all(names):
+        raise DualsegError(f"{key}={value}: give names of classes such as [liver,spleen], or all.")
+    return names
+
+
+READERS = {
+    "run": _text,
+    "input": _text,
+    "output": _path,
+    "overlap": _overlap,
+    "mirror": _switch,
+    "probabilities": _switch,
+    "uncertainty": _switch,
+    "keep_largest": _names,
+    "memory": _memory,
+    "device": _device,
+    "identifiers": _switch,
+}
+assert READERS.keys() == {field.name for field in fields(Options)}
+
+
+def classes_to_clean(keep_largest: Sequence[str], class_names: Sequence[str]) -> list[int]:
+    """Numbers of the classes that `keep_largest` names. Raises: DualsegError on a name that is no foreground class."""
+    foreground = list(class_names[1:])
+    if tuple(keep_largest) == ("all",):
+        return list(range(1, len(class_names)))
+    for name in keep_largest:
+        if name not in foreground:
+            raise DualsegError(f"keep_largest={name}: no such class; choose from {', '.join(foreground)}, or all.")
+    return [1 + foreground.index(name) for name in keep_largest]

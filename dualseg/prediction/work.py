@@ -1,0 +1,127 @@
+"""Scan after scan through the predictor: what one does wrong does not stop the others."""
+
+import os
+import sys
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from dualseg.cli import DISK_FULL, OUT_OF_MEMORY
+from dualseg.errors import DualsegError
+from dualseg.inference.components import keep_largest
+from dualseg.inference.predictor import Predictor
+from dualseg.prediction.options import Options
+from dualseg.prediction.outputs import PredictionFolder
+from dualseg.prediction.review import Row, reasons_to_look
+from dualseg.prediction.scans import NiftiScan
+from dualseg.runs import provenance
+
+
+def device_of(word: str) -> torch.device:
+    """`device=`. Raises: DualsegError where this machine has no such device."""
+    if word == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(word)
+    count = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}[device.type]
+    if (device.index or 0) >= count:
+        raise DualsegError(f"device={word}: this machine has none; auto takes what there is.")
+    return device
+
+
+def describe(
+    options: Options, predictor: Predictor, class_names: Sequence[str], checkpoints: Mapping[str, Any]
+) -> dict[str, Any]:
+    """prediction.json: how the maps were made. Neither inputs nor the command line, which may name patients."""
+    settings = {key: value for key, value in asdict(options).items() if key not in ("run", "input", "output")}
+    facts = provenance.describe(seed=0, data={})
+    return {
+        **{key: facts[key] for key in ("dualseg", "versions", "git", "hardware", "started")},
+        "predicted_by": dict(checkpoints),
+        "networks": predictor.network_names,
+        "labels": {name: value for value, name in enumerate(class_names)},
+        "windows": [{"patch_size": m.window.patch_size, "stride": m.window.stride} for m in predictor.members],
+        "settings": {**settings, "device": str(predictor.device)},
+    }
+
+
+def predict_scans(
+    predictor: Predictor,
+    scans: Sequence[NiftiScan],
+    folder: PredictionFolder,
+    options: Options,
+    channels: int,
+    clean: Sequence[int],
+) -> list[str]:
+    """Predict and write each scan, say so, and keep summary.csv up to date.
+
+    Args:
+        channels: that the networks take.
+        clean: classes of which the largest component is kept.
+
+    Returns:
+        Names of the scans that failed; why is on stderr, and in summary.csv.
+
+    Raises:
+        DualsegError: summary.csv cannot be written.
+    """
+    rows: list[Row] = []
+    for scan in scans:
+        began = time.perf_counter()
+        row = Row(scan.name, scan.where)
+        try:
+            _predict_scan(row, predictor, scan, folder, options, channels, clean)
+        except Exception as error:
+            row.problem = _problem(error, scan.where)
+            print(f"{scan.name}: failed. {row.problem}", file=sys.stderr, flush=True)
+        else:
+            volumes = ", ".join(f"{name} {ml:.2f} ml" for name, ml in row.volumes.items())
+            print(f"{scan.name}: {volumes}", flush=True)
+        row.seconds = time.perf_counter() - began
+        rows.append(row)
+        with suppress(DualsegError):  # a full disk, perhaps for the moment: the last one will say so
+            folder.write_summary(rows)
+    folder.write_summary(rows)
+    for row, reasons in zip(rows, reasons_to_look(rows), strict=True):
+        if reasons:
+            print(f"Look at {row.scan}: {', '.join(reasons)}")
+    return [row.scan for row in rows if row.problem]
+
+
+def _predict_scan(
+    row: Row,
+    predictor: Predictor,
+    scan: NiftiScan,
+    folder: PredictionFolder,
+    options: Options,
+    channels: int,
+    clean: Sequence[int],
+) -> None:
+    """Fill `row` and write the maps."""
+    image, grid = scan.read(channels)
+    keep = [*(["probabilities"] if options.probabilities else [])]
+    keep += ["entropy", "disagreement"] if options.uncertainty else []
+    prediction = predictor(image, scan.name, options.memory, folder.path, keep, progress=sys.stderr.isatty())
+    keep_largest(prediction.label, clean)
+    names = folder.class_names[1:]
+    counts = [int((prediction.label == value).sum()) for value in range(1, len(names) + 1)]
+    row.volumes = {name: count * grid.voxel_ml for name, count in zip(names, counts, strict=True)}
+    row.measures = prediction.measures
+    folder.write(scan.name, prediction, grid)
+
+
+def _problem(error: Exception, where: str) -> str:
+    """One line that says what is wrong with a scan."""
+    if isinstance(error, DualsegError):
+        return " ".join(str(error).split())
+    reason = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        return f"{where}: the disk of the output is full ({os.strerror(error.errno)}); free space."
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(reason)):
+        return f"{where}: out of memory ({reason}); give less memory=..., a smaller overlap=... or another device=..."
+    traceback.print_exc()  # not foreseen: who reads the message needs the place
+    return f"{where}: {type(error).__name__}: {reason}"

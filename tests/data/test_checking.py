@@ -1,0 +1,170 @@
+"""The comparisons behind dualseg-check, on sources in memory."""
+
+import numpy as np
+import pytest
+
+from dualseg.data.checking import check_dataset
+from dualseg.data.checking.content import content_hash, mirror_ratios, mirrored_cases
+from dualseg.data.checking.geometry import grid_problem, spacing_by_direction
+from dualseg.data.splits import Split
+from dualseg.data.volumes import Grid, Image, VolumeSource
+
+SHAPE = (20, 18, 16)
+
+
+class InMemory(VolumeSource):
+    """24 bright boxes off the centre, one channel; a test exchanges what it likes."""
+
+    name = "memory"
+    class_names = ("background", "box")
+    channels = 1
+    train_cases = tuple(f"c{k:02d}" for k in range(24))
+    test_cases = ()
+
+    def __init__(self) -> None:
+        rng = np.random.default_rng(0)
+        self.images, self.labels, self.affines = {}, {}, {}
+        for case in self.train_cases:
+            label = np.zeros(SHAPE, np.uint8)
+            x, y, z = rng.integers(1, 4, 3)
+            label[x : x + 6, y : y + 5, z : z + 4] = 1
+            self.images[case] = (rng.normal(size=(1, *SHAPE)) + 1.5 * label).astype(np.float32)
+            self.labels[case] = label
+            self.affines[case] = np.diag([*rng.uniform(0.9, 1.1, 3), 1])
+
+    def read_image(self, case: str) -> Image:
+        return Image(self.images[case], self.affines[case])
+
+    def read_label(self, case: str) -> np.ndarray:
+        return self.labels[case]
+
+
+def check(source: VolumeSource, unlabeled: int = 0) -> list[tuple[str, str, str]]:
+    cases = source.train_cases
+    split = Split(cases[: len(cases) - unlabeled], cases[len(cases) - unlabeled :], (), ())
+    return [(f.kind, f.role, f.case) for f in check_dataset(source, split).found]
+
+
+def test_a_label_that_was_mirrored_without_its_affine_is_told_by_the_voxels():
+    source = InMemory()
+    assert check(source) == []
+    source.labels["c05"] = source.labels["c05"][::-1]
+    source.labels["c11"] = source.labels["c11"][:, :, ::-1]
+    split = Split(source.train_cases, (), (), ())
+    found = check_dataset(source, split).found
+    assert [(f.kind, f.case) for f in found] == [("flip", "c05"), ("flip", "c11")]
+    assert "mirrored along axis 0" in found[0].text and "mirrored along axis 2" in found[1].text
+
+
+def test_voxels_that_show_nothing_are_not_made_to_tell():
+    source = InMemory()
+    rng = np.random.default_rng(1)
+    for case in source.images:  # the organ looks like what surrounds it
+        source.images[case] = rng.normal(size=(1, *SHAPE)).astype(np.float32)
+    source.labels["c05"] = source.labels["c05"][::-1]
+    assert check(source) == []
+
+
+def test_few_labels_do_not_say_what_is_usual():
+    source = InMemory()
+    source.labels["c05"] = source.labels["c05"][::-1]
+    assert check(source, unlabeled=10) == []
+
+
+def test_mirror_ratios_against_the_entropies():
+    """I(X; Y) = H(X) + H(Y) - H(X, Y), from counts of pairs, for an image of few values."""
+    rng = np.random.default_rng(2)
+    image = rng.integers(0, 4, (8, 7, 6))
+    label = (rng.integers(0, 3, image.shape) * (image > 1)).astype(np.uint8)
+
+    def entropy(*maps):
+        _, counts = np.unique(np.stack([m.ravel() for m in maps]), axis=1, return_counts=True)
+        p = counts / counts.sum()
+        return -(p * np.log(p)).sum()
+
+    def information(y):
+        return entropy(image) + entropy(y) - entropy(image, y)
+
+    expected = [information(np.flip(label, axis)) / information(label) for axis in range(3)]
+    np.testing.assert_allclose(mirror_ratios(image[None].astype(np.float32), label), expected, rtol=1e-9)
+    assert np.isnan(mirror_ratios(image[None].astype(np.float32), 0 * label)).all()
+
+
+def test_the_others_must_agree():
+    fits = {f"c{k}": np.array([0.5, 0.5, 0.5]) for k in range(19)}
+    odd = {"odd": np.array([0.7, 1.3, 0.9])}
+    assert mirrored_cases({**fits, **odd}) == {"odd": (1, pytest.approx(1.3))}
+    doubtful = {f"d{k}": np.array([0.5, 1.05, 0.5]) for k in range(2)}
+    assert mirrored_cases({**fits, **odd, **doubtful}) == {}
+    assert mirrored_cases({**fits, "nearly": np.array([1.05, 0.9, 0.9])}) == {}
+
+
+def test_duplicates_inside_a_split_and_beside_test_cases():
+    source = InMemory()
+    for case in ("c03", "c20", "c23"):
+        source.images[case] = source.images["c00"].copy()
+        source.labels[case] = source.labels["c00"].copy()
+    split = Split(source.train_cases[:10], source.train_cases[10:22], ("c22",), ("c23",))
+    found = check_dataset(source, split).found
+    assert [(f.kind, f.case) for f in found] == [
+        ("duplicate", "c00"), ("duplicate", "c03"), ("unlabeled duplicate", "c20")
+    ]  # fmt: skip
+    assert all("test case c23" in f.text for f in found)
+    split = Split(source.train_cases[:10], (), (), ())
+    (twin,) = check_dataset(source, split).found
+    assert twin.kind == "duplicate" and "labeled case c00" in twin.text
+
+
+def test_content_is_voxels_and_shape():
+    a = np.arange(24, dtype=np.float32).reshape(1, 4, 3, 2)
+    assert content_hash(a) == content_hash(np.asfortranarray(a)) == content_hash(a.astype(np.int16))
+    assert content_hash(a) != content_hash(a.reshape(1, 2, 3, 4)) != content_hash(a + 1)
+
+
+@pytest.mark.parametrize("factor, told", [(1.4, False), (1.8, True), (0.5, True)])
+def test_spacing_outliers_whatever_the_order_of_the_axes(factor, told):
+    source = InMemory()
+    affine = source.affines["c07"] @ np.diag([1, 1, factor, 1])
+    source.affines["c07"] = affine[:, [2, 0, 1, 3]]  # the first voxel axis runs from feet to head
+    np.testing.assert_allclose(spacing_by_direction(source.affines["c07"]), np.diag(affine)[:3])
+    assert check(source) == ([("spacing", "labeled", "c07")] if told else [])
+
+
+def test_spacings_that_differ_by_nature_are_no_outliers():
+    source = InMemory()
+    for case, thick in zip(source.train_cases, np.geomspace(0.5, 5, 24), strict=True):
+        source.affines[case] = np.diag([1, 1, thick, 1])
+    assert check(source) == []
+    source.affines["c00"] = np.diag([1, 1, 900.0, 1])
+    assert check(source) == [("spacing", "labeled", "c00")]
+
+
+def test_an_affine_is_compared_in_millimetres_at_the_far_corner():
+    affine = np.array([[-0.9, 0.1, 0, 4], [0.1, 0.9, 0.1, -7], [0, -0.1, 2.0, 1], [0, 0, 0, 1]])
+    image = Grid((100, 100, 20), affine)
+    rounded = Grid((100, 100, 20), affine.astype(np.float32).astype(float) + 1e-5)
+    assert grid_problem(image, image) is None and grid_problem(image, rounded) is None
+    angle = 0.002  # 0.2 mm at 100 mm
+    turn = np.eye(4)
+    turn[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    problem = grid_problem(image, Grid((100, 100, 20), turn @ affine))
+    corners = np.array([[x, y, z, 1] for x in (0, 99) for y in (0, 99) for z in (0, 19)]).T
+    apart = np.linalg.norm((turn @ affine @ corners - affine @ corners)[:3], axis=0).max()
+    assert problem is not None and problem.kind == "affine" and f"{apart:.3g} mm" in problem.text
+
+
+@pytest.mark.parametrize(
+    "break_it, kind",
+    [
+        (lambda s: s.images.update(c02=s.images["c02"][0]), "shape"),
+        (lambda s: s.images.update(c02=np.repeat(s.images["c02"], 2, axis=0)), "channels"),
+        (lambda s: s.labels.update(c02=s.labels["c02"].astype(float) + np.nan), "NaN"),
+        (lambda s: s.affines.update(c02=np.zeros((4, 4))), "affine"),
+        (lambda s: s.images.pop("c02"), "unreadable"),  # a KeyError of the source's own
+    ],
+)
+def test_a_source_of_ones_own_may_give_anything(break_it, kind):
+    source = InMemory()
+    break_it(source)
+    found = set(check(source))
+    assert (kind, "labeled", "c02") in found and {case for *_, case in found} == {"c02"}

@@ -1,0 +1,220 @@
+"""dualseg-check: every row of its table has a dataset with exactly that defect, and a clean one passes."""
+
+import shutil
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import h5py
+import nibabel as nib
+import numpy as np
+import pytest
+
+import dualseg.check
+from dualseg.data import Phantom
+from dualseg.data.h5 import shipped_list
+from dualseg.data.left_atrium import case_list
+from dualseg.data.problems import KINDS
+
+LABELED, UNLABELED, TEST = "phantom_001", "phantom_003", "phantom_007"
+Edit = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
+@pytest.fixture
+def root(phantom: Phantom, tmp_path: Path) -> Path:
+    """A copy of the phantom that a test may damage: 2 labeled, 4 unlabeled, 2 test volumes."""
+    return Path(shutil.copytree(phantom.root, tmp_path / "phantom"))
+
+
+@pytest.fixture
+def check(command, tiny, tmp_path) -> Callable[[Path], Any]:
+    """data root -> how dualseg-check ended."""
+    return lambda root: command(dualseg.check.main, *tiny(root, tmp_path))
+
+
+def write_h5(path: Path, seed: int) -> None:
+    """Noise, and a corner of ones for its label."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(path, "w") as h5:
+        h5["image"] = np.random.default_rng(seed).normal(size=(6, 5, 4)).astype(np.float32)
+        h5["label"] = np.tri(6, 5, dtype=np.uint8)[..., None].repeat(4, axis=2)
+
+
+def findings(outcome: Any) -> list[tuple[str, str, str]]:
+    """(problem, split, case) of every line of the table."""
+    heading, *lines, _ = outcome.out.splitlines()
+    starts = [heading.index(word) for word in ("problem", "split", "case", "what")]
+    return [tuple(line[a:b].strip() for a, b in pairwise(starts)) for line in lines]
+
+
+def edit(path: Path, change: Edit) -> None:
+    """Write a NIfTI file anew with other voxels or another affine."""
+    image = nib.load(path)
+    array, affine = change(np.asarray(image.dataobj).copy(), image.affine.copy())
+    header = nib.Nifti1Header()
+    header.set_sform(affine, code=1)  # a qform would have to be invertible
+    nib.save(nib.Nifti1Image(array, None, header), path)
+
+
+def poke(value: float) -> Edit:
+    def change(array, affine):
+        array[2, 3, 4] = value
+        return array, affine
+
+    return change
+
+
+def mirrored(array, affine):
+    """The same label at the same place in millimetres, its first axis running the other way."""
+    turned = affine @ np.diag([-1.0, 1, 1, 1])
+    turned[:3, 3] += affine[:3, 0] * (len(array) - 1)
+    return array[::-1], turned
+
+
+def upside_down(array, affine):
+    """Two axes turned: the handedness stays."""
+    return array, affine @ np.diag([1.0, -1, -1, 1])
+
+
+def shifted(array, affine):
+    affine[:3, 3] += affine[:3, 1] * 0.5  # half a voxel
+    return array, affine
+
+
+def transposed(array, affine):
+    """Two axes exchanged in the affine alone: another handedness, and no axis turned back."""
+    return array, affine[:, [1, 0, 2, 3]]
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+IMAGE, LABEL = "images/{}.nii.gz", "labels/{}.nii.gz"
+DEFECTS: list[tuple[str, str, str, Edit | Callable[[Path], None] | str]] = [
+    # problem, file, case, how it is made (a string: the case whose file takes its place)
+    ("unreadable", IMAGE, UNLABELED, truncate),
+    ("unreadable", LABEL, TEST, truncate),
+    ("channels", IMAGE, UNLABELED, lambda a, affine: (np.stack([a, a], axis=-1), affine)),
+    ("shape", LABEL, LABELED, lambda a, affine: (a[:-1], affine)),
+    ("shape", IMAGE, UNLABELED, lambda a, affine: (a[0], affine)),
+    ("NaN", IMAGE, UNLABELED, poke(np.nan)),
+    ("NaN", IMAGE, TEST, poke(-np.inf)),
+    ("affine", LABEL, LABELED, shifted),
+    ("affine", LABEL, TEST, lambda a, affine: (a, np.diag([0.0, 1, 1, 1]))),
+    ("flip", LABEL, LABELED, mirrored),
+    ("flip", LABEL, TEST, upside_down),
+    ("flip", LABEL, TEST, transposed),
+    ("label values", LABEL, TEST, poke(2)),
+    ("empty label", LABEL, LABELED, lambda a, affine: (0 * a, affine)),
+    ("spacing", IMAGE, UNLABELED, lambda a, affine: (a, affine @ np.diag([1, 1, 2.5, 1]))),
+    ("duplicate", IMAGE, LABELED, TEST),
+    ("unlabeled duplicate", IMAGE, UNLABELED, TEST),
+]
+
+
+@pytest.mark.parametrize(
+    "kind, file, case, defect", DEFECTS, ids=[f"{d[0]} {d[1][:5]} {i}" for i, d in enumerate(DEFECTS)]
+)
+def test_a_defect_is_one_row(kind, file, case, defect, root, check):
+    path = root / file.format(case)
+    if isinstance(defect, str):  # other bytes and another header, the same voxels
+        affine, voxels = nib.load(path).affine, np.asarray(nib.load(root / file.format(defect)).dataobj)
+        nib.save(nib.Nifti1Image(voxels, affine), path)
+    elif defect is truncate:
+        defect(path)
+    else:
+        edit(path, defect)
+    outcome = check(root)
+    assert outcome.code == 1, outcome
+    role = {LABELED: "labeled", UNLABELED: "unlabeled", TEST: "test"}[case]
+    assert findings(outcome) == [(kind, role, case)], outcome.out
+    assert str(path) in outcome.out
+
+
+def test_every_row_of_the_table_has_a_defect():
+    assert {defect[0] for defect in DEFECTS} == set(KINDS)
+
+
+def test_a_clean_dataset_passes(phantom, check):
+    outcome = check(phantom.root)
+    assert outcome.code == 0, outcome
+    said = "Nothing is wrong: 8 volumes (2 labeled, 4 unlabeled, 2 test) and 4 labels were checked.\n"
+    assert outcome.out == said
+
+
+def test_all_that_is_wrong_is_told_at_once(root, check):
+    truncate(root / IMAGE.format("phantom_000"))
+    edit(root / LABEL.format("phantom_000"), lambda a, affine: (0 * a, affine))
+    edit(root / LABEL.format(LABELED), poke(7))
+    edit(root / IMAGE.format(TEST), poke(np.nan))
+    outcome = check(root)
+    assert outcome.code == 1
+    assert findings(outcome) == [
+        ("unreadable", "labeled", "phantom_000"),
+        ("NaN", "test", TEST),
+        ("label values", "labeled", LABELED),
+        ("empty label", "labeled", "phantom_000"),
+    ]
+    assert outcome.out.splitlines()[-1].startswith("4 problems; 8 volumes (2 labeled")
+
+
+def test_labels_of_unlabeled_volumes_are_not_opened_and_every_file_is_read_once(root, check, monkeypatch):
+    for case in ("phantom_002", "phantom_003", "phantom_004", "phantom_005"):
+        (root / LABEL.format(case)).write_text("no NIfTI")
+    read: list[tuple[str, str]] = []
+    for name in ("read_image", "read_label"):
+        real = getattr(Phantom, name)
+        monkeypatch.setattr(Phantom, name, lambda s, c, n=name, r=real: (read.append((n, c)), r(s, c))[1])
+    assert check(root).code == 0
+    labeled = ["phantom_000", "phantom_001", "phantom_006", "phantom_007"]
+    everything = [("read_image", f"phantom_00{k}") for k in range(8)] + [("read_label", case) for case in labeled]
+    assert sorted(read) == sorted(everything)
+
+
+def test_what_cannot_be_checked_is_a_mistake_of_the_words(command, tmp_path):
+    words = ["data=la", f"data.root={tmp_path / 'nowhere'}"]
+    command(dualseg.check.main, *words).complains("data.root", "no such folder")
+    command(dualseg.check.main, "data.labeled=99", f"data.root={tmp_path}/p").complains("data.labeled=99")
+    command(dualseg.check.main, "-m", "seed=0,1").complains("-m", "one configuration")
+
+
+def test_left_atrium_files(small_la, command):
+    """HDF5 has no affine: shapes, values and content are what can be compared."""
+    words = ["data=la", f"data.root={small_la}", "data.labeled=2"]
+    six = case_list("train")[:6]
+    missing = command(dualseg.check.main, *words)
+    assert missing.code == 1 and {kind for kind, *_ in findings(missing)} == {"unreadable"}
+    assert len(findings(missing)) == 94, "one row for each listed case that has no file"
+    for seed, case in enumerate([*case_list("train"), *case_list("test")]):
+        if case not in six:
+            write_h5(small_la / case / "mri_norm2.h5", seed)
+    assert command(dualseg.check.main, *words).code == 0
+    with h5py.File(small_la / six[0] / "mri_norm2.h5", "a") as h5:
+        h5["label"][0, 0, 0] = 9
+    with h5py.File(small_la / six[1] / "mri_norm2.h5", "a") as h5:
+        label = h5["label"][()][:, :-1]
+        del h5["label"]
+        h5["label"] = label
+    with h5py.File(small_la / six[2] / "mri_norm2.h5", "a") as h5:
+        h5["image"][3, 3, 3] = np.nan
+        h5["label"][()] = 77  # unlabeled
+    outcome = command(dualseg.check.main, *words)
+    assert findings(outcome) == [
+        ("shape", "labeled", six[1]), ("NaN", "unlabeled", six[2]), ("label values", "labeled", six[0])
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("data, lists", [("pancreas", ("pancreas_mcf_fold0_",)), ("brats", ("brats2019_",))])
+def test_the_other_benchmarks(data, lists, tmp_path, command):
+    splits = ("train", "validation", "test") if data == "brats" else ("train", "test")
+    cases = [case for split in splits for case in shipped_list(f"{lists[0]}{split}")]
+    suffix = "" if data == "brats" else "_norm"
+    for seed, case in enumerate(cases):
+        write_h5(tmp_path / f"{case}{suffix}.h5", seed)
+    words = [f"data={data}", f"data.root={tmp_path}", "data.labeled=5"]
+    assert command(dualseg.check.main, *words).code == 0
+    shutil.copy(tmp_path / f"{cases[-1]}{suffix}.h5", tmp_path / f"{cases[20]}{suffix}.h5")
+    outcome = command(dualseg.check.main, *words)
+    assert outcome.code == 1 and findings(outcome) == [("unlabeled duplicate", "unlabeled", cases[20])]

@@ -19,7 +19,7 @@ from dualseg.reporting.html import render
 from dualseg.reporting.viewer.display import DisplayCopy, display_copy
 
 SCAN_BYTES = 10_000_000
-PAGE_BYTES = 400_000_000  # of all scans: browsers refuse pages of about 500 MB
+PAGE_BYTES = 400_000_000  # of all scans: a browser holds the page in memory as a whole
 NIIVUE = Path(__file__).parents[1] / "niivue"
 CLASS_COLOURS = (figures.SKY, figures.YELLOW, figures.GREEN, figures.ORANGE, figures.PURPLE, figures.VERMILLION)
 

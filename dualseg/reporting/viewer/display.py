@@ -11,7 +11,7 @@ from nibabel.affines import voxel_sizes
 
 from dualseg.data.volumes import Image
 
-MAX_VOXELS = 1 << 24  # a browser holds each several times, in 4 bytes
+MAX_VOXELS = 20_000_000  # a browser holds each several times, in 4 bytes; a CT of 512 x 512 x 300, halved in plane
 CLIPPED = 0.5  # per cent of the voxels around the label that are shown black, and white
 MARGIN = 0.25  # of the label's extent: what counts as around it
 _SAMPLE = 1 << 20  # voxels for which percentiles are taken

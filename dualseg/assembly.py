@@ -106,6 +106,7 @@ def build_method(config: Config, source: VolumeSource) -> SegmentationMethod:
             optimizer=optimizer,
             lr_schedule=lr_schedule,
             class_names=source.class_names,
+            regions=dict(source.regions),
             sliding_window=build_sliding_window(config),
             seed=config["seed"],
             distance_unit=config["inference"]["distance_unit"],
@@ -192,7 +193,8 @@ def build_evaluation(config: Config, runs: Sequence[RunFolder], source: VolumeSo
     for prefix, run in _prefixed(runs):
         networks |= {f"{prefix}{name}": network for name, network in _trained_networks(run, source).items()}
     window = build_sliding_window(config)
-    return NetworkEvaluation(networks, source.class_names, window, config["inference"]["distance_unit"])
+    unit = config["inference"]["distance_unit"]
+    return NetworkEvaluation(networks, source.class_names, window, unit, source.regions)
 
 
 def _prefixed(runs: Sequence[RunFolder]) -> list[tuple[str, RunFolder]]:

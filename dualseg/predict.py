@@ -55,7 +55,7 @@ def predict(options: "Options") -> Path:
     clean = classes_to_clean(options.keep_largest, class_names)
     folder = PredictionFolder(options.output, class_names)
     folder.check(options.input)
-    scans = find_scans(options.input, channels)
+    scans = find_scans(options.input, channels, options.identifiers)
     checkpoints = checkpoints_of(runs)
 
     from dualseg import assembly

@@ -2,13 +2,26 @@
 
 from pathlib import Path
 
-from dualseg.data.h5 import H5Source, shipped_list
+import numpy as np
+
+from dualseg.data.cropping import Box, cropped
+from dualseg.data.h5 import Crop, H5Source, shipped_list
+from dualseg.data.preprocessing import resample_to_spacing, to_lps
+from dualseg.data.volumes import Image
+from dualseg.errors import DualsegError
+
+PERCENTILE = 99.9  # of the brain's box, above which intensities are clipped
+MODALITIES = ("flair", "t1", "t1ce", "t2")
+TUMOUR_CLASSES = ("background", "necrotic_core", "edema", "enhancing_tumour")  # labels 0, 1, 2, 4 of BraTS as 0..3
+REGIONS = {"whole_tumour": (1, 2, 3), "tumour_core": (1, 3), "enhancing_tumour": (3,)}
 
 
 class BraTS2019(H5Source):
     """250 training, 25 validation and 60 test volumes, 1 mm isotropic, cropped and normalised (method.md section 5).
 
-    One channel, FLAIR; one foreground class, the whole tumour. The lists are those of SSL4MIS.
+    One channel, FLAIR; one foreground class, the whole tumour. The lists are those of SSL4MIS. A folder that
+    dualseg-prepare made with other modalities or with regions=true says so, and the source has those channels and
+    classes; the regions are then unions of the classes.
 
     Args:
         root: folder of the files, `data` in the public archive.
@@ -18,12 +31,42 @@ class BraTS2019(H5Source):
     """
 
     name = "brats"
-    class_names = ("background", "whole_tumour")
+    class_names: tuple[str, ...] = ("background", "whole_tumour")
     file = "{case}.h5"
     spacing = 1.0
+    crop: Crop = "foreground"
 
     def __init__(self, root: str | Path) -> None:
         super().__init__(root)
+        self.channels = len(self.record.get("modalities", ["flair"]))
+        if self.record.get("regions"):
+            self.class_names, self.regions = TUMOUR_CLASSES, REGIONS
         self.train_cases = shipped_list("brats2019_train")
         self.validation_cases = shipped_list("brats2019_validation")
         self.test_cases = shipped_list("brats2019_test")
+
+    def prepare_scan(self, scan: Image) -> Image:
+        """The protocol, which needs no label. The scan is skull-stripped, as BraTS is: 0 outside the brain."""
+        image = resample_to_spacing(to_lps(scan), (self.spacing,) * 3)
+        return normalised(cropped(image, foreground(image)))
+
+
+def foreground(image: Image) -> Box:
+    """The brain's box: the voxels that are not 0 in some channel of (C, W, H, D)."""
+    return Box.around((image.array != 0).any(axis=0))
+
+
+def normalised(image: Image) -> Image:
+    """Each channel clipped at its 99.9th percentile, then mean 0 and deviation 1 of its voxels > 0, applied to all.
+
+    Raises:
+        DualsegError: a channel has no voxel > 0.
+    """
+    channels = []
+    for channel in image.array:
+        clipped = np.minimum(channel, np.percentile(channel, PERCENTILE))
+        brain = clipped[clipped > 0].astype(np.float64)
+        if not brain.size or not brain.std():
+            raise DualsegError("BraTS scan: a channel has no brain: skull-stripped MR, 0 outside the brain, is needed.")
+        channels.append(((clipped - brain.mean()) / brain.std()).astype(np.float32))
+    return Image(np.stack(channels), image.affine)

@@ -2,12 +2,17 @@
 
 from importlib.resources import files
 from pathlib import Path
+from typing import Any, Literal
 
 import h5py
 import numpy as np
 
 from dualseg.data.volumes import Image, VolumeSource
 from dualseg.errors import DualsegError
+from dualseg.files import read_json
+
+Crop = Literal["ground_truth", "foreground"]
+RECORD = "prepared.json"  # what dualseg-prepare leaves in the folder: how, and which cases the download lacks
 
 _UNREADABLE = (OSError, RuntimeError, KeyError, TypeError, ValueError)  # h5py's, depending on where the damage is
 
@@ -17,14 +22,33 @@ def shipped_list(name: str) -> tuple[str, ...]:
     return tuple(files("dualseg.data").joinpath("lists", f"{name}.txt").read_text().split())
 
 
+def preparation_record(root: Path, data: str) -> dict[str, Any]:
+    """What dualseg-prepare has recorded in a folder; empty where it did not make the folder.
+
+    Raises:
+        DualsegError: the record is damaged, or that of another dataset than `data`.
+    """
+    path = root / RECORD
+    if not path.is_file():
+        return {}
+    record = read_json(path)
+    if not isinstance(record, dict) or record.get("data") != data:
+        held = record.get("data") if isinstance(record, dict) else "nothing that dualseg-prepare writes"
+        raise DualsegError(f"{path}: says {held}, not {data}; check data and data.root.")
+    return record
+
+
 class H5Source(VolumeSource):
     """Volumes in HDF5 files with the datasets `image` (W, H, D) and `label` (W, H, D), already cropped and normalised.
 
-    A subclass gives the file of a case, the size of its voxels and the lists. The axes are those of the file.
+    `image` is (C, W, H, D) where there are several channels. A subclass gives the file of a case, the size of its
+    voxels and the lists. The axes are those of the file: left, posterior, superior.
 
     Attributes:
         file: path of a case's file below the root, with {case} in the place of its name.
         spacing: edge of a voxel in mm.
+        crop: what the volumes were cropped around, as dualseg-prepare has recorded it in the folder; where the folder
+            is somebody else's preparation, what the class says. `prepare_scan` always crops by intensity.
 
     Args:
         root: folder that holds the files.
@@ -36,16 +60,22 @@ class H5Source(VolumeSource):
     channels = 1
     file: str
     spacing: float
+    crop: Crop = "ground_truth"
+    scan_attributes = (*VolumeSource.scan_attributes, "crop")
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root).expanduser()
         if not self.root.is_dir():
             layout = self.file.format(case="<case>")
             raise DualsegError(f"data.root={root}: no such folder. Give the one that holds {layout}.")
+        self.record = preparation_record(self.root, self.name)
+        self.crop = self.record.get("crop", self.crop)
 
     def read_image(self, case: str) -> Image:
         array = self._read(case, "image").astype(np.float32, copy=False)
-        return Image(array[None], np.diag([self.spacing, self.spacing, self.spacing, 1.0]))
+        return Image(
+            array[None] if array.ndim == 3 else array, np.diag([self.spacing, self.spacing, self.spacing, 1.0])
+        )
 
     def read_label(self, case: str) -> np.ndarray:
         return self._read(case, "label")

@@ -2,7 +2,12 @@
 
 from pathlib import Path
 
+from dualseg.data.cropping import Box, cropped, largest_above, otsu
 from dualseg.data.h5 import H5Source, shipped_list
+from dualseg.data.preprocessing import resample_to_spacing, to_lps, z_score
+from dualseg.data.volumes import Image
+
+PATCH = (112, 112, 80)
 
 
 def case_list(name: str) -> tuple[str, ...]:
@@ -33,3 +38,20 @@ class LeftAtrium(H5Source):
     def mend_of_missing(self, case: str) -> str:
         alone = ", or give data.held_out_test=20 if you have the 80 training volumes alone"
         return f"Put the file there or check data.root{alone if case in self.test_cases else ''}."
+
+    def prepare_scan(self, scan: Image) -> Image:
+        """The protocol's z-score of the whole volume, cropped in x and y to the body, all slices kept."""
+        image = normalised(resample_to_spacing(to_lps(scan), (self.spacing,) * 3))
+        return cropped(image, foreground(image))
+
+
+def normalised(image: Image) -> Image:
+    """Mean 0 and deviation 1 over the whole volume (1, W, H, D)."""
+    return Image(z_score(image.array[0])[None], image.affine)
+
+
+def foreground(image: Image) -> Box:
+    """The body's box in x and y, widened to the patch, and all slices: the largest piece above Otsu's threshold."""
+    channel = image.array[0]
+    box = Box.around(largest_above(channel, otsu(channel))).widened(channel.shape, PATCH, [(0, 0)] * 3)
+    return Box((*box.start[:2], 0), (*box.stop[:2], channel.shape[2]))

@@ -3,9 +3,19 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+from nibabel.affines import voxel_sizes
+from scipy import ndimage
+
+from dualseg.data.cropping import Box, cropped, largest_above
 from dualseg.data.h5 import H5Source, shipped_list
+from dualseg.data.preprocessing import to_lps, window, z_score
+from dualseg.data.volumes import Grid, Image
 from dualseg.errors import DualsegError
 
+PATCH = (96, 96, 96)
+WINDOW = (-125.0, 275.0)  # HU
+BODY = -500.0  # HU: between air and tissue
 SPLITS = ("mcf_fold0", "mcnet")
 NOT_IN_DOWNLOAD = ("image0025", "image0070")  # withdrawn from the public download, which has 80 of the 82 cases
 
@@ -21,8 +31,8 @@ class PancreasCT(H5Source):
     Args:
         root: folder of the files, `Pancreas_h5` in the public archives.
         split: `mcf_fold0` or `mcnet`.
-        exclude: cases to leave out of the lists, whose order stays; image0025 and image0070 are not in today's public
-            download.
+        exclude: cases to leave out of the lists, whose order stays. None: those that dualseg-prepare has recorded in
+            `root` as not in the download, as image0025 and image0070 are not in today's.
 
     Raises:
         DualsegError: `root` is missing, no such split, or `exclude` is no list of its cases.
@@ -33,11 +43,13 @@ class PancreasCT(H5Source):
     file = "{case}_norm.h5"
     spacing = 1.0
 
-    def __init__(self, root: str | Path, split: str = "mcf_fold0", exclude: Sequence[str] = ()) -> None:
+    def __init__(self, root: str | Path, split: str = "mcf_fold0", exclude: Sequence[str] | None = None) -> None:
         if split not in SPLITS:
             raise DualsegError(f"data.source.split={split}: choose from {', '.join(SPLITS)}.")
         super().__init__(root)
         train, test = shipped_list(f"pancreas_{split}_train"), shipped_list(f"pancreas_{split}_test")
+        if exclude is None:
+            exclude = self.record.get("not_in_download", ())
         if isinstance(exclude, str) or not isinstance(exclude, Sequence) or not {*exclude} <= {*train, *test}:
             raise DualsegError(
                 f"data.source.exclude={exclude}: give a list of cases of this dataset, such as "
@@ -52,3 +64,39 @@ class PancreasCT(H5Source):
             return super().mend_of_missing(case)
         names = ",".join(dict.fromkeys([*self._exclude, *NOT_IN_DOWNLOAD]))
         return f"It is not in today's public download: put it there, or give data.source.exclude=[{names}]."
+
+    def prepare_scan(self, scan: Image) -> Image:
+        """The protocol, around the body in the place of the pancreas. The scan is in Hounsfield units."""
+        image = to_millimetre(to_lps(scan))
+        return normalised(cropped(image, foreground(image)))
+
+
+def millimetre_grid(grid: Grid) -> Grid:
+    """Voxels of exactly 1 mm along the axes of a grid, centred on its field of view, as many as fit it best."""
+    sizes = voxel_sizes(grid.affine)
+    shape = np.maximum(1, np.round(np.array(grid.shape) * sizes)).astype(int)
+    to_own = np.diag([*(1 / sizes), 1.0])
+    to_own[:3, 3] = (np.array(grid.shape) - 1) / 2 - (shape - 1) / 2 / sizes
+    return Grid(tuple(map(int, shape)), grid.affine @ to_own)
+
+
+def to_millimetre(image: Image) -> Image:
+    """Resample (1, W, H, D) to `millimetre_grid` by cubic B-splines, without smoothing, as the protocol does."""
+    grid = millimetre_grid(Grid(image.array.shape[1:], image.affine))
+    to_own = np.linalg.inv(image.affine) @ grid.affine  # diagonal but for rounding: the axes are the same
+    result = np.empty(grid.shape, np.float32)
+    ndimage.affine_transform(
+        image.array[0], np.diag(to_own)[:3], to_own[:3, 3], grid.shape, result, order=3, mode="nearest"
+    )
+    return Image(result[None], grid.affine)
+
+
+def normalised(image: Image) -> Image:
+    """What was cropped from a CT (1, W, H, D) in HU: windowed to [0, 1], then z-scored."""
+    return Image(z_score(window(image.array[0], *WINDOW))[None], image.affine)
+
+
+def foreground(image: Image) -> Box:
+    """The body's box, widened to the patch: the largest piece that is no air."""
+    channel = image.array[0]
+    return Box.around(largest_above(channel, BODY)).widened(channel.shape, PATCH, [(0, 0)] * 3)

@@ -27,6 +27,14 @@ def to_ras(image: Image) -> Image:
     return Image(turned, image.affine @ inverse)
 
 
+def to_lps(image: Image) -> Image:
+    """As `to_ras`, with axes to the left, posterior and superior: those of DICOM and of the three benchmarks."""
+    turned, affine = to_ras(image)
+    flip = np.diag([-1.0, -1.0, 1.0, 1.0])
+    flip[:2, 3] = np.array(turned.shape[1:3]) - 1
+    return Image(turned[:, ::-1, ::-1], affine @ flip)
+
+
 def grid_of_spacing(grid: Grid, spacing: Sequence[float]) -> Grid:
     """The grid over the same field of view whose voxels have, but for rounding to whole voxels, the edges `spacing`.
 

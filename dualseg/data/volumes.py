@@ -1,7 +1,8 @@
 """What a dataset on disk offers, whatever its files are: ordered case names, images and labels."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
@@ -33,6 +34,8 @@ class VolumeSource(ABC):
         train_cases: case names in the order in which labels are granted: N labels means the first N.
         test_cases: case names of the dataset's own test split (may be empty).
         validation_cases: the same of its own validation split; most datasets have none.
+        regions: name -> labels whose union is scored under that name, in the place of the classes, which are trained;
+            most datasets have none.
         scan_attributes: names of the attributes that prediction reads: the classes, the channels, and whatever
             `prepare_scan` reads of the object. Their values are numbers, text, None, or lists and mappings of such.
     """
@@ -43,6 +46,7 @@ class VolumeSource(ABC):
     train_cases: tuple[str, ...]
     test_cases: tuple[str, ...]
     validation_cases: tuple[str, ...] = ()
+    regions: Mapping[str, Sequence[int]] = MappingProxyType({})
     scan_attributes: tuple[str, ...] = ("class_names", "channels")
 
     @abstractmethod

@@ -73,7 +73,7 @@ class SegmentationMethod(NetworkEvaluation):
     would be unscaled with a scale that the first had just changed).
 
     Args:
-        networks, class_names, sliding_window, distance_unit: see `NetworkEvaluation`.
+        networks, class_names, sliding_window, distance_unit, regions: see `NetworkEvaluation`.
         optimizer: parameter groups -> optimizer; default SGD, lr 0.01, momentum 0.9, weight decay 1e-4.
         lr_schedule: factor of the learning rate at an iteration; default x 0.1 after 2,500/6,000 and 5,000/6,000.
         gradient_clip_norm: largest L2 norm of one network's gradient in a step; None, as in the paper: no limit. The
@@ -95,8 +95,9 @@ class SegmentationMethod(NetworkEvaluation):
         gradient_clip_norm: float | None = 10.0,
         seed: int = 0,
         distance_unit: Literal["voxel", "mm"] = "voxel",
+        regions: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
-        super().__init__(networks, class_names, sliding_window, distance_unit)
+        super().__init__(networks, class_names, sliding_window, distance_unit, regions)
         self.automatic_optimization = False
         self.optimizer = optimizer
         self.lr_schedule = lr_schedule or step_decay()

@@ -21,6 +21,7 @@ class NetworkEvaluation(pl.LightningModule):
         class_names: of all K classes, background first.
         sliding_window: how volumes are cut.
         distance_unit: of 95HD and ASD.
+        regions: name -> labels whose union is scored, in the place of each class alone.
 
     Attributes:
         results: stage -> network -> Summary, filled at the end of each evaluation, the same on every rank.
@@ -32,6 +33,7 @@ class NetworkEvaluation(pl.LightningModule):
         class_names: Sequence[str],
         sliding_window: SlidingWindow,
         distance_unit: Literal["voxel", "mm"] = "voxel",
+        regions: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
         super().__init__()
         self.networks = nn.ModuleDict(networks)
@@ -39,7 +41,9 @@ class NetworkEvaluation(pl.LightningModule):
         self.class_names = tuple(class_names)
         self.sliding_window = sliding_window
         names = [*networks, "ensemble"] if len(networks) > 1 else list(networks)
-        self.scores = nn.ModuleDict({name: SegmentationScores(self.class_names[1:], distance_unit) for name in names})
+        self.scores = nn.ModuleDict(
+            {name: SegmentationScores(self.class_names[1:], distance_unit, regions) for name in names}
+        )
         self.results: dict[str, dict[str, Summary]] = {}
 
     @torch.no_grad()

@@ -96,17 +96,19 @@ def label_scores(
     reference: NDArray[np.integer],
     num_classes: int,
     spacing: Sequence[float] | None = None,
+    regions: Sequence[Sequence[int]] | None = None,
 ) -> list[Scores]:
-    """`scores` of each foreground class 1..K-1 of two label volumes.
+    """`scores` of each foreground class 1..K-1 of two label volumes, or of unions of classes.
 
     Args:
         prediction: integers 0..K-1, (W, H, D) or any shape of one to three dimensions.
         reference: the same, of the same shape.
         num_classes: K, the background included.
         spacing: as for `scores`.
+        regions: the labels of each union; None: each class alone.
 
     Returns:
-        K - 1 scores, of class 1 first.
+        K - 1 scores, of class 1 first; or one for each region.
 
     Raises:
         ValueError: values that are not integers 0..K-1; and as `scores`.
@@ -116,7 +118,14 @@ def label_scores(
             raise ValueError(f"{name} must hold integer labels, not {labels.dtype}")
         if labels.min() < 0 or labels.max() >= num_classes:
             raise ValueError(f"{name} has labels {labels.min()}..{labels.max()}, expected 0..{num_classes - 1}")
-    return [scores(prediction == k, reference == k, spacing) for k in range(1, num_classes)]
+    if regions is None:
+        regions = [(k,) for k in range(1, num_classes)]
+    return [scores(_union(prediction, labels), _union(reference, labels), spacing) for labels in regions]
+
+
+def _union(volume: NDArray[np.integer], labels: Sequence[int]) -> NDArray[np.bool_]:
+    """The voxels that have one of the labels; == is several times faster than np.isin on so few."""
+    return np.logical_or.reduce([volume == label for label in labels])
 
 
 def _bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, ...]:

@@ -1,7 +1,7 @@
 """The metrics of a set of cases, gathered over the ranks of a distributed evaluation."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -48,9 +48,10 @@ class SegmentationScores(Metric):
     Args:
         class_names: names of the foreground classes 1..K-1, in the order of their labels.
         distance_unit: "voxel", as the literature's tables, or "mm".
+        regions: name -> labels whose union is scored, in the place of each class alone.
 
     Raises:
-        ValueError: no class name, a repeated one, or an unknown unit.
+        ValueError: no class name, a repeated one, an unknown unit, or a region of labels that are none of the classes.
 
     >>> metric = SegmentationScores(["atrium"])
     >>> metric.update(torch.ones(4, 4, 4, dtype=torch.long), torch.ones(4, 4, 4, dtype=torch.long), None, case=0)
@@ -61,16 +62,26 @@ class SegmentationScores(Metric):
     is_differentiable = False
     full_state_update = False
 
-    def __init__(self, class_names: Sequence[str], distance_unit: Literal["voxel", "mm"] = "voxel") -> None:
+    def __init__(
+        self,
+        class_names: Sequence[str],
+        distance_unit: Literal["voxel", "mm"] = "voxel",
+        regions: Mapping[str, Sequence[int]] | None = None,
+    ) -> None:
         super().__init__(dist_sync_fn=_gather_rows)
         if not class_names or len(set(class_names)) != len(class_names):
             raise ValueError(f"class_names {list(class_names)} must name each foreground class once")
         if distance_unit not in ("voxel", "mm"):
             raise ValueError(f"distance_unit {distance_unit!r} must be 'voxel' or 'mm'")
-        self.class_names = tuple(class_names)
+        self.num_classes = len(class_names) + 1
+        regions = regions or {name: [label] for label, name in enumerate(class_names, start=1)}
+        if any(not labels or not {*labels} <= {*range(1, self.num_classes)} for labels in regions.values()):
+            raise ValueError(f"regions {dict(regions)} must be made of the labels 1..{len(class_names)}")
+        self.class_names = tuple(regions)
+        self.regions = [tuple(labels) for labels in regions.values()]
         self.distance_unit = distance_unit
-        # One (K - 1, _COLUMNS) tensor per case: the bits of float64 numbers seen as int64. Integers stay what they are
-        # under .half() and .to(dtype), and MPS, which has no float64, holds them too.
+        # One (classes or regions, _COLUMNS) tensor per case: the bits of float64 numbers seen as int64. Integers stay
+        # what they are under .half() and .to(dtype), and MPS, which has no float64, holds them too.
         self.case_bits: list[Tensor]
         self.add_state("case_bits", default=[], dist_reduce_fx="cat")
 
@@ -91,8 +102,9 @@ class SegmentationScores(Metric):
         results = label_scores(
             prediction.cpu().numpy(),
             reference.cpu().numpy(),
-            len(self.class_names) + 1,
+            self.num_classes,
             spacing if self.distance_unit == "mm" else None,
+            self.regions,
         )
         rows = [[case, k, *result[:-1], _EMPTY.index(result.empty)] for k, result in enumerate(results)]
         self.case_bits.append(torch.tensor(rows, dtype=torch.float64).view(torch.int64).to(self.device))

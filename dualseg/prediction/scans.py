@@ -1,15 +1,15 @@
 """The scans that `input=` names, found and read."""
 
-import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, cast
 
 import nibabel as nib
 import numpy as np
 
+from dualseg.data.dicom import Series, files_below, find_series, read_series
 from dualseg.data.nifti import read_nifti
 from dualseg.data.volumes import Image
 from dualseg.errors import DualsegError
@@ -43,6 +43,11 @@ class NiftiScan:
         """What messages call it."""
         return str(self.files[0])
 
+    @property
+    def source(self) -> str:
+        """What is written of where it lies."""
+        return self.where
+
     def read(self, channels: int) -> Scan:
         """Read it.
 
@@ -67,57 +72,132 @@ class NiftiScan:
         return Scan(Image(volume, grid.affine), grid)
 
 
-def find_scans(inputs: Sequence[str | Path], channels: int) -> list[NiftiScan]:
-    """The scans that files and folders hold, in the order of `inputs`, in a folder by name.
+@dataclass(frozen=True)
+class DicomScan:
+    """A DICOM series.
 
-    Outputs are named after the files; those of subfolders after the path below the folder, a_b for a/b.nii.gz; of two
-    with one name the second is called NAME-2.
+    Attributes:
+        name: of its outputs; made from a number, unless identifiers were asked for.
+        folder: of its first file.
+        series: its files; None: there are damaged ones alone.
+        damaged: files beside them whose header cannot be read, so that nobody knows whether slices are missing.
+        identified: what is written may name the patient.
+    """
+
+    name: str
+    folder: Path
+    series: Series | None
+    damaged: tuple[Path, ...]
+    identified: bool
+
+    @property
+    def where(self) -> str:
+        """What messages call it."""
+        return str(self.folder)
+
+    @property
+    def source(self) -> str:
+        """What may be written of where it lies: folders and files of DICOM often bear the name of the patient."""
+        return str(self.folder) if self.identified else ""
+
+    def read(self, channels: int) -> Scan:
+        """Read it.
+
+        Raises:
+            DualsegError: a file is damaged, the series is no volume, or the networks take several channels.
+        """
+        if self.damaged or self.series is None:
+            mend = "slices of the series beside it may be missing; download them again"
+            raise DualsegError(f"{self.damaged[0]}: is DICOM with a damaged header; {mend}.")
+        if channels > 1:
+            raise DualsegError(f"{self.where}: is one channel, the networks take {channels}; convert them to NIfTI.")
+        image = read_series(self.series)
+        width, height, depth = image.array.shape[1:]
+        return Scan(image, ScanGrid.of_affine((width, height, depth), image.affine))
+
+
+AnyScan = NiftiScan | DicomScan
+
+
+def find_scans(inputs: Sequence[str | Path], channels: int, identifiers: bool = False) -> list[AnyScan]:
+    """The scans that files and folders hold, in the order of `inputs`, in a folder by name, DICOM after NIfTI.
+
+    Outputs are named after the files; those of subfolders after the path below the folder, a_b for a/b.nii.gz; those of
+    DICOM series are series-001, series-002, ...; of two with one name the second is called NAME-2.
 
     Args:
         channels: that the networks take; if several, CASE_0000, CASE_0001, ... of a folder are one scan.
+        identifiers: name the outputs of DICOM series after the patient's identifier and the folder.
 
     Raises:
         DualsegError: an input is not there, or holds no scan.
     """
-    found: list[tuple[str, tuple[Path, ...]]] = []
+    found: list[AnyScan] = []
     for given in inputs:
         path = Path(given).expanduser()
         if path.is_dir():
-            below = list(_by_channels(list(_nifti_below(path)), channels))
+            below: list[AnyScan] = [*_nifti_below(path, channels), *_dicom_below(path, identifiers)]
             if not below:
-                raise DualsegError(f"input={given}: holds no .nii or .nii.gz file.")
-            found += [(_stem("_".join(files[0].relative_to(path).parts), len(files)), files) for files in below]
+                what = "holds neither .nii or .nii.gz files nor DICOM series of slices"
+                raise DualsegError(f"input={given}: {what}; convert multi-frame DICOM to NIfTI.")
+            found += below
         elif not path.exists():
             raise DualsegError(f"input={given}: no such file or folder.")
         elif not SUFFIX.search(path.name):
             raise DualsegError(f"input={given}: not a .nii or .nii.gz file; of DICOM give the folder.")
         else:
-            found.append((_stem(path.name), (path,)))
-    scans: dict[str, NiftiScan] = {}
-    for stem, files in found:
+            found.append(NiftiScan(_stem(path.name), (path,)))
+    anonymous = 0
+    taken: set[str] = set()
+    scans = []
+    for scan in found:
+        stem = scan.name
+        if isinstance(scan, DicomScan) and not identifiers:
+            anonymous += 1
+            stem = f"series-{anonymous:03d}"
         name, number = stem, 2
-        while name in scans:
+        while name in taken:
             name, number = f"{stem}-{number}", number + 1
-        scans[name] = NiftiScan(name, files)
-    return list(scans.values())
+        taken.add(name)
+        scans.append(replace(scan, name=name))
+    return scans
 
 
-def _nifti_below(folder: Path) -> Iterator[Path]:
-    """Without hidden files and folders: unfinished ones, and those that macOS leaves beside each file."""
-    for parent, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(parent, name) for name in sorted(names) if SUFFIX.search(name) and not name.startswith("."))
-
-
-def _by_channels(files: Sequence[Path], channels: int) -> Iterator[tuple[Path, ...]]:
+def _nifti_below(folder: Path, channels: int) -> Iterator[NiftiScan]:
     groups: dict[Path, list[Path]] = {}
-    for file in files:
-        match = CHANNEL.match(_stem(file.name)) if channels > 1 else None
-        groups.setdefault(file.with_name(match[1]) if match else file, []).append(file)
-    yield from map(tuple, groups.values())
+    for file in files_below(folder):
+        if SUFFIX.search(file.name):
+            match = CHANNEL.match(_stem(file.name)) if channels > 1 else None
+            groups.setdefault(file.with_name(match[1]) if match else file, []).append(file)
+    for case, files in groups.items():
+        yield NiftiScan(_stem("_".join(case.relative_to(folder).parts)), tuple(files))
 
 
-def _stem(name: str, files: int = 1) -> str:
-    stem = SUFFIX.sub("", name)
-    match = CHANNEL.match(stem) if files > 1 else None
-    return match[1] if match else stem
+def _dicom_below(folder: Path, identifiers: bool) -> Iterator[DicomScan]:
+    """Its series of several slices; a single one, such as a scout view, is no volume and is passed over."""
+    found = find_series(folder)
+    damaged: dict[Path, list[Path]] = {}
+    for path in found.damaged:
+        damaged.setdefault(path.parent, []).append(path)
+    told: set[Path] = set()
+    for series in found.series:
+        folders = dict.fromkeys(path.parent for path in series.files)
+        if len(series.files) > 1:
+            beside = tuple(path for own in folders for path in damaged.get(own, []))
+            told.update(beside)
+            yield _dicom_scan(folder, next(iter(folders)), series, beside, identifiers)
+    for own, paths in damaged.items():
+        if not told.issuperset(paths):
+            yield _dicom_scan(folder, own, None, tuple(paths), identifiers)
+
+
+def _dicom_scan(
+    root: Path, folder: Path, series: Series | None, damaged: tuple[Path, ...], identifiers: bool
+) -> DicomScan:
+    words = [series.patient if series else "", *folder.relative_to(root).parts]
+    name = re.sub(r"[^\w.-]+", "-", "_".join(word for word in words if word)) or "series"
+    return DicomScan(name, folder, series, damaged, identifiers)
+
+
+def _stem(name: str) -> str:
+    return SUFFIX.sub("", name)

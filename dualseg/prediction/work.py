@@ -18,7 +18,7 @@ from dualseg.inference.predictor import Predictor
 from dualseg.prediction.options import Options
 from dualseg.prediction.outputs import PredictionFolder
 from dualseg.prediction.review import Row, reasons_to_look
-from dualseg.prediction.scans import NiftiScan
+from dualseg.prediction.scans import AnyScan
 from dualseg.reporting.viewer import ReviewPage
 from dualseg.runs import provenance
 
@@ -52,7 +52,7 @@ def describe(
 
 def predict_scans(
     predictor: Predictor,
-    scans: Sequence[NiftiScan],
+    scans: Sequence[AnyScan],
     folder: PredictionFolder,
     options: Options,
     channels: int,
@@ -73,13 +73,17 @@ def predict_scans(
     rows: list[Row] = []
     with ReviewPage(folder.report_file, folder.class_names, len(scans)) if options.report else nullcontext() as page:
         for scan in scans:
+            if not scan.source:
+                print(f"{scan.name} is {scan.where}")  # and nothing that is written says so
             began = time.perf_counter()
-            row = Row(scan.name, scan.where)
+            row = Row(scan.name, scan.source)
             try:
                 _predict_scan(row, predictor, scan, folder, options, channels, clean, page)
             except Exception as error:
-                row.problem = _problem(error, scan.where)
-                print(f"{scan.name}: failed. {row.problem}", file=sys.stderr, flush=True)
+                problem = _problem(error, scan.where)
+                print(f"{scan.name}: failed. {problem}", file=sys.stderr, flush=True)
+                told = problem if scan.source else "was printed, and is not written, for it may name the patient"
+                row = Row(scan.name, scan.source, told)  # without what it had been filled with
             else:
                 volumes = ", ".join(f"{name} {ml:.2f} ml" for name, ml in row.volumes.items())
                 print(f"{scan.name}: {volumes}", flush=True)
@@ -100,7 +104,7 @@ def predict_scans(
 def _predict_scan(
     row: Row,
     predictor: Predictor,
-    scan: NiftiScan,
+    scan: AnyScan,
     folder: PredictionFolder,
     options: Options,
     channels: int,
@@ -111,7 +115,7 @@ def _predict_scan(
     image, grid = scan.read(channels)
     keep = [*(["probabilities"] if options.probabilities else [])]
     keep += ["entropy", "disagreement"] if options.uncertainty else ["entropy"] if page is not None else []
-    prediction = predictor(image, scan.name, options.memory, folder.path, keep, progress=sys.stderr.isatty())
+    prediction = predictor(image, scan.where, options.memory, folder.path, keep, progress=sys.stderr.isatty())
     keep_largest(prediction.label, clean)
     names = folder.class_names[1:]
     counts = [int((prediction.label == value).sum()) for value in range(1, len(names) + 1)]

@@ -27,8 +27,8 @@ os.register_at_fork(after_in_child=_let_go)
 
 
 @contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """Hold the lock of a run folder, which is made if need be, and removed again if nothing was written into it.
+def writing(folder: Path, mend: str = "choose another name=...") -> Iterator[None]:
+    """Hold the lock of a folder, which is made if need be, and removed again if nothing was written into it.
 
     Where the file system has no locks, go on without.
 
@@ -40,7 +40,7 @@ def writing(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = _acquire(folder)
     except BlockingIOError:
-        raise being_written(folder) from None
+        raise being_written(folder, mend) from None
     except OSError:  # no locks here, or nothing can be written: what writes next says so
         yield
         return
@@ -105,12 +105,10 @@ def is_locked(folder: Path) -> bool:
     return False
 
 
-def being_written(folder: Path) -> DualsegError:
+def being_written(folder: Path, mend: str = "choose another name=...") -> DualsegError:
     """The answer to a second launch of a run that is running."""
     try:
         who = (folder / LOCK).read_text().strip()
     except OSError:
         who = ""
-    return DualsegError(
-        f"{folder}: is being written by {who or 'another process'}; wait for it or stop it, or choose another name=..."
-    )
+    return DualsegError(f"{folder}: is being written by {who or 'another process'}; wait for it or stop it, or {mend}")

@@ -18,8 +18,9 @@ def scan_source(run: RunFolder) -> VolumeSource:
     try:
         kind = get_object(target)
     except Exception as error:  # whatever importing somebody's module raises
+        reason = " ".join(str(error).split())
         mend = "put the folder of its module on PYTHONPATH"
-        raise DualsegError(f"{run.config_file}: {target} cannot be imported ({error}); {mend}.") from error
+        raise DualsegError(f"{run.config_file}: {target} cannot be imported ({reason}); {mend}.") from error
     if not (isinstance(kind, type) and issubclass(kind, VolumeSource)):
         raise DualsegError(f"{run.config_file}: {target} is no VolumeSource, so it cannot prepare a scan.")
     # a run that is older than the record may do with the attributes of the class

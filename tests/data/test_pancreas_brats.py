@@ -124,7 +124,6 @@ def test_cases_left_out_leave_the_order_of_the_others(tmp_path):
         ({"split": "fold0"}, r"data\.source\.split=fold0: choose from mcf_fold0, mcnet"),
         ({"exclude": ["image0083"]}, r"data\.source\.exclude=\['image0083'\]: give a list of cases of this dataset"),
         ({"exclude": "image0025"}, r"data\.source\.exclude=image0025: give a list of cases .*\[image0025,image0070\]"),
-        ({"exclude": None}, r"data\.source\.exclude=None: give a list"),
         ({"exclude": [25, 70]}, r"data\.source\.exclude=\[25, 70\]: give a list"),
     ],
 )

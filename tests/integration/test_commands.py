@@ -103,7 +103,7 @@ def test_the_run_folder_is_as_design_md_says(run):
     assert run.path.name.startswith("phantom-dual-described-resnet34-vnet-2labels-seed0-")
     files = {str(path.relative_to(run.path)) for path in run.path.rglob("*") if path.is_file()}
     assert files == {
-        "config.yaml", "manifest.json", "metrics.json", "cases.csv", "logs/curves.csv",
+        "config.yaml", "manifest.json", "preprocessing.json", "metrics.json", "cases.csv", "logs/curves.csv",
         "checkpoints/iteration-000012.ckpt",
         *(f"slices/phantom_00{index}.npz" for index in (5, 6, 7)),
     }  # fmt: skip

@@ -17,6 +17,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+import dualseg.prediction.options
 import dualseg.report
 from dualseg.cli import conf_dir
 from dualseg.runs.checkpoints import network_states, read_checkpoint
@@ -129,6 +130,8 @@ def test_every_command_of_the_documentation_is_right(
             trained = resolve(compose("train"))
         runs, _, _, changes = parse_words(arguments)
         settings_of_evaluation([trained] * len(runs), changes)
+    elif name == "dualseg-predict":
+        dualseg.prediction.options.parse_words(arguments)
     elif name == "dualseg-report":
         monkeypatch.setattr(sys, "argv", words)
         for report in ("report_run", "report_study", "report_status"):

@@ -114,3 +114,23 @@ def test_two_ranks_equal_one_process(tmp_path):
     everything, five = scored(range(5)).compute(), scored([5]).compute()
     for rank in range(2):
         assert pickle.loads((tmp_path / f"{rank}.pickle").read_bytes()) == [everything, everything, five]
+
+
+def test_regions_are_scored_as_the_unions_of_their_classes() -> None:
+    rng = np.random.default_rng(5)
+    prediction, reference = rng.integers(0, 4, (2, 9, 8, 7))
+    regions = {"whole": (1, 2, 3), "core": (1, 3), "inner": (3,)}
+    metric = SegmentationScores(["a", "b", "c"], regions=regions)
+    metric.update(torch.from_numpy(prediction), torch.from_numpy(reference), None, case=0)
+    summary = metric.compute()
+    assert [*summary.classes] == [row.class_name for row in summary.rows] == [*regions]
+    for row, labels in zip(summary.rows, regions.values(), strict=True):
+        masks = np.isin(prediction, labels), np.isin(reference, labels)
+        expected = [metric(*masks) for metric in (binary.dc, binary.jc, binary.hd95, binary.asd)]
+        np.testing.assert_allclose(row.scores[:4], expected)
+
+
+@pytest.mark.parametrize("labels", [(), (0, 1), (4,)])
+def test_a_region_of_no_classes_is_refused(labels: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"must be made of the labels 1\.\.3"):
+        SegmentationScores(["a", "b", "c"], regions={"whole": labels})

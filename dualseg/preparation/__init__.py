@@ -1,0 +1,1 @@
+"""Raw downloads of the benchmarks -> the files that training reads. One module per dataset; no torch."""

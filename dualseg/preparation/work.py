@@ -1,0 +1,168 @@
+"""All cases of a dataset, several at a time; what is finished is kept, what fails does not stop the others."""
+
+import multiprocessing
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from tqdm import tqdm
+
+from dualseg import __version__
+from dualseg.data.h5 import RECORD
+from dualseg.errors import DualsegError
+from dualseg.files import read_json, write_json
+from dualseg.preparation.base import Preparation
+from dualseg.preparation.writing import is_finished, prepare_case
+from dualseg.runs.lock import LOCK, writing
+
+PICTURES = "pictures"
+EVERY = 10  # cases of which the first has a picture
+
+
+@dataclass
+class Outcome:
+    """What came of it.
+
+    Attributes:
+        finished: cases that are there, in the order of the lists.
+        kept: how many of them were there before.
+        failed: case -> why.
+        problems: files that nothing could be done with.
+        not_in_download: listed cases that are not there, as was to be expected.
+        missing: all other listed cases that are not there.
+        unlisted: how many cases of the raw folder are in no list.
+    """
+
+    finished: list[str] = field(default_factory=list)
+    kept: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    not_in_download: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    unlisted: int = 0
+
+
+def prepare_dataset(preparation: Preparation, raw: Path, out: Path, workers: int) -> Outcome:
+    """Prepare every listed case that lies below `raw`.
+
+    Raises:
+        DualsegError: a folder cannot be used, or holds no case.
+    """
+    _check_folders(raw, out)
+    with writing(out, mend="choose another out"):
+        return _prepare(preparation, raw, out, workers)
+
+
+def _prepare(preparation: Preparation, raw: Path, out: Path, workers: int) -> Outcome:
+    listed = preparation.listed()
+    found = preparation.find(raw)
+    there = {*found.cases, *found.failed}
+    if not there & {*listed}:
+        raise DualsegError(
+            f"raw={raw}: holds no case of {preparation.source.name}; docs/data.md says what belongs there."
+        )
+    absent = [case for case in listed if case not in there]
+    outcome = Outcome(
+        failed={case: found.failed[case] for case in listed if case in found.failed},
+        problems=found.problems,
+        not_in_download=[case for case in absent if case in preparation.not_in_download],
+        missing=[case for case in absent if case not in preparation.not_in_download],
+        unlisted=len(there - {*listed}),
+    )
+    _claim(out, preparation, outcome)
+    for leftover in out.rglob(".*.tmp.*"):  # of a preparation that was killed while it wrote
+        leftover.unlink()
+    for case, reason in outcome.failed.items():
+        print(f"{case}: {reason}")
+    tasks = {}
+    for index, case in enumerate(listed):
+        if case not in found.cases:
+            continue
+        if is_finished(preparation.file(out, case)):
+            outcome.kept += 1
+        else:
+            picture = out / PICTURES / f"{case}.png" if index % EVERY == 0 else None
+            tasks[case] = partial(prepare_case, preparation, case, found.cases[case], out, picture)
+    for case, reason in tqdm(_run(tasks, workers), desc=f"{preparation.source.name} to {out}", total=len(tasks)):
+        if reason:
+            outcome.failed[case] = reason
+            tqdm.write(f"{case}: {reason}")
+    outcome.finished = [case for case in listed if is_finished(preparation.file(out, case))]
+    return outcome
+
+
+def _check_folders(raw: Path, out: Path) -> None:
+    if not raw.is_dir():
+        raise DualsegError(f"raw={raw}: no such folder.")
+    if out.exists() and not out.is_dir():
+        raise DualsegError(f"out={out}: is a file; give a folder.")
+    own, other = raw.resolve(), out.resolve()
+    if own == other or own in other.parents or other in own.parents:
+        raise DualsegError(
+            f"out={out}: one of out and raw={raw} lies in the other; raw files are never touched, move out."
+        )
+
+
+def _claim(out: Path, preparation: Preparation, outcome: Outcome) -> None:
+    """Record what the folder holds before the first case, so that no two preparations mix in one folder."""
+    path = out / RECORD
+    settings = preparation.settings()
+    if path.exists():
+        record = read_json(path)
+        record = record if isinstance(record, dict) else {}
+        other = [f"{key}={record.get(key)}" for key in settings if record.get(key) != settings[key]]
+        if other:
+            raise DualsegError(f"{path}: was prepared with {', '.join(other)}; choose another out.")
+    elif out.is_dir() and any(path.name != LOCK for path in out.iterdir()):
+        raise DualsegError(f"out={out}: is not empty, and not of dualseg-prepare; choose another folder.")
+    absent = {"not_in_download": outcome.not_in_download, "missing": outcome.missing}
+    write_json(path, {**settings, **absent, "dualseg": __version__})
+
+
+def _run(tasks: Mapping[str, Callable[[], None]], workers: int) -> Iterator[tuple[str, str]]:
+    """Case and why it failed (empty: it did not), as they end."""
+    if workers == 1 or len(tasks) < 2:
+        for case, task in tasks.items():
+            yield case, _attempt(task)
+        return
+    # spawned: a fork of a process with threads can hang
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(min(workers, len(tasks)), context, _ignore_interrupts)
+    try:
+        futures: dict[Future[str], str] = {pool.submit(_interruptible, task): case for case, task in tasks.items()}
+        for future in as_completed(futures):
+            try:
+                yield futures[future], future.result()
+            except BrokenProcessPool:
+                mend = "killed, for lack of memory most likely; lower workers and give the same command again."
+                yield futures[future], f"its process was {mend}"
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _attempt(task: Callable[[], None]) -> str:
+    try:
+        task()
+    except DualsegError as error:
+        return str(error)
+    except Exception as error:  # a case that nobody has thought of does not stop the others either
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def _ignore_interrupts() -> None:
+    """An idle process has nothing to clean up after Ctrl-C; the parent ends it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _interruptible(task: Callable[[], None]) -> str:
+    """Ctrl-C stops a case at once, and what it had begun to write is removed."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return _attempt(task)
+    finally:
+        _ignore_interrupts()

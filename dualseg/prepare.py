@@ -1,0 +1,90 @@
+"""`dualseg-prepare data=la|pancreas|brats raw=DIR out=DIR`: from what one downloads to what training reads."""
+
+import sys
+from typing import TYPE_CHECKING
+
+from dualseg.cli import guarded
+from dualseg.errors import DualsegError
+
+if TYPE_CHECKING:
+    from dualseg.preparation.options import Options
+    from dualseg.preparation.work import Outcome
+
+HELP = """dualseg-prepare data=la|pancreas|brats raw=DIR out=DIR [key=value ...]
+
+  data           la: folders CASE/lgemri.nrrd + laendo.nrrd; pancreas: DICOM series + label00NN.nii.gz;
+                 brats: CASE_flair.nii.gz ... CASE_seg.nii.gz; anywhere below raw
+  raw            folder of the download; nothing in it is changed
+  out            folder to train from (data.root); cases that are finished there are kept
+  crop           ground_truth: around the label, the usual protocol (default of la and pancreas)
+                 foreground: by intensity alone, as a new scan is cropped (default and only choice of brats)
+  workers        processes (default: one for each core; a CT takes 3 GB of memory in each)
+  modalities=[flair]     brats: channels, of [flair,t1,t1ce,t2]
+  regions=false          brats: true: necrotic core, edema and enhancing tumour are trained, and whole tumour, tumour
+                         core and enhancing tumour, their unions, scored
+
+  A case that fails does not stop the others; the exit code is then 2, and the same command goes on where it was.
+"""
+
+
+def prepare(options: "Options") -> "Outcome":
+    """Prepare a dataset, write and print the summary.
+
+    Raises:
+        DualsegError: whatever the user can mend, before the first case; or, after all others, cases have failed.
+    """
+    from dualseg.preparation.summary import write_summary
+    from dualseg.preparation.work import prepare_dataset
+
+    preparation, out = options.preparation, options.out
+    outcome = prepare_dataset(preparation, options.raw, out, options.workers)
+    if outcome.finished:
+        print(write_summary(out / "summary.csv", preparation, out, outcome.finished))
+    kept = f", {outcome.kept} of them before" if outcome.kept else ""
+    print(f"Prepared: {len(outcome.finished)} cases in {out}{kept}; crop={preparation.crop}")
+    if outcome.unlisted:
+        print(f"Left out: {outcome.unlisted} cases that are in no list of data={preparation.source.name}")
+    if outcome.not_in_download:
+        names = ", ".join(outcome.not_in_download)
+        print(f"Not there: {names}, which today's public download lacks; training from {out} leaves them out")
+    _complain(outcome, options)
+    return outcome
+
+
+def _complain(outcome: "Outcome", options: "Options") -> None:
+    for problem in outcome.problems:
+        print(problem)
+    complaints = []
+    if outcome.problems:
+        complaints.append(f"{len(outcome.problems)} files cannot be read, see above.")
+    if outcome.failed:
+        complaints.append(f"{_some(list(outcome.failed))} failed, see above.")
+    if outcome.missing:
+        complaints.append(f"{_some(outcome.missing)} of the lists are not below raw={options.raw}.")
+    if complaints:
+        complaints.append("All others are prepared; mend these, and give the same command again.")
+        raise DualsegError(" ".join(complaints))
+
+
+def _some(cases: list[str]) -> str:
+    names = ", ".join(cases[:5]) + (", ..." if len(cases) > 5 else "")
+    return f"{len(cases)} case{'s' * (len(cases) > 1)} ({names})"
+
+
+def main() -> None:
+    """Console script."""
+    words = sys.argv[1:]
+    if not words or {"-h", "--help"} & set(words):
+        print(HELP)
+        raise SystemExit(0 if words else 2)
+
+    def command() -> None:
+        from dualseg.preparation.options import parse_words
+
+        prepare(parse_words(words))
+
+    guarded(command)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,219 @@
+"""What a prediction consists of: ensemble, uncertainty, volumes, components, names, records; in memory or on disk."""
+
+import csv
+import hashlib
+import json
+import math
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from predict_toys import BALLS, Rising, Threshold, save, scene, write_run
+
+from dualseg.data.reading import VolumeReader
+from dualseg.data.volumes import Image
+from dualseg.errors import DualsegError
+from dualseg.inference import SlidingWindow
+from dualseg.inference.predictor import MAPS, Member, Predictor
+from dualseg.prediction.review import Row, reasons_to_look
+from dualseg.prediction.scans import find_scans
+
+AFFINE = np.array([[0, -2.0, 0, 30], [1.5, 0, 0, -7], [0, 0, -2.5, 11], [0, 0, 0, 1]])
+SHAPE = (42, 30, 25)
+
+
+@pytest.fixture
+def scan(tmp_path: Path) -> Path:
+    path = tmp_path / "in" / "scan.nii.gz"
+    save(path, scene(AFFINE, SHAPE)[0], AFFINE)
+    return path
+
+
+def read(path: Path) -> np.ndarray:
+    return np.asarray(nib.load(path).dataobj)
+
+
+def summary(out: Path) -> dict[str, dict[str, str]]:
+    with (out / "summary.csv").open(newline="") as file:
+        return {row["scan"]: row for row in csv.DictReader(file)}
+
+
+def predictor(*thresholds: float) -> Predictor:
+    networks = {f"n{t}": Threshold(1, 3, t) for t in thresholds}
+    prepare = VolumeReader(Rising.for_scans({})).prepare_scan
+    window = SlidingWindow((16, 16, 16), (8, 8, 8))
+    return Predictor([Member(prepare, networks, window)], 3, torch.device("cpu"))
+
+
+def test_on_disk_the_result_is_bit_for_bit_that_in_memory(tmp_path) -> None:
+    image = Image(scene(AFFINE, SHAPE)[0][None], AFFINE)
+    ours = predictor(0.4, 0.5, 0.6)
+    in_memory = ours(image, "scan", 2**34, tmp_path / "never", MAPS)  # a file there could not be made
+    on_disk = ours(image, "scan", ours.needs(image.array.nbytes), tmp_path, MAPS)
+    for name in ("label", *MAPS):
+        got, expected = getattr(on_disk, name), getattr(in_memory, name)
+        np.testing.assert_array_equal(got, expected)
+        assert not got.flags.owndata and expected.flags.owndata
+    assert on_disk.measures == in_memory.measures
+    assert not any(tmp_path.iterdir())
+    with pytest.raises(DualsegError, match="42 x 30 x 25 voxels take at least"):
+        ours(image, "scan", ours.needs(image.array.nbytes) - 1, tmp_path)
+
+
+def test_entropy_disagreement_and_measures_by_hand(tmp_path, monkeypatch) -> None:
+    """From each network's own probabilities, voxel by voxel, in float64, whatever the slabs."""
+    image = Image(scene(AFFINE, SHAPE)[0][None], AFFINE)
+    each = [predictor(t)(image, "scan", 2**34, tmp_path, MAPS).probabilities.astype(np.float64) for t in (0.35, 0.6)]
+    monkeypatch.setattr("dualseg.inference.predictor.SLAB_BYTES", 10**6)
+    got = predictor(0.35, 0.6)(image, "scan", 2**34, tmp_path, MAPS)
+    mean = (each[0] + each[1]) / 2
+    np.testing.assert_allclose(got.probabilities, mean, atol=1e-6)
+    np.testing.assert_allclose(mean.sum(axis=-1), 1, atol=1e-5)
+    np.testing.assert_array_equal(got.label, got.probabilities.argmax(axis=-1))
+    logs = np.log(mean, where=mean > 0, out=np.zeros_like(mean))
+    entropy = -(mean * logs).sum(axis=-1) / math.log(3)
+    np.testing.assert_allclose(got.entropy, entropy, atol=1e-5)
+    own = [p.argmax(axis=-1) for p in each]
+    differ = own[0] != own[1]
+    np.testing.assert_array_equal(got.disagreement, differ)
+    assert 0 < differ.sum() < differ.size / 10
+    foreground = (own[0] > 0) | (own[1] > 0) | (got.label > 0)
+    expected = {"mean_entropy": entropy.mean(), "mean_entropy_foreground": entropy[foreground].mean()}
+    expected |= {"disagreement": differ.mean(), "disagreement_foreground": differ[foreground].mean()}
+    assert got.measures == pytest.approx(expected, rel=1e-4)
+
+
+def test_one_network_has_no_disagreement_and_an_empty_scan_no_foreground(tmp_path) -> None:
+    image = Image(np.zeros((1, *SHAPE), np.float32), AFFINE)
+    got = predictor(0.5)(image, "scan", 2**34, tmp_path, MAPS)
+    assert got.disagreement is None and not got.label.any()
+    assert [name for name, value in got.measures.items() if math.isnan(value)] == [
+        "mean_entropy_foreground", "disagreement", "disagreement_foreground",
+    ]  # fmt: skip
+
+
+def test_runs_that_prepare_scans_differently_are_averaged_on_the_scans_grid(predict, tmp_path, scan) -> None:
+    runs = [write_run(tmp_path / "runs" / str(d), downsample=d, patch_size=[16, 16, 32]) for d in (1, 2)]
+    singles = []
+    for number, run in enumerate(runs):
+        out = tmp_path / f"single{number}"
+        assert predict(f"run={run}", f"input={scan}", f"output={out}", "probabilities=true").code == 0
+        singles.append(read(out / "probabilities" / "scan.nii.gz"))
+    assert predict(*(f"run={run}" for run in runs), f"input={scan}", "probabilities=true").code == 0
+    both = read(tmp_path / "out" / "probabilities" / "scan.nii.gz")
+    np.testing.assert_allclose(both, (singles[0] + singles[1]) / 2, atol=1e-6)
+    record = json.loads((tmp_path / "out" / "prediction.json").read_text())
+    assert record["networks"] == ["1-1/a", "1-1/b", "2-2/a", "2-2/b"] and len(record["windows"]) == 2
+    assert len(record["predicted_by"]) == 2
+
+
+def test_seeds_of_one_setting_prepare_a_scan_once(predict, tmp_path, scan, monkeypatch) -> None:
+    runs, calls = [write_run(tmp_path / f"seed{n}") for n in range(3)], []
+    real = Rising.prepare_scan
+    monkeypatch.setattr(Rising, "prepare_scan", lambda self, image: calls.append(1) or real(self, image))
+    assert predict(*(f"run={run}" for run in runs), f"input={scan}").code == 0
+    assert len(calls) == 1
+
+
+def test_the_record_says_how_it_was_done(predict, tmp_path, run, scan) -> None:
+    moved = tmp_path / "elsewhere" / "again"
+    shutil.copytree(run, moved)
+    shutil.rmtree(run)
+    words = ["overlap=0.25", "mirror=true", "keep_largest=all", "memory=2GiB", "device=cpu"]
+    assert predict(f"run={moved}", f"input={scan}", *words).code == 0
+    record = json.loads((tmp_path / "out" / "prediction.json").read_text())
+    assert record["settings"] == {
+        "overlap": 0.25, "mirror": True, "probabilities": False, "uncertainty": False, "keep_largest": ["all"],
+        "memory": 2**31, "device": "cpu", "identifiers": False,
+    }  # fmt: skip
+    assert record["windows"] == [{"patch_size": [16, 16, 16], "stride": [12, 12, 12]}]
+    (file,) = (moved / "checkpoints").iterdir()
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert record["predicted_by"] == {str(moved): {"checkpoint": file.name, "sha256": digest}}
+    assert record["labels"] == {"background": 0, "bright": 1, "dark": 2}
+    names = json.loads((tmp_path / "out" / "labels" / "scan.json").read_text())
+    assert names == {"labels": record["labels"]}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"labels", "prediction.json", "summary.csv"}
+
+
+def test_the_summary(predict, tmp_path, scan) -> None:
+    assert predict(f"input={scan}", "uncertainty=true").code == 0
+    (row,) = summary(tmp_path / "out").values()
+    label = read(tmp_path / "out" / "labels" / "scan.nii.gz")
+    for value, (name, (_, radius)) in enumerate(BALLS.items(), start=1):
+        ml = (label == value).sum() * 1.5 * 2 * 2.5 / 1000
+        assert float(row[f"{name}_ml"]) == pytest.approx(ml, abs=1e-4)
+        assert ml == pytest.approx(4 / 3 * np.pi * radius**3 / 1000, rel=0.1)
+    differ = read(tmp_path / "out" / "disagreement" / "scan.nii.gz")
+    assert float(row["disagreement"]) == pytest.approx(differ.mean(), abs=1e-6)
+    entropy = read(tmp_path / "out" / "entropy" / "scan.nii.gz")
+    assert float(row["mean_entropy"]) == pytest.approx(entropy.mean(), abs=1e-5)
+    assert entropy.min() >= 0 and entropy.max() <= 1
+    assert (row["scan"], row["status"], row["source"], row["problem"]) == ("scan", "predicted", str(scan), "")
+
+
+def test_only_the_classes_that_are_named_are_cleaned(predict, tmp_path) -> None:
+    image = scene(AFFINE, SHAPE)[0]
+    image[2:6, 2:6, 2:6], image[36:40, 2:6, 2:6] = 1, -1  # far from the balls
+    path = tmp_path / "scan.nii"
+    save(path, image, AFFINE)
+    corners = {}
+    for words in ((), ("keep_largest=bright",), ("keep_largest=[bright,dark]",)):
+        out = tmp_path / f"out{len(corners)}"
+        assert predict(f"input={path}", f"output={out}", *words).code == 0
+        label = read(out / "labels" / "scan.nii.gz")
+        corners[words] = (label[4, 4, 4], label[38, 4, 4])
+    assert list(corners.values()) == [(1, 2), (0, 2), (0, 0)]
+
+
+def row(ml: float, entropy: float, disagreement: float = 0.05) -> Row:
+    measures = {"mean_entropy_foreground": entropy, "disagreement_foreground": disagreement}
+    return Row("x", "", volumes={"liver": ml}, measures=measures)
+
+
+def test_scans_to_look_at() -> None:
+    usual = [row(50 + index, 0.3 + 0.01 * index) for index in range(9)]
+    odd = [row(0, 0.3), row(500, 0.3), row(52, 0.9), row(52, 0.1), row(52, math.nan, math.nan), row(52, 0.3, 0.21)]
+    failed = Row("x", "", problem="no")
+    reasons = reasons_to_look([*usual, *odd, failed])
+    assert reasons[:9] == [()] * 9 and reasons[-1] == ()
+    assert reasons[9:-1] == [
+        ("no liver", "unusual volume of liver"), ("unusual volume of liver",), ("unusually uncertain",), (), (),
+        ("networks disagree",),
+    ]  # fmt: skip
+    assert reasons_to_look(odd[:2]) == [("no liver",), ()]  # too few to say what is usual
+    assert reasons_to_look([row(5, 0.3)] * 9 + [row(6, 0.4)]) == [()] * 10  # no spread, no measure
+
+
+def test_names_of_outputs(tmp_path) -> None:
+    folder = tmp_path / "in"
+    for path in ("b.nii.gz", "a.nii", "sub-01/anat/T1w.nii.gz", "._a.nii", ".hidden/c.nii", "notes.txt"):
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(b"")
+    scans = find_scans([folder, folder / "b.nii.gz", folder / "sub-01" / "anat" / "T1w.nii.gz"], 1)
+    assert [scan.name for scan in scans] == ["a", "b", "sub-01_anat_T1w", "b-2", "T1w"]
+
+
+def test_several_channels_in_one_file_or_in_one_file_each(predict, run, tmp_path) -> None:
+    """The networks see the mean of the channels."""
+    (run / "preprocessing.json").write_text('{"class_names": ["background", "bright", "dark"], "channels": 2}')
+    image = scene(AFFINE, SHAPE)[0]
+    save(tmp_path / "in" / "one.nii.gz", np.stack([1.5 * image, 0.5 * image], axis=-1), AFFINE)
+    save(tmp_path / "in" / "two_0000.nii.gz", 1.5 * image, AFFINE)
+    save(tmp_path / "in" / "two_0001.nii.gz", 0.5 * image, AFFINE)
+    save(tmp_path / "in" / "lone_0000.nii.gz", image, AFFINE)
+    save(tmp_path / "in" / "moved_0000.nii.gz", image, AFFINE)
+    save(tmp_path / "in" / "moved_0001.nii.gz", image, AFFINE + np.array([[0, 0, 0, 5.0]] + [[0, 0, 0, 0]] * 3))
+    outcome = predict(f"input={tmp_path / 'in'}")
+    rows = summary(tmp_path / "out")
+    assert {name: row["status"] for name, row in rows.items()} == {
+        "lone": "failed", "moved": "failed", "one": "predicted", "two": "predicted",
+    }  # fmt: skip
+    assert "has 1 channels, the networks take 2" in rows["lone"]["problem"] and outcome.code == 2
+    assert "moved_0001.nii.gz: is on another grid than" in rows["moved"]["problem"]
+    labels = [read(tmp_path / "out" / "labels" / f"{name}.nii.gz") for name in ("one", "two")]
+    np.testing.assert_array_equal(*labels)
+    assert set(np.unique(labels[0])) == {0, 1, 2}

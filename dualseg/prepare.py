@@ -18,7 +18,7 @@ HELP = """dualseg-prepare data=la|pancreas|brats raw=DIR out=DIR [key=value ...]
   out            folder to train from (data.root); cases that are finished there are kept
   crop           ground_truth: around the label, the usual protocol (default of la and pancreas)
                  foreground: by intensity alone, as a new scan is cropped (default and only choice of brats)
-  workers        processes (default: one for each core; a CT takes 3 GB of memory in each)
+  workers        processes (default: one for each core; a CT takes 2 GB of memory in each)
   modalities=[flair]     brats: channels, of [flair,t1,t1ce,t2]
   regions=false          brats: true: necrotic core, edema and enhancing tumour are trained, and whole tumour, tumour
                          core and enhancing tumour, their unions, scored

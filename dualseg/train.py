@@ -101,16 +101,17 @@ def _train(settings: dict[str, Any], folder: Any) -> None:
     data.setup("fit")
     along = ["validation"] if settings["trainer"]["validate_every"] else []
     stages = list(dict.fromkeys([*along, *settings["evaluate_on"]]))
-    data.check_evaluation(stages)
+    evaluated = data.check_evaluation(stages)
     resumed_at = iteration_of(latest) if latest else 0
     if latest is not None:
-        provenance.check_same_data(folder.manifest_file, data.fingerprint())
+        provenance.check_same_data(folder.manifest_file, data.fingerprint(), evaluated)
     trainer = assembly.build_trainer(settings, folder, resumed_at, provenance.resume_command())
     data.check_processes(trainer.world_size, stages)
     if trainer.is_global_zero:
         folder.open(settings)
         write_json(folder.preprocessing_file, data.source.scan_record())
-        facts = {"dataset": settings["data"]["name"], "fingerprint": data.fingerprint(), **data.cases_used}
+        fingerprints = {"fingerprint": data.fingerprint(), "evaluation_fingerprint": evaluated}
+        facts = {"dataset": settings["data"]["name"], **fingerprints, **data.cases_used}
         provenance.start(folder.manifest_file, provenance.describe(settings["seed"], facts), resumed_at)
         print(f"Resuming {folder.path} from iteration {resumed_at}" if latest else f"Training {folder.path}")
     with _closing_wandb(trainer, folder):

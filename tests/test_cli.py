@@ -63,6 +63,7 @@ def assert_quick(facts, code):
         ("evaluate", ["run=RUN_FOLDER", "split=test|validation"]),
         ("report", ["one self-contained HTML page of a run"]),
         ("audit", ["dualseg-audit", "gradient"]),
+        ("check", ["dualseg-check", "exit code"]),
     ],
 )
 def test_help_answers_at_once(tmp_path, module, said):

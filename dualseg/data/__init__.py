@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dualseg.data.brats2019 import BraTS2019
     from dualseg.data.datamodule import SemiSupervisedDataModule
+    from dualseg.data.folder import Folder
     from dualseg.data.left_atrium import LeftAtrium
     from dualseg.data.pancreas_ct import PancreasCT
     from dualseg.data.phantom import Phantom
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BraTS2019",
+    "Folder",
     "Grid",
     "Image",
     "LeftAtrium",
@@ -29,6 +31,7 @@ __all__ = [
 
 _HOMES = {
     "BraTS2019": "brats2019",
+    "Folder": "folder",
     "Grid": "volumes",
     "Image": "volumes",
     "LeftAtrium": "left_atrium",

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from dualseg.data.checks import check_batch, check_patch_size
-from dualseg.data.reading import EvaluationVolume, VolumeReader, fingerprint
+from dualseg.data.reading import EvaluationVolume, Fingerprint, VolumeReader
 from dualseg.data.sampling import IterationBatchSampler, SampleKey, case_index, sample_seed
 from dualseg.data.splits import Split, split_cases
 from dualseg.data.transforms import plain_tensors, training_transform
@@ -152,6 +152,7 @@ class SemiSupervisedDataModule(pl.LightningDataModule):
             held_out_validation,
             held_out_test,
             source.validation_cases,
+            source.unlabeled_cases,
         )
         check_batch(labeled_per_batch, unlabeled_per_batch, self.split)
         self.volumes: dict[str, tuple[Tensor, Tensor | None]] = {}
@@ -178,8 +179,11 @@ class SemiSupervisedDataModule(pl.LightningDataModule):
         self.volumes = volumes
         self._validation = EvaluationDataset(self.reader, self.split.validation, cache=True)
 
-    def check_evaluation(self, stages: Collection[str]) -> None:
+    def check_evaluation(self, stages: Collection[str]) -> dict[str, str]:
         """Read the volumes of `stages` (validation, test) once: a bad one is better found before a run than after it.
+
+        Returns:
+            stage -> hash of its images, labels and spacings, for each stage that has cases.
 
         Raises:
             DualsegError: as on evaluating them.
@@ -188,11 +192,17 @@ class SemiSupervisedDataModule(pl.LightningDataModule):
             "validation": self._validation,
             "test": EvaluationDataset(self.reader, self.split.test, cache=False),
         }
+        hashes = {}
         for stage in stages:
             dataset = datasets[stage]
             assert dataset is not None, "setup comes first"
+            digest = Fingerprint()
             for index in tqdm(range(len(dataset)), desc=f"Checking {stage} volumes", leave=False):
-                dataset[index]
+                volume = dataset[index]
+                digest.add(volume.case, volume.image, volume.label, torch.tensor(volume.spacing))
+            if len(dataset):
+                hashes[stage] = digest.hexdigest()
+        return hashes
 
     def check_processes(self, processes: int, stages: Collection[str] = ()) -> None:
         """Every batch, and the volumes of `stages`, can be dealt out to so many processes: known before a run starts.
@@ -212,7 +222,10 @@ class SemiSupervisedDataModule(pl.LightningDataModule):
 
     def fingerprint(self) -> str:
         """Hash of the training data that was read; after `setup("fit")`."""
-        return fingerprint(self.volumes)
+        digest = Fingerprint()
+        for case in sorted(self.volumes):
+            digest.add(case, *self.volumes[case])
+        return digest.hexdigest()
 
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
         if self.trainer is None or self.trainer.max_steps < 1:

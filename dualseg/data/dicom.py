@@ -141,7 +141,9 @@ def _read_slice(path: Path) -> _Slice:
         if syntax is not None and syntax.is_compressed:
             mend = "decompress the series (gdcmconv --raw), or install a decoder (pip install pylibjpeg[all])"
             raise DualsegError(f"{path}: compressed as {syntax.name}, not decoded ({reason}); {mend}.") from error
-        raise DualsegError(f"{path}: its pixels cannot be read ({reason}); download the file again.") from error
+        raise DualsegError(
+            f"{path}: its header or pixels cannot be read ({reason}); download the file again."
+        ) from error
 
 
 def _without_doubles(slices: list[_Slice], normal: np.ndarray) -> list[_Slice]:

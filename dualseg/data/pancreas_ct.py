@@ -81,14 +81,19 @@ def millimetre_grid(grid: Grid) -> Grid:
 
 
 def to_millimetre(image: Image) -> Image:
-    """Resample (1, W, H, D) to `millimetre_grid` by cubic B-splines, without smoothing, as the protocol does."""
+    """Resample (1, W, H, D) to `millimetre_grid` by cubic B-splines, without smoothing, as the protocol does.
+
+    One axis after the other, each as a product with the matrix of its spline: several times faster than 64 weights for
+    each voxel, and the same.
+    """
     grid = millimetre_grid(Grid(image.array.shape[1:], image.affine))
     to_own = np.linalg.inv(image.affine) @ grid.affine  # diagonal but for rounding: the axes are the same
-    result = np.empty(grid.shape, np.float32)
-    ndimage.affine_transform(
-        image.array[0], np.diag(to_own)[:3], to_own[:3, 3], grid.shape, result, order=3, mode="nearest"
-    )
-    return Image(result[None], grid.affine)
+    array = image.array[0]
+    for axis, (own, wanted) in enumerate(zip(image.array.shape[1:], grid.shape, strict=True)):
+        scale, shift = (to_own[axis, axis], 1), (to_own[axis, 3], 0)
+        spline = ndimage.affine_transform(np.eye(own), scale, shift, (wanted, own), order=3, mode="nearest")
+        array = np.moveaxis(np.tensordot(spline.astype(np.float32), array, (1, axis)), 0, axis)
+    return Image(np.ascontiguousarray(array)[None], grid.affine)
 
 
 def normalised(image: Image) -> Image:

@@ -18,7 +18,7 @@ class EvaluationVolume(NamedTuple):
 
     Attributes:
         image: (C, w, h, d) float32, down-sampled as in training.
-        label: (W, H, D) uint8 on the volume's own grid.
+        label: (W, H, D) uint8 on the volume's own grid: the same orientation and field of view.
         spacing: millimetres per voxel of the own grid.
         case_index: place of the case in its split.
     """
@@ -57,10 +57,14 @@ class VolumeReader:
         return self._shrink(torch.from_numpy(image.array)), self._shrink_label(self._label(case, image))
 
     def read_evaluation(self, case: str, index: int) -> EvaluationVolume:
-        """The down-sampled image with the label on the volume's own grid."""
+        """The image as networks see it, with the label on the volume's own grid."""
         image = self._image(case)
-        spacing = np.linalg.norm(image.affine[:3, :3], axis=0)
-        label = self._label(case, image)
+        reference = self.source.read_reference(case)
+        if reference is None:
+            label, affine = self._label(case, image), image.affine
+        else:
+            label, affine = self._checked_label(case, reference.array, None), reference.affine
+        spacing = np.linalg.norm(affine[:3, :3], axis=0)
         shrunk = self._shrink(torch.from_numpy(image.array))
         return EvaluationVolume(case, index, shrunk, label, (float(spacing[0]), float(spacing[1]), float(spacing[2])))
 
@@ -89,9 +93,11 @@ class VolumeReader:
         return image
 
     def _label(self, case: str, image: Image) -> Tensor:
-        label = self.source.read_label(case)
+        return self._checked_label(case, self.source.read_label(case), image.array.shape[1:])
+
+    def _checked_label(self, case: str, label: np.ndarray, image_shape: tuple[int, ...] | None) -> Tensor:
         where = self.source.where(case, "label")
-        for problem in label_problems(label, image.array.shape[1:], len(self.source.class_names)):
+        for problem in label_problems(label, image_shape, len(self.source.class_names)):
             raise VolumeError(problem.kind, f"{where} {problem.text}")
         return torch.from_numpy(label.astype(np.uint8, copy=False))
 
@@ -110,13 +116,19 @@ class VolumeReader:
         return self._shrink(onehot).argmax(dim=0).to(torch.uint8)
 
 
-def fingerprint(volumes: dict[str, tuple[Tensor, Tensor | None]]) -> str:
-    """Hash of the content that training reads: case names, images, and the labels of labeled cases only."""
-    digest = hashlib.blake2b(digest_size=16)
-    for case in sorted(volumes):
-        digest.update(case.encode())
-        for tensor in volumes[case]:
+class Fingerprint:
+    """Hash of the content that a run reads, volume by volume: names, images, and the labels that it may use."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.blake2b(digest_size=16)
+
+    def add(self, case: str, *content: Tensor | None) -> None:
+        """One volume; None stands for a label that may not be used."""
+        self._digest.update(case.encode())
+        for tensor in content:
             if tensor is not None:
-                digest.update(str(tuple(tensor.shape)).encode())
-                digest.update(tensor.contiguous().numpy().data)
-    return digest.hexdigest()
+                self._digest.update(str(tuple(tensor.shape)).encode())
+                self._digest.update(tensor.contiguous().numpy().data)
+
+    def hexdigest(self) -> str:
+        return self._digest.hexdigest()

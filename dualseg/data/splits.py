@@ -30,6 +30,7 @@ def split_cases(
     held_out_validation: int = 0,
     held_out_test: int = 0,
     validation_cases: Sequence[str] = (),
+    unlabeled_cases: Sequence[str] = (),
 ) -> Split:
     """Split a dataset's ordered training list; the first N of it are the labeled ones at N labels.
 
@@ -42,12 +43,13 @@ def split_cases(
             `validation_cases`.
         held_out_test: the last cases of `train_cases` are the test split.
         validation_cases: the dataset's own validation list, used where `held_out_validation` is 0.
+        unlabeled_cases: training cases beside `train_cases` that have no label.
 
     Raises:
         DualsegError: both or impossible counts; a case listed twice, in one list or in several; a name that is a path.
     """
     cases = list(train_cases)
-    listed = [*train_cases, *validation_cases, *test_cases]
+    listed = [*train_cases, *unlabeled_cases, *validation_cases, *test_cases]
     paths = [case for case in listed if "/" in case or "\\" in case]
     if paths:  # files of a run are named after its cases
         raise DualsegError(
@@ -72,14 +74,15 @@ def split_cases(
     if labeled is not None and labeled_ratio is not None:
         raise DualsegError("data.labeled and data.labeled_ratio are both given; keep one (the other null).")
     if labeled_ratio is not None:
-        key, count = f"data.labeled_ratio={labeled_ratio}", round(labeled_ratio * len(cases))
+        key, count = f"data.labeled_ratio={labeled_ratio}", round(labeled_ratio * (len(cases) + len(unlabeled_cases)))
     else:
         key, count = f"data.labeled={labeled}", len(cases) if labeled is None else labeled
     if not 1 <= count <= len(cases):
+        kind = "training cases that have labels" if unlabeled_cases else "training cases"
         raise DualsegError(
-            f"{key}: leaves {count} labeled volumes of {len(cases)} training cases; give between 1 and {len(cases)}."
+            f"{key}: leaves {count} labeled volumes of {len(cases)} {kind}; give between 1 and {len(cases)}."
         )
-    return Split(tuple(cases[:count]), tuple(cases[count:]), tuple(validation), tuple(test))
+    return Split(tuple(cases[:count]), (*cases[count:], *unlabeled_cases), tuple(validation), tuple(test))
 
 
 def split_source(source: VolumeSource, counts: Mapping[str, Any]) -> Split:
@@ -96,5 +99,6 @@ def split_source(source: VolumeSource, counts: Mapping[str, Any]) -> Split:
         source.train_cases,
         source.test_cases,
         validation_cases=source.validation_cases,
+        unlabeled_cases=source.unlabeled_cases,
         **{name: counts[name] for name in COUNTS},
     )

@@ -24,6 +24,13 @@ class Grid(NamedTuple):
     affine: np.ndarray
 
 
+class Reference(NamedTuple):
+    """A label map to score against. `array`: (W, H, D), values 0..K-1. `affine`: (4, 4), voxel indices -> mm (RAS+)."""
+
+    array: np.ndarray
+    affine: np.ndarray
+
+
 class VolumeSource(ABC):
     """A dataset on disk. Subclass it, and every command can train on your files.
 
@@ -36,6 +43,7 @@ class VolumeSource(ABC):
         validation_cases: the same of its own validation split; most datasets have none.
         regions: name -> labels whose union is scored under that name, in the place of the classes, which are trained;
             most datasets have none.
+        unlabeled_cases: further training cases, which have no labels; they are neither counted nor held out.
         scan_attributes: names of the attributes that prediction reads: the classes, the channels, and whatever
             `prepare_scan` reads of the object. Their values are numbers, text, None, or lists and mappings of such.
     """
@@ -47,6 +55,7 @@ class VolumeSource(ABC):
     test_cases: tuple[str, ...]
     validation_cases: tuple[str, ...] = ()
     regions: Mapping[str, Sequence[int]] = MappingProxyType({})
+    unlabeled_cases: tuple[str, ...] = ()
     scan_attributes: tuple[str, ...] = ("class_names", "channels")
 
     @abstractmethod
@@ -68,6 +77,14 @@ class VolumeSource(ABC):
     @abstractmethod
     def read_label(self, case: str) -> np.ndarray:
         """Read one label map (W, H, D) uint8, values 0..K-1. Called for labeled, validation and test cases only."""
+
+    def read_reference(self, case: str) -> Reference | None:
+        """The label on the volume's own grid, for the metrics, where `read_image` and `read_label` resample.
+
+        Both grids have the same orientation and field of view (the outer faces of the outermost voxels), so that
+        probabilities are interpolated from one to the other. Called as `read_label` is. None: they are one grid.
+        """
+        return None
 
     def prepare_scan(self, scan: Image) -> Image:
         """Turn a scan from elsewhere into what `read_image` gives: oriented, resampled, cropped, normalised.

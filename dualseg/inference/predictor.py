@@ -21,6 +21,7 @@ MAPS = ("probabilities", "entropy", "disagreement")  # what is kept on request
 MEASURES = ("mean_entropy", "mean_entropy_foreground", "disagreement", "disagreement_foreground")
 SLAB_BYTES = 1 << 27  # of the arrays of one slab
 BASE_BYTES = 3 << 28  # Python, torch and its kernels
+SCAN_COPIES = 5  # of a scan's float32 voxels while it is read, turned, resampled, cropped
 VOXEL_BYTES = 512  # of feature maps of full width, for each voxel of the windows in one pass
 
 
@@ -82,9 +83,9 @@ class Predictor:
         return [name for member in self.members for name in member.networks]
 
     def needs(self, scan_bytes: int) -> int:
-        """Bytes of memory that a scan takes at the least: itself, prepared, and the windows in one pass."""
+        """Bytes of memory that a scan takes at the least, wherever the probabilities lie."""
         windows = max(math.prod(member.window.patch_size) * member.window.batch_size for member in self.members)
-        return BASE_BYTES + SLAB_BYTES + windows * VOXEL_BYTES + 2 * scan_bytes
+        return BASE_BYTES + SLAB_BYTES + windows * VOXEL_BYTES + SCAN_COPIES * scan_bytes
 
     def __call__(
         self,

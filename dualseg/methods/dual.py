@@ -171,7 +171,7 @@ class DualNetwork(SegmentationMethod):
             terms = [*self._supervised(labeled, label)]
             if self.objective == "described":
                 pseudo = self._fused_pseudo_labels(unlabeled)
-                terms += self._consistency(unlabeled, pseudo, self._w(iteration, max_iterations))
+                terms += self.consistency_terms(unlabeled, pseudo, self._w(iteration, max_iterations))
                 terms += self._contrast(views, len(label), pseudo, gaussian_rampup(iteration, max_iterations))
             else:
                 terms += self._released(views)
@@ -232,8 +232,13 @@ class DualNetwork(SegmentationMethod):
         reliable = reliable_voxels(entropy(a.log_p), entropy(b.log_p), self.keep_fraction)
         return FusedPseudoLabels(fuse(a.p, b.p, self.fusion), reliable)
 
-    def _consistency(self, views: dict[str, View], pseudo: FusedPseudoLabels | None, w: float) -> Iterator[LossTerm]:
-        """w(t) L_u,i: cross consistency enhancement on the unlabeled half, parts 1 to 4."""
+    def consistency_terms(
+        self, views: dict[str, View], pseudo: FusedPseudoLabels | None, w: float
+    ) -> Iterator[LossTerm]:
+        """w(t) L_u,i: cross consistency enhancement on the unlabeled half, parts 1 to 4.
+
+        A subclass adds a term of its own here, see docs/change-one-thing.md.
+        """
         for i, j in (("a", "b"), ("b", "a")):
             view, other = views[i], views[j]
             divergence = kl_divergence(view.log_p, other.log_p) if self._on("uncertainty") else None

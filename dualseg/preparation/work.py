@@ -1,6 +1,7 @@
 """All cases of a dataset, several at a time; what is finished is kept, what fails does not stop the others."""
 
 import multiprocessing
+import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -20,6 +21,7 @@ from dualseg.preparation.writing import is_finished, prepare_case
 from dualseg.runs.lock import LOCK, writing
 
 PICTURES = "pictures"
+THREADS = "OMP_NUM_THREADS"
 EVERY = 10  # cases of which the first has a picture
 
 
@@ -87,7 +89,9 @@ def _prepare(preparation: Preparation, raw: Path, out: Path, workers: int) -> Ou
         else:
             picture = out / PICTURES / f"{case}.png" if index % EVERY == 0 else None
             tasks[case] = partial(prepare_case, preparation, case, found.cases[case], out, picture)
-    for case, reason in tqdm(_run(tasks, workers), desc=f"{preparation.source.name} to {out}", total=len(tasks)):
+    for case, reason in tqdm(
+        _run(tasks, workers), desc=f"{preparation.source.name} to {out}", total=len(tasks), disable=not tasks
+    ):
         if reason:
             outcome.failed[case] = reason
             tqdm.write(f"{case}: {reason}")
@@ -132,6 +136,8 @@ def _run(tasks: Mapping[str, Callable[[], None]], workers: int) -> Iterator[tupl
     # spawned: a fork of a process with threads can hang
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(min(workers, len(tasks)), context, _ignore_interrupts)
+    threads = os.environ.get(THREADS)
+    os.environ[THREADS] = "1"  # the processes inherit it; more threads in each would slow one another down
     try:
         futures: dict[Future[str], str] = {pool.submit(_interruptible, task): case for case, task in tasks.items()}
         for future in as_completed(futures):
@@ -142,6 +148,9 @@ def _run(tasks: Mapping[str, Callable[[], None]], workers: int) -> Iterator[tupl
                 yield futures[future], f"its process was {mend}"
     finally:
         pool.shutdown(cancel_futures=True)
+        del os.environ[THREADS]
+        if threads is not None:
+            os.environ[THREADS] = threads
 
 
 def _attempt(task: Callable[[], None]) -> str:

@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -90,12 +91,28 @@ def describe(seed: int, data: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def check_same_data(path: Path, fingerprint: str) -> None:
-    """Raises: DualsegError where a run that is to be resumed was started on other data."""
-    if path.is_file() and read_json(path)["data"]["fingerprint"] != fingerprint:
+def check_same_data(path: Path, fingerprint: str, evaluation_fingerprint: Mapping[str, str]) -> None:
+    """Compare what a run that is to be resumed reads now with what it was started on.
+
+    Args:
+        path: its manifest.json.
+        fingerprint: of the training volumes.
+        evaluation_fingerprint: stage -> that of its volumes; not compared where an older version noted none.
+
+    Raises:
+        DualsegError: they differ.
+    """
+    if not path.is_file():
+        return
+    earlier = read_json(path)["data"]
+    noted = earlier.get("evaluation_fingerprint", {})
+    changed = [stage for stage, own in evaluation_fingerprint.items() if noted.get(stage, own) != own]
+    if earlier["fingerprint"] != fingerprint:
+        changed.insert(0, "training")
+    if changed:
         raise DualsegError(
-            f"{path.parent}: the training volumes have changed since this run was started (data.root?). Give the "
-            "former ones, or start anew with overwrite=true or another name=..."
+            f"{path.parent}: the {' and '.join(changed)} volumes have changed since this run was started (data.root?). "
+            "Give the former ones, or start anew with overwrite=true or another name=..."
         )
 
 

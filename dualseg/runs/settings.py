@@ -64,6 +64,7 @@ NULLABLE = (
     "method.gradient_clip_norm",
     "method.rampup_iterations",
 )
+PATHS = ("data.root", "data.source.splits", "data.source.unlabeled")
 TERM_WEIGHT = re.compile(r"method\.terms\.\w+\.weight")
 NETWORKS = {"dual": ["a", "b"], "dual_gentle": ["a", "b"], "supervised": ["a"]}  # of the methods that take no others
 CHOICES = {
@@ -88,7 +89,11 @@ def resolve(config: Any) -> dict[str, Any]:
         raise DualsegError(f"sweep={config.study}: is many runs; add -m (dualseg-train -m sweep={config.study} ...).")
     # absolute before it is resolved, so that a run evaluated from another folder finds its data
     config = config.copy()
-    config.data.root = str(Path(config.data.root).expanduser().absolute())
+    for key in PATHS:
+        if (path := OmegaConf.select(config, key)) is not None:
+            OmegaConf.update(config, key, str(Path(str(path)).expanduser().absolute()))
+    if config.data.name is None:
+        config.data.name = Path(config.data.root).name
     settings = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     assert isinstance(settings, dict)
     plain = {str(key): value for key, value in settings.items() if key not in ("sweep", "dry")}  # of other runs

@@ -171,6 +171,36 @@ def test_the_fingerprint_is_of_what_was_read_and_nothing_else():
     assert fingerprint(Counted(), labeled=4) != same
 
 
+def test_the_fingerprint_of_what_is_evaluated_covers_images_labels_and_spacings():
+    def fingerprint(source, stages=("validation", "test")):
+        data = module(source, held_out_validation=2)
+        data.setup("fit")
+        return data.check_evaluation(stages)
+
+    class Other(Counted):
+        image, label, spacing = None, None, None
+
+        def read_image(self, case):
+            array, affine = super().read_image(case)
+            return Image(array + (case == self.image), affine * 2 if case == self.spacing else affine)
+
+        def read_label(self, case):
+            return 2 - super().read_label(case) if case == self.label else super().read_label(case)
+
+    same = fingerprint(Counted())
+    assert list(same) == ["validation", "test"] and fingerprint(Other()) == same
+    assert fingerprint(Counted(), ["test"]) == {"test": same["test"]}
+    for case, stage in (("h", "validation"), ("z", "test")):
+        for what in ("image", "label", "spacing"):
+            source = Other()
+            setattr(source, what, case)
+            changed = fingerprint(source)
+            assert [name for name in same if changed[name] != same[name]] == [stage]
+    empty = module(Counted())
+    empty.setup("fit")
+    assert list(empty.check_evaluation(["validation", "test"])) == ["test"], "a stage without cases has none"
+
+
 # --- the grids
 
 

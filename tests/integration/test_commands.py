@@ -17,6 +17,7 @@ import torch
 import yaml
 
 import dualseg.audit
+import dualseg.check
 import dualseg.evaluate
 import dualseg.report
 import dualseg.train
@@ -29,6 +30,7 @@ from dualseg.runs.folder import RunFolder
 pytestmark = pytest.mark.timeout(1500)  # seconds of work, but on a busy machine
 METRICS = ("dice", "jaccard", "hd95", "asd")
 NETWORKS = ["a", "b", "ensemble"]
+MAINS = [dualseg.audit.main, dualseg.check.main, dualseg.evaluate.main, dualseg.report.main, dualseg.train.main]
 TRAIN_WORDS = (
     "+data.source.train=6", "+data.source.test=2", "+data.source.shape=[40,36,32]", "data.patch_size=[32,32,32]",
     "data.stride=[16,32,32]", "data.labeled=2", "data.held_out_validation=1", "base_channels=4", "optimizer.lr=0.05",
@@ -116,6 +118,7 @@ def test_the_run_folder_is_as_design_md_says(run):
     assert {k: manifest["data"][k] for k in ("dataset", "labeled", "unlabeled", "validation", "test")} == {
         "dataset": "phantom", "labeled": 2, "unlabeled": 3, "validation": 1, "test": 2,
     }  # fmt: skip
+    assert list(manifest["data"]["evaluation_fingerprint"]) == ["validation", "test"]
 
 
 def test_metrics_are_those_of_the_rows(run):
@@ -292,7 +295,7 @@ def test_supervised_training_leaves_a_run_of_one_network(phantom, away, command)
     assert command(dualseg.report.main, "run", path).code == 0
 
 
-@pytest.mark.parametrize("main", [dualseg.train.main, dualseg.evaluate.main, dualseg.report.main, dualseg.audit.main])
+@pytest.mark.parametrize("main", MAINS)
 def test_help_is_shown(main: Callable[[], Any], command):
     outcome = command(main, "--help")
     assert outcome.code == 0

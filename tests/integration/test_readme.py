@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -14,10 +13,12 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from documentation import PAGES, ROOT, block_after, commands_of, write_own_files
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 import dualseg.prediction.options
+import dualseg.preparation.options
 import dualseg.report
 from dualseg.cli import conf_dir
 from dualseg.runs.checkpoints import network_states, read_checkpoint
@@ -25,9 +26,6 @@ from dualseg.runs.evaluation import parse_words, settings_of_evaluation
 from dualseg.runs.settings import resolve
 from dualseg.sweeps.study import read_study
 
-ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-FENCE = re.compile(r"^( *)```(\w+)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 TINY_PHANTOM = ["+data.source.train=6", "+data.source.test=2", "+data.source.shape=[32,32,16]"]
 TINY_RUN = [
     "data.downsample=1",
@@ -40,39 +38,14 @@ TINY_RUN = [
 
 
 def commands() -> list[Any]:
-    """Every line of every bash block, without environment variables before the command and comments after it."""
-    found = []
-    for page in PAGES:
-        for indent, language, block in FENCE.findall(page.read_text()):
-            if language != "bash":
-                continue
-            for line in block.splitlines():
-                words = shlex.split(line.removeprefix(indent), comments=True)
-                while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
-                    words.pop(0)
-                if words:
-                    found.append(pytest.param(words, id=f"{page.name}: {' '.join(words)}"))
-    return found
-
-
-def block_after(page: str, marker: str) -> str:
-    """The fenced block that follows <!-- marker -->."""
-    text = (ROOT / page).read_text()
-    match = FENCE.search(text, text.index(f"<!-- {marker} -->"))
-    assert match
-    return "\n".join(line.removeprefix(match[1]) for line in match[3].splitlines()) + "\n"
+    return [pytest.param(words, id=f"{page.name}: {' '.join(words)}") for page in PAGES for words in commands_of(page)]
 
 
 @pytest.fixture(scope="module")
 def own_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The files that the documentation has the user write."""
     folder = tmp_path_factory.mktemp("own")
-    for group in ("data", "experiment"):
-        (folder / "my_conf" / group).mkdir(parents=True)
-    (folder / "my_dataset.py").write_text(block_after("README.md", "own-source"))
-    (folder / "my_conf" / "data" / "mine.yaml").write_text(block_after("docs/data.md", "own-config"))
-    experiment = block_after("docs/configuration.md", "own-experiment")
-    (folder / "my_conf" / "experiment" / "quick.yaml").write_text(experiment)
+    write_own_files(folder)
     return folder
 
 
@@ -123,7 +96,7 @@ def test_every_command_of_the_documentation_is_right(
     words: list[str], own_files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name, arguments = words[0].removeprefix(".venv/bin/"), words[1:]
-    if name in ("dualseg-train", "dualseg-audit"):
+    if name in ("dualseg-train", "dualseg-audit", "dualseg-check"):
         check_composes(arguments, own_files)
     elif name == "dualseg-evaluate":
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
@@ -137,6 +110,8 @@ def test_every_command_of_the_documentation_is_right(
         for report in ("report_run", "report_study", "report_status"):
             monkeypatch.setattr(dualseg.report, report, lambda *arguments: None)
         dualseg.report.main()
+    elif name == "dualseg-prepare":
+        dualseg.preparation.options.parse_words(arguments)
     elif name == "make":
         targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         assert {word for word in arguments if "=" not in word} <= set(targets)

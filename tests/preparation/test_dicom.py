@@ -143,7 +143,7 @@ def compress(files: list[Path]) -> str:
 
 def truncate(files: list[Path]) -> str:
     files[1].write_bytes(files[1].read_bytes()[:-40])
-    return "its pixels cannot be read"
+    return "its header or pixels cannot be read"
 
 
 def frames(files: list[Path]) -> str:
@@ -167,10 +167,17 @@ def test_what_is_no_volume_is_refused_by_name(tmp_path, damage):
     assert "Doe" not in str(caught.value)
 
 
-def test_a_damaged_header_is_reported(tmp_path):
+def garble(path: Path, text: bytes) -> None:
+    content = path.read_bytes()
+    assert text in content
+    path.write_bytes(content.replace(text, b"x" * len(text), 1))
+
+
+def test_damaged_headers_are_reported(tmp_path):
     files = write_series(tmp_path, noise(), AFFINE, "A")
-    text = files[0].read_bytes()
-    place = text.index(b"\x28\x00\x10\x00US")  # Rows: a length that is none
-    files[0].write_bytes(text[: place + 6] + b"\x03\x00" + text[place + 8 :])
+    garble(files[0], b"0.900000")  # of PixelSpacing: it cannot even be said which series this belongs to
     found = find_series(tmp_path)
-    assert found.damaged == [files[0]] or len(found.series[0].files) == 5
+    assert found.damaged == [files[0]] and [len(series.files) for series in found.series] == [5]
+    garble(files[3], b"-31.500000")  # of the position
+    with pytest.raises(DualsegError, match=f"{files[3]}: its header or pixels cannot be read"):
+        read_series(found.series[0])

@@ -7,7 +7,7 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 from raw_files import ball, lps_affine, write_la
 
-from dualseg.data import LeftAtrium
+from dualseg.data import Image, LeftAtrium
 from dualseg.data.left_atrium import case_list
 from dualseg.data.reading import VolumeReader
 from dualseg.errors import DualsegError
@@ -116,17 +116,11 @@ def test_a_scan_of_other_spacing_and_axes_keeps_its_place():
     body[10:80, :, 10:90] = 100
     blob = ball(shape, (40, 9, 61), 4, spacing)
     body[blob] = 300
-    scan = LeftAtrium.for_scans({}).prepare_scan(type_image(body, affine))
+    scan = LeftAtrium.for_scans({}).prepare_scan(Image(body[None].astype(np.float32), affine))
     assert np.allclose(np.linalg.norm(scan.affine[:3, :3], axis=0), 0.625, rtol=0.02)
     bright = scan.array[0] > scan.array[0].max() * 0.6
     place = (scan.affine @ [*np.argwhere(bright).mean(axis=0), 1])[:3]
     np.testing.assert_allclose(place, (affine @ [40, 9, 61, 1])[:3], atol=0.3)
-
-
-def type_image(array: np.ndarray, affine: np.ndarray):
-    from dualseg.data import Image
-
-    return Image(array[None].astype(np.float32), affine)
 
 
 def test_training_reads_what_was_written(tmp_path):

@@ -144,6 +144,16 @@ def test_the_b_spline_is_itks(tmp_path):
     np.testing.assert_allclose(ours.array[0][inside], sitk.GetArrayFromImage(theirs).T[inside], atol=2e-3)
 
 
+def test_the_b_spline_along_each_axis_is_the_one_of_the_volume():
+    rng = np.random.default_rng(2)
+    array = rng.normal(size=(14, 11, 9)).astype(np.float32)
+    affine = np.diag([-1, -1, 1, 1]) @ lps_affine((0.8, 0.7, 2.2), (3, -7, 11))
+    ours = to_millimetre(Image(array[None], affine))
+    back = np.linalg.inv(affine) @ ours.affine
+    whole = ndimage.affine_transform(array, back[:3, :3], back[:3, 3], ours.array.shape[1:], order=3, mode="nearest")
+    np.testing.assert_allclose(ours.array[0], whole, atol=1e-5)
+
+
 def test_the_grid_of_one_millimetre_is_centred_on_the_field_of_view():
     affine = lps_affine((0.7, 0.9, 2.5), (5, 6, 7))
     grid = millimetre_grid(Grid((100, 90, 41), affine))

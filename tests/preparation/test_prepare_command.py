@@ -229,8 +229,8 @@ def test_brats_regions_are_scored_and_exclusive_classes_trained(tmp_path, comman
     ended = command(
         train.main, "data=brats", f"data.root={out}", "data.patch_size=[16,16,16]", "data.stride=[16,16,16]",
         "data.downsample=3", "base_channels=2", "trainer.max_iterations=1", "trainer.accelerator=cpu",
-        "trainer.threads=1", "trainer.progress_bar=false", "evaluate_on=[test]", "data.labeled=1", "data.held_out_validation=247",
-        f"output={tmp_path / 'runs'}",
+        "trainer.threads=1", "trainer.progress_bar=false", "evaluate_on=[test]", "data.labeled=1",
+        "data.held_out_validation=247", f"output={tmp_path / 'runs'}",
     )  # fmt: skip
     assert ended.code == 0, ended.err
     (run,) = (tmp_path / "runs").iterdir()

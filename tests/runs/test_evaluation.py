@@ -25,7 +25,11 @@ def config(name: str = "mine_v2", target: str = "my_dataset.MyDataset", unlabele
 
 
 SOURCE: Any = SimpleNamespace(
-    name="mine", train_cases=("c0", "c1", "c2", "c3"), test_cases=("t0",), validation_cases=()
+    name="mine",
+    train_cases=("c0", "c1", "c2", "c3"),
+    test_cases=("t0",),
+    validation_cases=(),
+    unlabeled_cases=(),
 )
 
 

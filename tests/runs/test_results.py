@@ -157,6 +157,18 @@ def test_a_resumed_run_keeps_its_start_and_lists_where_it_went_on(manifest, monk
     assert (content["finished"], content["seconds"]) == ("later", 12.3)
 
 
+def test_a_run_is_resumed_on_the_data_it_was_started_on(manifest, tmp_path):
+    provenance.check_same_data(manifest, "f", {"test": "t"})  # of a version that noted no evaluation
+    provenance.check_same_data(tmp_path / "none.json", "g", {})
+    data = {"fingerprint": "f", "evaluation_fingerprint": {"validation": "v", "test": "t"}}
+    provenance.start(manifest, provenance.describe(3, data), resumed_at=0)
+    provenance.check_same_data(manifest, "f", {"validation": "v", "test": "t"})
+    with pytest.raises(DualsegError, match="the training volumes have changed"):
+        provenance.check_same_data(manifest, "g", {"test": "t"})
+    with pytest.raises(DualsegError, match="the training and test volumes have changed"):
+        provenance.check_same_data(manifest, "g", {"validation": "v", "test": "other"})
+
+
 def test_a_run_started_anew_forgets_the_former_manifest(manifest):
     provenance.start(manifest, provenance.describe(4, {}), resumed_at=0)
     content = json.loads(manifest.read_text())

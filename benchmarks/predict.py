@@ -1,0 +1,82 @@
+"""A 512x512x300 CT through dualseg-predict with the CPU-sized networks: seconds and peak memory.
+
+    python benchmarks/predict.py                                  as experiment=pancreas_cpu, minutes on one core
+    python benchmarks/predict.py --downsample 1 --memory 2GiB     the networks on all of 1 mm, their output on disk
+
+The networks have random weights and the CT is made by arithmetic: neither changes the time.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import torch
+import yaml
+from hydra import compose, initialize_config_dir
+
+from dualseg import __version__, assembly
+from dualseg.cli import conf_dir
+from dualseg.data import PancreasCT
+from dualseg.files import write_json
+from dualseg.methods.base import CHECKPOINT_FORMAT
+from dualseg.runs.settings import resolve
+
+SHAPE, SPACING = (512, 512, 300), (0.8, 0.8, 1.0)  # voxels; mm
+
+
+def write_ct(path: Path) -> None:
+    """A body of soft tissue with noise, in air; int16 HU."""
+    across, along, axial = (np.linspace(-1, 1, n, dtype=np.float32) for n in SHAPE)
+    body = (across[:, None] / 0.85) ** 2 + (along[None] / 0.6) ** 2 < 1
+    noise = np.random.default_rng(0).normal(0, 20, SHAPE[:2]).astype(np.float32)
+    ct = np.empty(SHAPE, np.int16)
+    for index, height in enumerate(axial):
+        ct[:, :, index] = np.where(body, 40 + 30 * np.cos(4 * across[:, None] + 3 * height), -1000) + noise
+    nib.save(nib.Nifti1Image(ct, np.diag([-SPACING[0], -SPACING[1], SPACING[2], 1])), path)
+
+
+def write_run(folder: Path, downsample: float) -> None:
+    """What training with experiment=pancreas_cpu leaves, before its first iteration."""
+    words = ["experiment=pancreas_cpu", "data.root=/nowhere", f"data.downsample={downsample}"]
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        config = resolve(compose("train", overrides=words))
+    source = PancreasCT.for_scans({})
+    networks = assembly.build_networks(config, source)
+    state = {f"networks.{name}.{key}": v for name, net in networks.items() for key, v in net.state_dict().items()}
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    write_json(folder / "preprocessing.json", source.scan_record())
+    made_by = {"format": CHECKPOINT_FORMAT, "version": __version__}
+    torch.save({"state_dict": state, "dualseg": made_by}, folder / "checkpoints" / "iteration-000000.ckpt")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--downsample", type=float, default=3, help="of the run (default: 3, as pancreas_cpu)")
+    parser.add_argument("--memory", default="8GiB", help="budget (default: 8GiB)")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=Path.cwd()) as name:  # /tmp may be a RAM disk
+        folder = Path(name)
+        write_ct(folder / "ct.nii.gz")
+        write_run(folder / "run", given.downsample)
+        words = [f"run={folder / 'run'}", f"input={folder / 'ct.nii.gz'}", f"output={folder / 'out'}"]
+        command = [sys.executable, "-m", "dualseg.predict", *words, f"memory={given.memory}", "uncertainty=true"]
+        began = time.perf_counter()
+        process = subprocess.Popen(command)
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - began
+        if status:
+            sys.exit(os.waitstatus_to_exitcode(status))
+    peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 2**30
+    size = "x".join(map(str, SHAPE))
+    print(f"{size}, downsample {given.downsample:g}, memory={given.memory}: {seconds:.0f} s, peak {peak:.2f} GiB")
+
+
+if __name__ == "__main__":
+    main()

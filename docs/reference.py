@@ -1,0 +1,214 @@
+"""Write docs/reference.md: every configuration key, from conf/, the classes it builds and dualseg/runs/settings.py.
+
+A key is described by the comment on its line in conf/, else by one on the same key of another option of its group,
+else by the docstring of the class that takes it. One that has none of these is an error: the page has no gaps.
+"""
+
+import inspect
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.utils import get_object
+
+from dualseg.data import SemiSupervisedDataModule
+from dualseg.runs import settings
+
+ROOT = Path(__file__).resolve().parents[1]
+CONF = ROOT / "conf"
+PAGE = ROOT / "docs" / "reference.md"
+GROUPS = (
+    "data", "augmentation", "method", "networks", "network", "optimizer", "lr_schedule", "trainer", "logger",
+    "launcher", "experiment", "sweep",
+)  # fmt: skip
+WHOLE_SETTINGS = ("experiment", "sweep")  # their files override keys of other groups, and have none of their own
+PLUMBING = ("defaults", "_target_", "_partial_", "override /hydra/launcher")
+PACKAGE = re.compile(r"^# @package (\S+)$", re.MULTILINE)
+HEAD = """# Configuration keys
+
+Written by `docs/reference.py` from `conf/` and the code; change those, not this page.
+[configuration.md](configuration.md) says how options are chosen and keys changed.
+"""
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key of one file: dotted path, default as written, comment on its line, class that takes it."""
+
+    path: str
+    default: str
+    comment: str
+    taken_by: Any = None
+
+
+def keys_of(file: Path, prefix: str) -> list[Key]:
+    """The keys of a configuration file, in their order."""
+    text = file.read_text()
+    root = yaml.compose(text)
+
+    def comment_after(node: yaml.Node) -> str:
+        return text[node.end_mark.index :].partition("\n")[0].partition("#")[2].strip()
+
+    def walk(node: yaml.MappingNode, path: str, taken_by: Any, comment: str = "") -> Iterator[Key]:
+        pairs = [(str(key.value), value) for key, value in node.value]
+        target = next((value.value for key, value in pairs if key == "_target_"), None)
+        taken_by = get_object(target) if target else taken_by
+        for key, value in pairs:
+            of_hydra = path.startswith("hydra.") and not f"{path}{key}.".startswith("hydra.launcher.")
+            if key in PLUMBING or of_hydra:
+                continue
+            if isinstance(value, yaml.MappingNode):  # {a: 1, b: 2} has one comment for all of it
+                own = comment_after(value) if value.flow_style else ""
+                yield from walk(value, f"{path}{key}.", taken_by, own)
+            else:
+                default = text[value.start_mark.index : value.end_mark.index]
+                yield Key(path + key, default, comment or comment_after(value), taken_by)
+
+    return [*walk(root, prefix, None)] if isinstance(root, yaml.MappingNode) else []
+
+
+def prefix_of(group: str, text: str) -> str:
+    """Where the keys of a group's file end up in the configuration."""
+    package = PACKAGE.search(text)
+    if package:
+        return "" if package[1] == "_global_" else f"{package[1]}."
+    return "networks.a." if group == "network" else f"{group}."
+
+
+def summary_of(file: Path) -> str:
+    """The comment at the head of a file, in one line."""
+    lines = []
+    for line in file.read_text().splitlines():
+        if not line.startswith("#"):
+            break
+        if not PACKAGE.match(line) and not line.startswith("#   dualseg-"):
+            lines.append(line.removeprefix("#").strip())
+    return " ".join(lines)
+
+
+def arguments_of(taken_by: Any) -> dict[str, str]:
+    """Argument -> its text in the Args section of a docstring in Google's style; of classes, the bases' too."""
+    described: dict[str, str] = {}
+    for owner in reversed(inspect.getmro(taken_by)) if inspect.isclass(taken_by) else [taken_by]:
+        lines = (inspect.getdoc(owner) or "").partition("Args:\n")[2].splitlines()
+        names: list[str] = []
+        for line in lines:
+            if line and not line.startswith("    "):
+                break
+            entry = re.match(r"    (\w+(?:, \w+)*): (.*)", line)
+            if entry:
+                names = entry[1].split(", ")
+                described.update(dict.fromkeys(names, entry[2]))
+            elif line.strip():
+                described.update({name: f"{described[name]} {line.strip()}" for name in names})
+    return described
+
+
+def unlisted(taken_by: Any, listed: set[str]) -> list[Key]:
+    """Arguments of a data source that its file leaves at their defaults: the command line adds them with a +."""
+    parameters = inspect.signature(taken_by).parameters.values()
+    return [
+        Key(f"+data.source.{p.name}", str(list(p.default) if isinstance(p.default, tuple) else p.default), "", taken_by)
+        for p in parameters
+        if p.name not in listed and p.default is not p.empty
+    ]
+
+
+def takes(path: str) -> str:
+    """What dualseg/runs/settings.py checks of a key."""
+    said = ""
+    if settings.TERM_WEIGHT.fullmatch(path):
+        said = "number, at least 0"
+    elif path in settings.WHOLE:
+        said = f"whole number, at least {settings.WHOLE[path]}"
+    elif path in settings.SWITCHES or path.endswith(".enabled"):
+        said = "true, false"
+    elif path in settings.CHOICES:
+        said = ", ".join(settings.CHOICES[path])
+    elif path in settings.FRACTIONS:
+        said = "number from 0 to 1"
+    elif path in settings.NUMBERS:
+        said = f"number, at least {settings.NUMBERS[path]:g}"
+    elif path in settings.POSITIVE:
+        said = "number above 0"
+    return f"{said}, null" if said and path in settings.NULLABLE else said
+
+
+def description_of(keys: list[Key]) -> str:
+    """See the head of this file."""
+    follows = re.fullmatch(r"\$\{([\w.]+)\}", keys[0].default)
+    if follows:
+        return f"follows `{follows[1]}`; change that"
+    comments = [key.comment for key in keys if key.comment]
+    if comments:
+        return comments[0]
+    name = keys[0].path.rpartition(".")[2]
+    for key in keys:
+        taken_by = key.taken_by or (SemiSupervisedDataModule if key.path.startswith("data.") else None)
+        if taken_by and (text := arguments_of(taken_by).get(name)):
+            return text
+    raise ValueError(f"{keys[0].path}: describe it, in a comment on its line in conf/")
+
+
+def cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;")
+
+
+def default_of(value: str, options: list[str]) -> str:
+    """A default, and the options that have it; those of no name are the rest."""
+    whose = ", ".join(option for option in options if option != "default")
+    return ("required" if value == "???" else f"`{value}`") + (f" ({whose})" if whose else "")
+
+
+def rows_of(found: dict[str, list[tuple[str, Key]]], options: int) -> list[str]:
+    """One row a key; defaults that differ between options say whose they are."""
+    rows = ["| key | default | takes | meaning |", "| --- | --- | --- | --- |"]
+    for path, entries in found.items():
+        defaults: dict[str, list[str]] = {}
+        for option, key in entries:
+            defaults.setdefault(key.default, []).append(option)
+        everywhere = len(defaults) == 1 and (len(entries) == options or entries[0][0] == "default")
+        shown = "; ".join(default_of(value, [] if everywhere else who) for value, who in defaults.items())
+        meaning = description_of([key for _, key in entries])
+        rows.append(f"| `{path}` | {cell(shown)} | {cell(takes(path))} | {cell(meaning)} |")
+    return rows
+
+
+def group_of(group: str) -> list[str]:
+    """The section of a group: its options, then its keys."""
+    files = sorted((CONF / group).glob("*.yaml"), key=lambda file: (file.stem != "default", file.stem))
+    bare = [file.name for file in files if not summary_of(file)]
+    if bare:
+        raise ValueError(f"conf/{group}/{bare[0]}: begin with a comment that says what it is")
+    choices = [file for file in files if (group, file.stem) != ("data", "default")]  # that one is a part of the others
+    lines = [f"## {group}", "", "| option | is |", "| --- | --- |"]
+    lines += [f"| `{group}={file.stem}` | {cell(summary_of(file))} |" for file in choices]
+    if group in WHOLE_SETTINGS:
+        return lines
+    found: dict[str, list[tuple[str, Key]]] = {}
+    for file in files:
+        keys = keys_of(file, prefix_of(group, file.read_text()))
+        source = next((key.taken_by for key in keys if key.path == "data.source.root"), None)
+        if source:
+            keys += unlisted(source, {key.path.rpartition(".")[2] for key in keys if "source" in key.path})
+        for key in keys:
+            found.setdefault(key.path, []).append((file.stem, key))
+    return [*lines, "", *rows_of(found, len(files))] if found else lines
+
+
+def reference() -> str:
+    """The page.
+
+    Raises:
+        ValueError: a key or an option that nothing describes.
+    """
+    train = {key.path: [("", key)] for key in keys_of(CONF / "train.yaml", "")}
+    sections = [["## In no group", "", *rows_of(train, 1)], *(group_of(group) for group in GROUPS)]
+    return "\n".join([HEAD, "\n\n".join("\n".join(section) for section in sections), ""])
+
+
+if __name__ == "__main__":
+    PAGE.write_text(reference())

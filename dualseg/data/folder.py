@@ -1,0 +1,191 @@
+"""A dataset in a folder, in nnU-Net's raw layout or the Medical Segmentation Decathlon's: no Python needed."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from tqdm import tqdm
+
+from dualseg.data.checking.geometry import grid_problem, spacing_by_direction
+from dualseg.data.layouts import Case, read_layout
+from dualseg.data.nifti import read_grid, read_nifti
+from dualseg.data.preprocessing import grid_of_spacing, resample, resample_to_spacing, to_ras, window, z_score
+from dualseg.data.problems import VolumeError, label_problems
+from dualseg.data.split_file import SplitFile, is_spacing, place_of
+from dualseg.data.volumes import Grid, Image, Reference, VolumeSource
+from dualseg.errors import DualsegError
+
+SCORES = ("zscore", "zscore_nonzero")
+
+
+class Folder(VolumeSource):
+    """Volumes of any spacing and orientation, several channels, K classes: docs/own-data.md.
+
+    A volume is normalised, its axes are turned to right, anterior, superior, and it is resampled to one spacing: images
+    trilinearly, labels for training to the nearest voxel. Metrics are computed on the volume's own voxels.
+
+    Args:
+        root: holds dataset.json, imagesTr, labelsTr and, if there are such, imagesUn, imagesTs and labelsTs. Training
+            images without a label file are unlabeled. imagesTs is scored where labelsTs has labels, never trained on.
+        unlabeled: a second folder of unlabeled images.
+        spacing: mm towards right, anterior, superior; `median`: of the images that are trained on, from their headers;
+            None: volumes keep their own.
+        intensity: of all channels: `zscore`; `zscore_nonzero`, which leaves out voxels of value 0; [low, high], a
+            window in HU that becomes 0..1; or None, as it is in the files. A list of such: one for each channel.
+            `auto`: zscore, but channels that dataset.json calls CT need a window.
+        splits: the split file; None: see `place_of`.
+        fold: which of `folds` parts of the labeled cases is for validation; None: no part.
+        folds: number of parts.
+
+    Raises:
+        DualsegError: the folder, the split file or an argument does not fit; on reading, a file that cannot be used.
+    """
+
+    scan_attributes = (*VolumeSource.scan_attributes, "spacing", "intensity")
+
+    def __init__(
+        self,
+        root: str | Path,
+        unlabeled: str | Path | None = None,
+        spacing: str | Sequence[float] | None = "median",
+        intensity: Any = "auto",
+        splits: str | Path | None = None,
+        fold: int | None = None,
+        folds: int = 5,
+    ) -> None:
+        root = Path(root).expanduser()
+        layout = read_layout(root, None if unlabeled is None else Path(unlabeled).expanduser())
+        self.name = layout.name
+        self.class_names = layout.class_names
+        self.channels = len(layout.channel_names)
+        self.intensity = _intensities(intensity, layout.channel_names)
+        self._cases: dict[str, Case] = {**layout.training, **layout.test}
+        labels = {name: case.label is not None for name, case in layout.training.items()}
+        if not any(labels.values()):
+            raise DualsegError(f"{root / 'labelsTr'}: holds no label of an image; a label is named CASE.nii.gz.")
+        path = place_of(root, None if splits is None else Path(splits).expanduser())
+        split = SplitFile(path, labels, layout.test)
+        self.train_cases, self.validation_cases = split.cases("labeled"), split.cases("validation")
+        if fold is not None:
+            self.train_cases, self.validation_cases = split.fold(fold, folds)
+        self.unlabeled_cases, self.test_cases = split.cases("unlabeled"), split.cases("test")
+        self.spacing = self._spacing(spacing, split)
+
+    def read_image(self, case: str) -> Image:
+        files = self._cases[case].images
+        parts = [read_nifti(path) for path in files]
+        for path, (array, affine) in zip(files[1:], parts[1:], strict=True):
+            own, first = (Grid(a.shape[1:], m) for a, m in ((array, affine), parts[0]))
+            if problem := grid_problem(first, own):
+                raise VolumeError(problem.kind, f"{path}: beside {files[0].name} {problem.text}")
+        array = parts[0][0] if len(files) == 1 else np.concatenate([array for array, _ in parts])
+        if len(array) != self.channels:
+            raise VolumeError(
+                "channels",
+                f"{self.where(case, 'image')} has {len(array)} channels, dataset.json names {self.channels}.",
+            )
+        return self.prepare_scan(Image(array, parts[0][1]))
+
+    def prepare_scan(self, scan: Image) -> Image:
+        if len(scan.array) != self.channels:
+            raise VolumeError(
+                "channels", f"the scan has {len(scan.array)} channels, the networks take {self.channels}."
+            )
+        normalised = [_normalise(c, how) for c, how in zip(scan.array, self.intensity, strict=True)]
+        image = to_ras(Image(np.stack(normalised), scan.affine))
+        return image if self.spacing is None else resample_to_spacing(image, self.spacing)
+
+    def read_label(self, case: str) -> np.ndarray:
+        label, affine = self._own_label(case)
+        if self.spacing is None:
+            return label
+        return resample(label, affine, grid_of_spacing(Grid(label.shape, affine), self.spacing), order=0)
+
+    def read_reference(self, case: str) -> Reference | None:
+        return None if self.spacing is None else self._own_label(case)
+
+    def stored_grid(self, case: str, kind: Literal["image", "label"]) -> Grid:
+        return read_grid(self._path(case, kind))
+
+    def where(self, case: str, kind: str) -> str:
+        return f"{self._path(case, kind)}: {kind}"
+
+    def _path(self, case: str, kind: str) -> Path:
+        files = self._cases[case]
+        if kind == "image":
+            return files.images[0]
+        assert files.label is not None, "asked for the label of a case that has none"
+        return files.label
+
+    def _own_label(self, case: str) -> Reference:
+        """The label on its own voxels, turned to right, anterior, superior, with the affine of its image."""
+        path, grid = self._path(case, "label"), self.stored_grid(case, "image")
+        array, affine = read_nifti(path)
+        if len(array) != 1:
+            raise VolumeError("shape", f"{path}: label has {len(array)} channels; a label map has one.")
+        problem = grid_problem(grid, Grid(array.shape[1:], affine))
+        for found in [problem] if problem else label_problems(array[0], None, len(self.class_names)):
+            raise VolumeError(found.kind, f"{path}: label {found.text}")
+        turned = to_ras(Image(array.astype(np.uint8), grid.affine))
+        return Reference(turned.array[0], turned.affine)
+
+    def _spacing(self, given: Any, split: SplitFile) -> tuple[float, float, float] | None:
+        if given is None:
+            return None
+        if given != "median":
+            edges = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else given
+            if not is_spacing(edges):
+                raise DualsegError(
+                    f"data.source.spacing={given}: give three edges in mm such as [1,1,2.5], median, or null for none."
+                )
+            return float(edges[0]), float(edges[1]), float(edges[2])
+        if split.median_spacing is None:
+            cases = [case for role in ("labeled", "unlabeled") for case in split.cases(role)]
+            headers = tqdm(cases, desc="Reading headers", unit="volume", leave=False, delay=1)
+            edges = np.median(
+                [spacing_by_direction(self.stored_grid(case, "image").affine) for case in headers], axis=0
+            )
+            # headers hold float32: more digits say nothing
+            split.keep_median_spacing((float(f"{edges[0]:.6g}"), float(f"{edges[1]:.6g}"), float(f"{edges[2]:.6g}")))
+        return split.median_spacing
+
+
+def _intensities(given: Any, channel_names: Sequence[str]) -> tuple[Any, ...]:
+    """One of SCORES, [low, high] or None for each channel."""
+    if given == "auto":
+        for number, name in enumerate(channel_names):
+            if name.upper() == "CT":
+                raise DualsegError(
+                    f"data.source.intensity=auto: channel {number} is CT, which needs a window in HU, such as "
+                    "data.source.intensity=[-125,275] for soft tissue of the abdomen; zscore works as well."
+                )
+        return ("zscore",) * len(channel_names)
+    several = _is_list(given) and not _is_window(given)
+    each = list(given) if several else [given] * len(channel_names)
+    if len(each) != len(channel_names):
+        mend = f"give one for all channels, or one for each of {', '.join(channel_names)}"
+        raise DualsegError(f"data.source.intensity={given}: is for {len(each)} channels; {mend}.")
+    for how in each:
+        if not (how is None or how in SCORES or (_is_window(how) and how[0] < how[1])):
+            mend = f"choose {', '.join(SCORES)}, auto, null, or a window [low,high]"
+            raise DualsegError(f"data.source.intensity={given}: {mend}.")
+    return tuple([float(how[0]), float(how[1])] if _is_window(how) else how for how in each)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def _is_window(value: Any) -> bool:
+    return _is_list(value) and len(value) == 2 and all(type(edge) in (int, float) for edge in value)
+
+
+def _normalise(channel: np.ndarray, how: Any) -> np.ndarray:
+    if how is None:
+        return channel
+    if how == "zscore":
+        return z_score(channel)
+    if how == "zscore_nonzero":
+        return z_score(channel, channel != 0)
+    return window(channel, how[0], how[1])

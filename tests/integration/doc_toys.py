@@ -1,0 +1,123 @@
+"""Toys for the commands of the documentation: data of every dataset, and words that make a training last a moment.
+
+A new command gets its toys in `toy_words`, or a reason in `NOT_RUN`.
+"""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import h5py
+import numpy as np
+from documentation import ROOT
+
+from dualseg.data import Phantom
+from dualseg.data.h5 import shipped_list
+from dualseg.data.left_atrium import case_list
+from dualseg.sweeps.study import read_study
+
+SHAPE = (16, 16, 16)
+NOT_RUN = {  # what a command looks like -> why it is not run here
+    r"source |pip install|-m venv": "installs",
+    r"wandb ": "sends to a server",
+    r"launcher=slurm": "a cluster: tests/sweeps/test_slurm.py, make test-slurm",
+    r"docs/images/report\.py": "a browser",
+    r"docs/reference\.py": "tests/integration/test_reference.py",
+    r"-m build": "tests/integration/test_packaging.py",
+    r"make (test|check)|-m pytest": "these tests themselves",
+}
+TRAINING = (
+    "data.patch_size=[16,16,16]",
+    "data.stride=[16,16,16]",
+    "data.downsample=1",
+    "trainer.max_iterations=2",
+    "trainer.accelerator=cpu",
+    "trainer.precision=32-true",
+    "trainer.threads=1",
+    "trainer.progress_bar=false",
+)
+PHANTOM = (f"++data.source.shape={[*SHAPE]}".replace(" ", ""), "++data.source.test=2")
+
+
+def why_not(words: list[str]) -> str | None:
+    """Why a command is not run, None where it is."""
+    line = " ".join(words)
+    return next((reason for pattern, reason in NOT_RUN.items() if re.search(pattern, line)), None)
+
+
+def write_data(folder: Path) -> None:
+    """DIR of every dataset below `folder`, data/phantom, and scans to predict."""
+    Phantom(folder / "data" / "phantom", test=2, shape=SHAPE)
+    Phantom(folder / "mine", train=6, test=2, shape=SHAPE)
+    for scan in ("scans/third.nii.gz", "first.nii.gz", "second.nii.gz"):
+        (folder / scan).parent.mkdir(exist_ok=True)
+        shutil.copy(folder / "mine" / "images" / "phantom_000.nii.gz", folder / scan)
+    brats = [case for split in ("train", "validation", "test") for case in shipped_list(f"brats2019_{split}")]
+    lists = {
+        "la/{}/mri_norm2.h5": [*case_list("train"), *case_list("test")],
+        "pancreas/{}_norm.h5": [*shipped_list("pancreas_mcnet_train"), *shipped_list("pancreas_mcnet_test")],
+        "brats/{}.h5": brats,
+    }
+    rng = np.random.default_rng(0)
+    for pattern, cases in lists.items():
+        for case in cases:
+            path = folder / pattern.format(case)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            label = np.zeros(SHAPE, np.uint8)
+            label[4:11, 5:12, 3:9] = 1
+            with h5py.File(path, "w") as h5:
+                h5["image"] = (rng.normal(size=SHAPE) + 2 * label).astype(np.float32)
+                h5["label"] = label
+
+
+def dataset_of(words: list[str]) -> str:
+    for word in words:
+        key, _, value = word.partition("=")
+        if key in ("data", "experiment", "sweep"):
+            return value.partition("_")[0]
+    return "phantom"
+
+
+def toy_words(words: list[str], folder: Path) -> list[str]:
+    """The words of a command after its name, with toys in place of what takes long or is not there.
+
+    Raises:
+        KeyError: a command that has no toys yet.
+    """
+    name, *rest = words
+    shown_only = {"--help", "--cfg"} & set(rest)
+    training = name in ("dualseg-train", "dualseg-audit", "dualseg-check") and not shown_only
+    dataset = dataset_of(rest)
+    rest = [re.sub(r"\bDIR\b", "runs" if name == "dualseg-report" else str(folder / dataset), word) for word in rest]
+    rest = [re.sub(r"iteration-\d{6}", "iteration-000002", word) for word in rest]
+    if name in ("dualseg-evaluate", "dualseg-report", "dualseg-predict") or shown_only:
+        return rest
+    if not training:
+        raise KeyError(f"{name}: give it toys in {__file__}")
+    study = next((word.partition("=")[2] for word in rest if word.startswith("sweep=")), None)
+    if "-m" in rest:  # of each key to sweep over, the first value
+        rest = [word if "[" in word else word.partition(",")[0] for word in rest]
+    toys = [*TRAINING, f"base_channels={8 if 'segresnet' in str(words) else 2}"]
+    # a group of processes for what asks for one, so that no distributed state is left in the process of the tests
+    toys += ["trainer.devices=2", "trainer.sync_batchnorm=false"] if "trainer=ddp" in rest else ["trainer.devices=1"]
+    if dataset in ("phantom", "demo", "quick"):
+        toys += PHANTOM
+    if "basic_unet" in str(words):  # its InstanceNorm wants two voxels at the coarsest level
+        toys.append("data.patch_size=[32,16,16]")
+    if dataset == "brats":  # 85 volumes to evaluate
+        toys.append("evaluate_on=[]")
+    if study:
+        variants = read_study(study).variants
+        set_by_rows = {key for changes in variants.values() for key in changes}
+        toys = [toy for toy in toys if toy.partition("=")[0] not in set_by_rows]
+        given = {word.partition("=")[0] for word in rest}
+        toys += [w for w in (f"variant={next(iter(variants))}", "seed=0") if w.partition("=")[0] not in given]
+    return [*rest, *toys]
+
+
+def commands_of_make(words: list[str], folder: Path) -> list[list[str]]:
+    """The commands of dualseg that a target of make gives."""
+    shown = subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    lines = re.findall(r"^\S*(dualseg-\w+ .*)$", shown.replace("\\\n", " "), re.MULTILINE)
+    return [line.replace('"', "").split() for line in lines]

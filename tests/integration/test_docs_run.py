@@ -1,0 +1,90 @@
+"""Every command of docs/ is run, in its page's order, on toys; doc_toys.py says what is not run, and why."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+from doc_toys import commands_of_make, toy_words, why_not, write_data
+from documentation import DOCS, commands_of, write_own_files
+
+import dualseg.audit
+from dualseg.methods import LossTerm
+
+pytestmark = pytest.mark.timeout(1500)  # seconds for a command, but many commands on a busy machine
+RUNS = {
+    "demo": [],
+    "other": ["seed=1"],
+    "one": ["data.labeled=2"],
+    "two": ["data.labeled=4"],
+    "three": ["data.labeled=6"],
+}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the user's files and data; `runs` comes with the first page."""
+    folder = tmp_path_factory.mktemp("home")
+    write_own_files(folder)
+    write_data(folder)
+    return folder
+
+
+@pytest.fixture
+def work(home: Path, monkeypatch: pytest.MonkeyPatch, command: Callable[..., Any]) -> Iterator[Path]:
+    """The working folder, in which there are the runs that pages speak of and no others."""
+    monkeypatch.chdir(home)
+    monkeypatch.syspath_prepend(home)
+    monkeypatch.setattr(dualseg.audit, "WARM_UP", (2,))
+    monkeypatch.setattr(dualseg.audit, "BATCHES", 1)
+    spare = home / "runs-of-the-pages"
+    if not spare.exists():
+        for name, words in RUNS.items():
+            run(["dualseg-train", "experiment=demo", f"name={name}", *words], home, command)
+        (home / "runs").rename(spare)
+    shutil.copytree(spare, home / "runs")
+    yield home
+    shutil.rmtree(home / "runs")
+
+
+def run(words: list[str], folder: Path, command: Callable[..., Any]) -> None:
+    main = import_module(words[0].replace("-", ".")).main
+    outcome = command(main, *toy_words(words, folder))
+    assert outcome.code == 0, f"{' '.join(words)}\n{outcome.err[-3000:]}{outcome.out[-1000:]}"
+
+
+@pytest.mark.parametrize("page", [page for page in DOCS if commands_of(page)], ids=lambda page: page.stem)
+def test_the_commands_of_a_page_run(page: Path, work: Path, command: Callable[..., Any]) -> None:
+    for words in commands_of(page):
+        if why_not(words) is None:
+            for one in commands_of_make(words[1:], work) if words[0] == "make" else [words]:
+                run(one, work, command)
+
+
+def test_ones_own_loss_and_method_have_their_curves(work: Path, command: Callable[..., Any]) -> None:
+    for method, terms in (("low_entropy", ["low_entropy", "cosine"]), ("cps", ["supervised_ce", "cross_pseudo"])):
+        run(["dualseg-train", "--config-dir", "my_conf", f"method={method}", f"name={method}"], work, command)
+        curves = (work / "runs" / method / "logs" / "curves.csv").read_text()
+        assert all(f"loss/{network}/{term}," in curves for network in "ab" for term in terms)
+
+
+def test_the_added_term_is_the_entropy_of_the_unlabeled_half(work: Path) -> None:
+    """Against -sum p log p written out, from the networks' own predictions."""
+    import torch
+
+    from dualseg.inference import SlidingWindow
+    from dualseg.networks import VNet
+
+    networks = {name: VNet(base_channels=2, dropout=0.0) for name in "ab"}
+    window = SlidingWindow((16, 16, 16), (16, 16, 16))
+    method = import_module("my_methods").WithLowEntropy(networks, ("background", "organ"), window)
+    image = torch.randn(4, 1, 16, 16, 16, generator=torch.Generator().manual_seed(0))
+    label = torch.zeros(2, 16, 16, 16, dtype=torch.int64)
+    terms: list[LossTerm] = method.loss_terms({"image": image, "label": label}, 5, 10)
+    added = [term for term in terms if term.name == "low_entropy"]
+    assert [term.network for term in added] == ["a", "b"] and all(term.weight == pytest.approx(0.1) for term in added)
+    for term in added:
+        p = networks[term.network](image).logits.detach().double().softmax(dim=1)[2:]
+        assert term.value.item() == pytest.approx(-(p * p.log()).sum(dim=1).mean().item(), rel=1e-4)

@@ -198,6 +198,19 @@ def test_names_of_outputs(tmp_path) -> None:
     assert [scan.name for scan in scans] == ["a", "b", "sub-01_anat_T1w", "b-2", "T1w"]
 
 
+@pytest.mark.parametrize(
+    ("files", "names"),
+    [
+        (["x_0000.nii.gz", "y_0000.nii.gz"], ["x", "y"]),  # nnU-Net's imagesTs
+        (["x_0000.nii.gz", "x_0001.nii.gz"], ["x_0000", "x_0001"]),  # cases with a number
+    ],
+)
+def test_numbers_at_the_end_of_a_name_with_one_channel(tmp_path, files, names) -> None:
+    for file in files:
+        (tmp_path / file).write_bytes(b"")
+    assert [scan.name for scan in find_scans([tmp_path], 1)] == names
+
+
 def test_several_channels_in_one_file_or_in_one_file_each(predict, run, tmp_path) -> None:
     """The networks see the mean of the channels."""
     (run / "preprocessing.json").write_text('{"class_names": ["background", "bright", "dark"], "channels": 2}')

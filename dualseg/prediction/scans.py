@@ -164,11 +164,13 @@ def find_scans(inputs: Sequence[str | Path], channels: int, identifiers: bool = 
 
 
 def _nifti_below(folder: Path, channels: int) -> Iterator[NiftiScan]:
+    all_files = [file for file in files_below(folder) if SUFFIX.search(file.name)]
+    # with one channel a number may be the case's own, as in PANCREAS_0001, unless it is 0000 everywhere
+    numbered = channels > 1 or all(_stem(file.name).endswith("_0000") for file in all_files)
     groups: dict[Path, list[Path]] = {}
-    for file in files_below(folder):
-        if SUFFIX.search(file.name):
-            match = CHANNEL.match(_stem(file.name)) if channels > 1 else None
-            groups.setdefault(file.with_name(match[1]) if match else file, []).append(file)
+    for file in all_files:
+        match = CHANNEL.match(_stem(file.name)) if numbered else None
+        groups.setdefault(file.with_name(match[1]) if match else file, []).append(file)
     for case, files in groups.items():
         yield NiftiScan(_stem("_".join(case.relative_to(folder).parts)), tuple(files))
 

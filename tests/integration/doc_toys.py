@@ -51,7 +51,7 @@ def why_not(words: list[str]) -> str | None:
 
 
 def write_data(folder: Path) -> None:
-    """DIR of every dataset below `folder`, and data/phantom."""
+    """DIR of every dataset below `folder`, data/phantom, and scans to predict."""
     Phantom(folder / "data" / "phantom", test=2, shape=SHAPE)
     Phantom(folder / "mine", train=6, test=2, shape=SHAPE)
     write_folder(folder / "folder")

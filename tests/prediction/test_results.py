@@ -126,7 +126,8 @@ def test_the_record_says_how_it_was_done(predict, tmp_path, run, scan) -> None:
     assert predict(f"run={moved}", f"input={scan}", *words).code == 0
     record = json.loads((tmp_path / "out" / "prediction.json").read_text())
     assert record["settings"] == {
-        "overlap": 0.25, "mirror": True, "probabilities": False, "uncertainty": False, "keep_largest": ["all"],
+        "overlap": 0.25, "mirror": True, "probabilities": False, "uncertainty": False, "report": False,
+        "keep_largest": ["all"],
         "memory": 2**31, "device": "cpu", "identifiers": False,
     }  # fmt: skip
     assert record["windows"] == [{"patch_size": [16, 16, 16], "stride": [12, 12, 12]}]
@@ -195,6 +196,19 @@ def test_names_of_outputs(tmp_path) -> None:
         (folder / path).write_bytes(b"")
     scans = find_scans([folder, folder / "b.nii.gz", folder / "sub-01" / "anat" / "T1w.nii.gz"], 1)
     assert [scan.name for scan in scans] == ["a", "b", "sub-01_anat_T1w", "b-2", "T1w"]
+
+
+@pytest.mark.parametrize(
+    ("files", "names"),
+    [
+        (["x_0000.nii.gz", "y_0000.nii.gz"], ["x", "y"]),  # nnU-Net's imagesTs
+        (["x_0000.nii.gz", "x_0001.nii.gz"], ["x_0000", "x_0001"]),  # cases with a number
+    ],
+)
+def test_numbers_at_the_end_of_a_name_with_one_channel(tmp_path, files, names) -> None:
+    for file in files:
+        (tmp_path / file).write_bytes(b"")
+    assert [scan.name for scan in find_scans([tmp_path], 1)] == names
 
 
 def test_several_channels_in_one_file_or_in_one_file_each(predict, run, tmp_path) -> None:

@@ -21,7 +21,7 @@ HELP = """dualseg-predict run=RUN_FOLDER [run=RUN_FOLDER ...] input=PATH [PATH .
   uncertainty=false      true: also write entropy/ and disagreement/
   keep_largest=[A,B]     of these classes (or: all) only the largest connected component is kept
   memory=8GiB            what does not fit lies in files of DIR meanwhile; the result is the same
-  device=auto            cpu, cuda, cuda:N, mps
+  device=auto            cpu, cuda, cuda:N
   identifiers=false      true: outputs of DICOM series may be named after them
 
   A scan that fails does not stop the others; the exit code is then 2.

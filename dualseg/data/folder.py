@@ -130,6 +130,13 @@ class Folder(VolumeSource):
         turned = to_ras(Image(array.astype(np.uint8), grid.affine))
         return Reference(turned.array[0], turned.affine)
 
+    def _header_spacing(self, case: str) -> np.ndarray | None:
+        """mm towards right, anterior, superior by the image's header; None where it cannot be read."""
+        try:
+            return spacing_by_direction(self.stored_grid(case, "image").affine)
+        except DualsegError:
+            return None
+
     def _spacing(self, given: Any, split: SplitFile) -> tuple[float, float, float] | None:
         if given is None:
             return None
@@ -143,11 +150,15 @@ class Folder(VolumeSource):
         if split.median_spacing is None:
             cases = [case for role in ("labeled", "unlabeled") for case in split.cases(role)]
             headers = tqdm(cases, desc="Reading headers", unit="volume", leave=False, delay=1)
-            edges = np.median(
-                [spacing_by_direction(self.stored_grid(case, "image").affine) for case in headers], axis=0
-            )
+            spacings = [edges for case in headers if (edges := self._header_spacing(case)) is not None]
+            if not spacings:
+                raise DualsegError(f"{self._path(cases[0], 'image')}: no image of the dataset has a header to read.")
+            edges = np.median(spacings, axis=0)
             # headers hold float32: more digits say nothing
-            split.keep_median_spacing((float(f"{edges[0]:.6g}"), float(f"{edges[1]:.6g}"), float(f"{edges[2]:.6g}")))
+            median = (float(f"{edges[0]:.6g}"), float(f"{edges[1]:.6g}"), float(f"{edges[2]:.6g}"))
+            if len(spacings) < len(cases):  # a training will stop at the bad file, dualseg-check goes on to the others
+                return median
+            split.keep_median_spacing(median)
         return split.median_spacing
 
 

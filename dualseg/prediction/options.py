@@ -27,7 +27,7 @@ class Options:
         uncertainty: also write the maps of predictive entropy and of the networks' disagreement.
         keep_largest: classes of which the largest connected component alone is kept; ("all",): every one.
         memory: bytes that predicting may take.
-        device: auto, cpu, cuda, cuda:N or mps.
+        device: auto, cpu, cuda or cuda:N.
         identifiers: outputs of DICOM series may be named after them.
     """
 
@@ -104,8 +104,8 @@ def _memory(key: str, value: str) -> int:
 
 
 def _device(key: str, value: str) -> str:
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value):
-        raise DualsegError(f"{key}={value}: give auto, cpu, cuda, cuda:N or mps.")
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
+        raise DualsegError(f"{key}={value}: give auto, cpu, cuda or cuda:N.")
     return value
 
 

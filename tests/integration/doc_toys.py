@@ -3,6 +3,7 @@
 A new command gets its toys in `toy_words`, or a reason in `NOT_RUN`.
 """
 
+import json
 import re
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ from documentation import ROOT
 from dualseg.data import Phantom
 from dualseg.data.h5 import shipped_list
 from dualseg.data.left_atrium import case_list
+from dualseg.data.nifti import write_nifti
 from dualseg.sweeps.study import read_study
 
 SHAPE = (16, 16, 16)
@@ -53,6 +55,8 @@ def write_data(folder: Path) -> None:
     for scan in ("scans/third.nii.gz", "first.nii.gz", "second.nii.gz"):
         (folder / scan).parent.mkdir(exist_ok=True)
         shutil.copy(folder / "mine" / "images" / "phantom_000.nii.gz", folder / scan)
+    write_folder(folder / "folder")
+    write_folder(folder / "folder-and-more")
     brats = [case for split in ("train", "validation", "test") for case in shipped_list(f"brats2019_{split}")]
     lists = {
         "la/{}/mri_norm2.h5": [*case_list("train"), *case_list("test")],
@@ -69,6 +73,23 @@ def write_data(folder: Path) -> None:
             with h5py.File(path, "w") as h5:
                 h5["image"] = (rng.normal(size=SHAPE) + 2 * label).astype(np.float32)
                 h5["label"] = label
+
+
+def write_folder(root: Path) -> None:
+    """nnU-Net's raw layout, two channels: ten labeled cases, two unlabeled, and two more in a folder beside it."""
+    rng = np.random.default_rng(1)
+    affine = np.diag([1.0, 1.0, 2.5, 1.0])
+    label = np.zeros(SHAPE, np.uint8)
+    label[4:11, 5:12, 3:9] = 1
+    for number in range(14):
+        images = root / "imagesTr" if number < 12 else root.with_name(f"{root.name}-unlabeled")
+        for channel in range(2):
+            array = (rng.normal(size=SHAPE) + 2 * label).astype(np.float32)
+            write_nifti(images / f"c{number:02d}_{channel:04d}.nii.gz", array, affine)
+        if number < 10:
+            write_nifti(root / "labelsTr" / f"c{number:02d}.nii.gz", label, affine)
+    described = {"channel_names": {"0": "T1", "1": "T2"}, "labels": {"background": 0, "organ": 1}}
+    (root / "dataset.json").write_text(json.dumps({**described, "file_ending": ".nii.gz", "numTraining": 10}))
 
 
 def dataset_of(words: list[str]) -> str:
@@ -89,7 +110,10 @@ def toy_words(words: list[str], folder: Path) -> list[str]:
     shown_only = {"--help", "--cfg"} & set(rest)
     training = name in ("dualseg-train", "dualseg-audit", "dualseg-check") and not shown_only
     dataset = dataset_of(rest)
+    if any("DIR2" in word for word in rest):  # another dataset: the split file of the first one does not know its cases
+        dataset = "folder-and-more"
     rest = [re.sub(r"\bDIR\b", "runs" if name == "dualseg-report" else str(folder / dataset), word) for word in rest]
+    rest = [word.replace("DIR2", str(folder / f"{dataset}-unlabeled")) for word in rest]
     rest = [re.sub(r"iteration-\d{6}", "iteration-000002", word) for word in rest]
     if name in ("dualseg-evaluate", "dualseg-report", "dualseg-predict") or shown_only:
         return rest

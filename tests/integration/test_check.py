@@ -1,5 +1,6 @@
 """dualseg-check: every row of its table has a dataset with exactly that defect, and a clean one passes."""
 
+import json
 import shutil
 from collections.abc import Callable
 from itertools import pairwise
@@ -10,6 +11,7 @@ import h5py
 import nibabel as nib
 import numpy as np
 import pytest
+from doc_toys import write_folder
 
 import dualseg.check
 from dualseg.data import Phantom
@@ -218,3 +220,44 @@ def test_the_other_benchmarks(data, lists, tmp_path, command):
     shutil.copy(tmp_path / f"{cases[-1]}{suffix}.h5", tmp_path / f"{cases[20]}{suffix}.h5")
     outcome = command(dualseg.check.main, *words)
     assert outcome.code == 1 and findings(outcome) == [("unlabeled duplicate", "unlabeled", cases[20])]
+
+
+@pytest.mark.parametrize(
+    "kind, file, role, defect",
+    [
+        ("unreadable", "imagesTr/{}_0001.nii.gz", "unlabeled", truncate),
+        ("unreadable", "imagesTr/{}_0000.nii.gz", "labeled", lambda path: path.write_text("no header")),
+        ("channels", "imagesTr/{}_0001.nii.gz", "unlabeled", lambda a, affine: (np.stack([a, a], axis=-1), affine)),
+        ("shape", "labelsTr/{}.nii.gz", "labeled", lambda a, affine: (a[:-1], affine)),
+        ("NaN", "imagesTr/{}_0001.nii.gz", "labeled", poke(np.nan)),
+        ("affine", "labelsTr/{}.nii.gz", "validation", shifted),
+        ("affine", "imagesTr/{}_0001.nii.gz", "labeled", shifted),  # channels on two grids
+        ("flip", "labelsTr/{}.nii.gz", "labeled", mirrored),
+        ("label values", "labelsTr/{}.nii.gz", "validation", poke(2)),
+        ("empty label", "labelsTr/{}.nii.gz", "labeled", lambda a, affine: (0 * a, affine)),
+        ("spacing", "imagesTr/{}_000[01].nii.gz", "unlabeled", lambda a, affine: (a, affine @ np.diag([1, 1, 2.5, 1]))),
+        ("unlabeled duplicate", "imagesTr/{}_000[01].nii.gz", "unlabeled", "validation"),
+        ("duplicate", "imagesTr/{}_000[01].nii.gz", "labeled", "validation"),
+    ],
+)
+def test_a_folder_of_nnunets(kind, file, role, defect, tmp_path, command):
+    root = tmp_path / "lab"
+    write_folder(root)
+    words = ["data=folder", f"data.root={root}", "data.source.fold=0"]
+    clean = command(dualseg.check.main, *words)
+    assert clean.code == 0 and "12 volumes (8 labeled, 2 unlabeled, 2 validation) and 10 labels" in clean.out, clean
+    split = json.loads((root / "dualseg-split.json").read_text())
+    (root / "dualseg-split.json").unlink()  # as on the first look at a new dataset
+    validation = split["labeled"][::5]
+    cases = {"labeled": split["labeled"][1], "unlabeled": split["unlabeled"][0], "validation": validation[0]}
+    case = cases[role]
+    for path in root.glob(file.format(case)):
+        if isinstance(defect, str):
+            shutil.copy(Path(str(path).replace(case, cases[defect])), path)
+        elif "imagesTr" in file and kind == "unreadable":
+            defect(path)
+        else:
+            edit(path, defect)
+    outcome = command(dualseg.check.main, *words)
+    assert outcome.code == 1, outcome
+    assert findings(outcome) == [(kind, role, case)], outcome.out

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 from pytorch_lightning.plugins.layer_sync import TorchSyncBatchNorm
+from pytorch_lightning.utilities import rank_zero_only
 from wandb_records import OfflineRun
 
 import dualseg.evaluate
@@ -167,7 +168,8 @@ def test_one_run_folder_with_one_writer(two) -> None:
     slices = {name for name in files if name.startswith("slices/")}
     checkpoint = f"checkpoints/iteration-{STEPS:06d}.ckpt"
     assert files - slices - wandb == {
-        "config.yaml", "manifest.json", "metrics.json", "cases.csv", "logs/curves.csv", checkpoint,
+        "config.yaml", "manifest.json", "preprocessing.json", "metrics.json", "cases.csv", "logs/curves.csv",
+        checkpoint,
     }  # fmt: skip
     (record,) = map(OfflineRun, two.wandb.glob("offline-run-*"))
     assert [row["iteration"] for row in record.history] == [1, 2, 3]
@@ -278,6 +280,7 @@ def test_sync_batchnorm_reaches_lightning(settings, monkeypatch) -> None:
 
 @pytest.fixture
 def as_task_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rank_zero_only, "rank", 0)  # a trainer of rank 1 sets it, for all later tests too
     names = ("SLURM_NTASKS", "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS_PER_NODE", "SLURM_NNODES", "SLURM_PROCID")
     for name, value in zip(names, ("2", "2", "2", "1", "1"), strict=True):
         monkeypatch.setenv(name, value)

@@ -22,7 +22,7 @@ HELP = """dualseg-predict run=RUN_FOLDER [run=RUN_FOLDER ...] input=PATH [PATH .
   report=false           true: also write report.html, a page to look through the scans, the uncertain ones first
   keep_largest=[A,B]     of these classes (or: all) only the largest connected component is kept
   memory=8GiB            what does not fit lies in files of DIR meanwhile; the result is the same
-  device=auto            cpu, cuda, cuda:N, mps
+  device=auto            cpu, cuda, cuda:N
   identifiers=false      true: outputs of DICOM series may be named after them
 
   A scan that fails does not stop the others; the exit code is then 2.

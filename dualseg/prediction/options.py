@@ -28,7 +28,7 @@ class Options:
         report: also write a page to look through the scans.
         keep_largest: classes of which the largest connected component alone is kept; ("all",): every one.
         memory: bytes that predicting may take.
-        device: auto, cpu, cuda, cuda:N or mps.
+        device: auto, cpu, cuda or cuda:N.
         identifiers: outputs of DICOM series may be named after them.
     """
 
@@ -106,8 +106,8 @@ def _memory(key: str, value: str) -> int:
 
 
 def _device(key: str, value: str) -> str:
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value):
-        raise DualsegError(f"{key}={value}: give auto, cpu, cuda, cuda:N or mps.")
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
+        raise DualsegError(f"{key}={value}: give auto, cpu, cuda or cuda:N.")
     return value
 
 

@@ -28,8 +28,7 @@ def device_of(word: str) -> torch.device:
     if word == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(word)
-    count = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}[device.type]
-    if (device.index or 0) >= count:
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise DualsegError(f"device={word}: this machine has none; auto takes what there is.")
     return device
 

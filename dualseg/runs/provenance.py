@@ -19,6 +19,7 @@ from dualseg.errors import DualsegError
 from dualseg.files import read_json, write_json
 
 PACKAGES = ("torch", "pytorch-lightning", "monai", "hydra-core", "torchmetrics", "numpy", "scipy")
+CODE = ("dualseg", "conf", "hydra_plugins")  # folders of which a new file may take part in a run
 
 
 def command_line() -> str:
@@ -58,6 +59,12 @@ def _git(*arguments: str) -> str | None:
     return result.stdout.strip()
 
 
+def _uncommitted() -> bool | None:
+    """A file that git knows has changed, or a file of the code is new to it; None where this is no checkout."""
+    states = _git("status", "--porcelain", "--untracked-files=no"), _git("ls-files", "-o", "--exclude-standard", *CODE)
+    return None if None in states else any(states)
+
+
 def _cpu() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
@@ -69,11 +76,10 @@ def _cpu() -> str:
 
 def describe(seed: int, data: dict[str, Any]) -> dict[str, Any]:
     """What is known before the first iteration; `data`: dataset, number of cases of each role, a run's fingerprint."""
-    status = _git("status", "--porcelain", "--untracked-files=no")
     return {
         "dualseg": __version__,
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
-        "git": {"revision": _git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)},
+        "git": {"revision": _git("rev-parse", "HEAD"), "dirty": _uncommitted()},
         "seed": seed,
         "hardware": {
             "cpu": _cpu(),

@@ -1,6 +1,7 @@
 """conf/sweep: every row of every study composes at every scale, and changes what it names and nothing else."""
 
 import csv
+import json
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -182,6 +183,12 @@ def test_a_file_that_describes_no_study_is_refused_by_name(tmp_path, content):
     path.write_text(content)
     with pytest.raises(DualsegError, match=rf"{path}: describes no study .*see conf/sweep/la_main\.yaml"):
         read_study("mine", tmp_path)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_study_is_noted_without_loss(name):
+    study = read_study(name)
+    assert study_of(name, json.loads(json.dumps(study.definition()))) == study
 
 
 # --- experiments/

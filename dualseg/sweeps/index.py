@@ -42,7 +42,8 @@ class Job:
     def of(cls, settings: Mapping[str, Any], words: Sequence[str], label: str) -> "Job":
         """The job of a resolved configuration that `words` compose."""
         networks = "-".join(network["architecture"] for network in settings["networks"].values())
-        parts = (settings["data"]["name"], settings["method"]["name"], settings.get("objective"), networks)
+        method = settings["method"]["name"].removesuffix("_gentle")  # other weights take no other time
+        parts = (settings["data"]["name"], method, settings.get("objective"), networks)
         return cls(
             run=RunFolder.of(settings).path.name,
             words=tuple(words),

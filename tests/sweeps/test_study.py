@@ -4,6 +4,7 @@ import csv
 import json
 from collections.abc import Mapping
 from functools import cache
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from dualseg.errors import DualsegError
 from dualseg.methods.dual import DEFAULT_TERMS
 from dualseg.runs.folder import identity
 from dualseg.runs.settings import check_data, resolve
+from dualseg.sweeps.index import Job
 from dualseg.sweeps.study import read_study, study_names, study_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -131,6 +133,14 @@ def test_full_scale_is_the_protocol(name, patch, stride, labels, iterations, sch
             assert schedule_of["factor"] == 0.1
         assert (data["augmentation"] is not None) == augmented
         assert settings["method"]["gradient_clip_norm"] is None
+
+
+@pytest.mark.parametrize("scale", ["cpu", "full"])
+def test_what_was_measured_is_of_runs_that_the_studies_have(scale):
+    measured = csv.DictReader(files("dualseg.sweeps").joinpath("timings.csv").read_text().splitlines())
+    kinds = {name: Job.of(settings, (), name).kind for name, settings in configurations("la_main", scale).items()}
+    assert {row["kind"] for row in measured if row["scale"] == scale} <= set(kinds.values())
+    assert kinds["dual_gentle_8"] == kinds["dual_described_8"] == "la-dual-described-resnet34-vnet"
 
 
 # --- what does not describe a study

@@ -110,7 +110,7 @@ def test_an_ablation_changes_one_thing():
 @pytest.mark.parametrize(
     "name, patch, stride, labels, iterations, schedule, augmented",
     [
-        ("la_main", [112, 112, 80], [18, 18, 4], (8,), 6000, "step_decay", False),
+        ("la_main", [112, 112, 80], [18, 18, 4], (8, 16), 6000, "step_decay", False),
         ("pancreas_main", [96, 96, 96], [16, 16, 16], (6, 12), 6000, "step_decay", False),
         ("brats_main", [96, 96, 96], [64, 64, 64], (25, 50), 30000, "polynomial_decay", True),
     ],
@@ -141,6 +141,18 @@ def test_what_was_measured_is_of_runs_that_the_studies_have(scale):
     kinds = {name: Job.of(settings, (), name).kind for name, settings in configurations("la_main", scale).items()}
     assert {row["kind"] for row in measured if row["scale"] == scale} <= set(kinds.values())
     assert kinds["dual_gentle_8"] == kinds["dual_described_8"] == "la-dual-described-resnet34-vnet"
+
+
+@pytest.mark.parametrize("name", ["la_main", "la_label_count", "pancreas_main", "brats_main"])
+def test_a_row_is_compared_with_the_supervised_one_of_as_many_labels(name):
+    study, composed = read_study(name), configurations(name, "full")
+    labels = {variant: settings["data"]["labeled"] for variant, settings in composed.items()}
+    labels |= {row: labels[members[0]] for row, members in study.ensembles.items()}
+    for variant, reference in study.against.items():
+        assert labels[variant] == labels[reference] and composed[reference]["method"]["name"] == "supervised"
+    assert {variant for variant, settings in composed.items() if settings["method"]["name"] != "supervised"} <= set(
+        study.against
+    )
 
 
 # --- what does not describe a study

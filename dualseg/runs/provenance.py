@@ -60,9 +60,13 @@ def _git(*arguments: str) -> str | None:
 
 
 def _uncommitted() -> bool | None:
-    """A file that git knows has changed, or a file of the code is new to it; None where this is no checkout."""
-    states = _git("status", "--porcelain", "--untracked-files=no"), _git("ls-files", "-o", "--exclude-standard", *CODE)
-    return None if None in states else any(states)
+    """A file that git knows has changed, or a file of the code is new to it; None where this is no checkout.
+
+    What was collected in experiments/ is no code: one study's tables must not mark the runs of the next one.
+    """
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!experiments")
+    new = _git("ls-files", "--others", "--exclude-standard", "--", *CODE)
+    return None if changed is None or new is None else bool(changed or new)
 
 
 def _cpu() -> str:

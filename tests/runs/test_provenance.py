@@ -15,6 +15,8 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     module.parent.mkdir(parents=True)
     module.touch()
     (tmp_path / ".gitignore").write_text("__pycache__/\n")
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "results.csv").touch()
     author = ("-c", "user.name=t", "-c", "user.email=t@example.org")
     for words in (["init", "-q"], ["add", "."], [*author, "commit", "-qm", "first"]):
         subprocess.run(["git", "-C", tmp_path, *words], check=True)
@@ -45,6 +47,8 @@ def test_other_new_files_are_no_code(checkout: Path, name: str) -> None:
 
 
 def test_a_changed_file_is_uncommitted(checkout: Path) -> None:
+    (checkout / "experiments/results.csv").write_text("study\n")
+    assert dirty() is False, "results are no code"
     (checkout / "dualseg/runs/provenance.py").write_text("changed = True\n")
     assert dirty() is True
 

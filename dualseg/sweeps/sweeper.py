@@ -59,7 +59,9 @@ def sweep(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
         print(plan(target, jobs, config.scale))
         return []
 
-    target.write(jobs, study.name if study else None, config.scale)
+    named = (study.name, config.scale, study.definition()) if study else (None, config.scale, None)
+    for sentence in target.write(jobs, *named):
+        print(sentence)
     waiting = [job for job in jobs if config.overwrite or target.state(job) != "done"]
     for job in waiting:
         target.forget_failure(job.run)  # a failure of an earlier launch
@@ -170,7 +172,11 @@ def evaluate_ensembles(study: Study, scale: str, target: Sweep, jobs: Sequence[J
             members = [by_row.get((variant, seed)) for variant in variants]
             folder = ensemble_folder(target.output, study.name, scale, row, seed)
             runs = [target.run_folder(job) for job in members if job is not None]
-            if folder.finished or len(runs) < len(variants) or not all(run.finished for run in runs):
+            if len(runs) < len(variants) or not all(run.finished for run in runs):
+                continue
+            if folder.finished:
+                if {Path(path).name for path in folder.config()["evaluated"]} != {run.path.name for run in runs}:
+                    failures.append(f"{row} seed {seed}: {folder.path} is of earlier runs; move it and start again")
                 continue
             words = [*(f"run={run.path}" for run in runs), f"output={folder.path}", "trainer.progress_bar=false"]
             log = target.log_file(folder.path.name)

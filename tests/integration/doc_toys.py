@@ -165,5 +165,6 @@ def toy_words(words: list[str], folder: Path) -> list[str]:
 def commands_of_make(words: list[str], folder: Path) -> list[list[str]]:
     """The commands of dualseg that a target of make gives."""
     shown = subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    lines = re.findall(r"^\S*(dualseg-\w+ .*)$", shown.replace("\\\n", " "), re.MULTILINE)
+    start, end = r"(?:^|\|\| +)\S*", r" *(?:;|\|\||$)"  # one line may run several of them
+    lines = re.findall(rf"{start}(dualseg-\w+ [^;|\n]*?){end}", shown.replace("\\\n", " "), re.MULTILINE)
     return [line.replace('"', "").split() for line in lines]

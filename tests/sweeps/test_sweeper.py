@@ -1,6 +1,7 @@
 """`dualseg-train -m`: which runs there are, which are launched, and what becomes of the rest when one fails."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import dualseg.train
 from dualseg.processes import Ending
 from dualseg.runs.folder import RunFolder
 from dualseg.sweeps.index import Sweep
+from dualseg.sweeps.members import find_study
 from dualseg.sweeps.study import Study, read_study
 
 TOY_STUDY = """# @package _global_
@@ -157,7 +159,10 @@ def test_dry_says_what_there_would_be_and_writes_nothing(train, launches, tmp_pa
     assert train("sweep=toy", "seed=0", "variant=full").code == 0
     # 30 s for 3 iterations: 10 s each, for 3 more runs of that kind
     outcome = train("sweep=toy", "dry=true")
-    assert "1 done, 5 to do" in outcome.out and "about 1 min 30 s one after the other" in outcome.out
+    assert "1 done, 5 to do" in outcome.out and "about 1 min 30 s one after the other, for 3 of 5 runs" in outcome.out
+    outcome = train("sweep=toy", "dry=true", "variant=full", "seed=0,1")
+    assert "1 variant: full\n" in outcome.out and "about 30 s one after the other\n" in outcome.out
+    assert "seed 1; 3 iterations a run" in train("sweep=toy", "dry=true", "variant=full", "seed=1").out
 
 
 @pytest.mark.parametrize(
@@ -225,6 +230,8 @@ def test_an_ensemble_is_evaluated_when_its_runs_are_finished(train, launches, tm
         asked.append(words)
         folder = RunFolder(next(word for word in words if word.startswith("output=")).removeprefix("output="))
         folder.path.mkdir()
+        runs = [word.removeprefix("run=") for word in words if word.startswith("run=")]
+        folder.config_file.write_text(json.dumps({"evaluated": dict.fromkeys(runs)}))
         folder.metrics_file.write_text('{"status": "finished"}')
         return type("Done", (), {"returncode": 0})
 
@@ -236,6 +243,46 @@ def test_an_ensemble_is_evaluated_when_its_runs_are_finished(train, launches, tm
     assert f"output={tmp_path / 'runs/toy-cpu-pair-seed0'}" in words
     train("sweep=toy", "seed=0")
     assert len(asked) == 1, "finished"
+    outcome = train("sweep=toy", "seed=0", "trainer.max_iterations=2")
+    assert outcome.code == 1
+    assert "toy-cpu-pair-seed0 is of earlier runs; move it and start again" in outcome.err
+    assert len(asked) == 1, "what is there is left alone"
+
+
+def test_a_run_with_another_setting_takes_the_place_of_the_earlier_one(train, launches, tmp_path):
+    assert train("sweep=toy", "seed=0", "variant=full,supervised").code == 0
+    sweep = Sweep.existing("toy", tmp_path / "runs")
+    first, kept = sweep.jobs()
+    outcome = train("sweep=toy", "seed=0", "variant=full", "trainer.max_iterations=2")
+    assert outcome.code == 0, outcome.err
+    assert (sweep.jobs()[0], sweep.jobs()[1].variant) == (kept, "full")
+    second = sweep.jobs()[1].run
+    assert f"full seed 0: {second} takes the place of {first.run}, whose folder stays" in outcome.out
+    assert (tmp_path / "runs" / first.run).is_dir()
+    outcome = train("sweep=toy", "seed=0", "variant=full")
+    assert f"{first.run} takes the place of {second}" in outcome.out
+    assert train("experiment=small", "seed=0", "trainer.max_iterations=2,3").code == 0
+    (loose,) = (tmp_path / "runs/sweeps").glob("multirun-*")
+    assert len(Sweep(loose).jobs()) == 2, "runs of no study have no rows"
+
+
+def test_a_study_of_ones_own_is_collected_by_its_name(train, launches, tmp_path, study_run, command):
+    assert train("sweep=toy", "seed=0", "variant=full,supervised").code == 0
+    assert find_study("toy", tmp_path / "runs") == read_study("toy", tmp_path / "conf/sweep")
+    for job in Sweep.existing("toy", tmp_path / "runs").jobs():
+        shutil.rmtree(tmp_path / "runs" / job.run)
+        study_run(tmp_path / "runs" / job.run, {"a": [0.8, 0.9]}, variant=job.variant, seed=job.seed)
+    words = ("--runs", tmp_path / "runs", "--output", tmp_path / "out")
+    outcome = command(dualseg.report.main, "study", "toy", *words)
+    assert outcome.code == 0, outcome.err
+    assert "toy: 2 finished runs of 2 variants" in outcome.out
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert "| without_contrast |" in table and "| supervised | full | 1 (0) |" in table
+    outcome = command(dualseg.report.main, "study", "toi", *words)
+    outcome.complains("toi: no such study", "conf/sweep", str(tmp_path / "runs"), "Did you mean toy?")
+    index = tmp_path / "runs/sweeps/toy-cpu/sweep.json"
+    index.write_text(json.dumps({"study": "toy", "definition": {"seeds": [0]}}))
+    command(dualseg.report.main, "study", "toy", *words).complains("sweep.json: damaged", "delete it")
 
 
 def test_a_study_whose_file_refers_to_no_variant_is_refused(tmp_path):

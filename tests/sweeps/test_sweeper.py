@@ -1,7 +1,9 @@
 """`dualseg-train -m`: which runs there are, which are launched, and what becomes of the rest when one fails."""
 
 import json
-from collections.abc import Callable
+import os
+import signal
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 import dualseg.audit
 import dualseg.report
 import dualseg.train
-from dualseg.processes import Ending
+from dualseg.processes import Ending, Stop
 from dualseg.runs.folder import RunFolder
 from dualseg.sweeps.index import Sweep
 from dualseg.sweeps.study import Study, read_study
@@ -38,7 +40,9 @@ class Launches:
         self.words: list[list[str]] = []
         self.becomes: Callable[[list[str]], Ending] = lambda words: Ending(0)
 
-    def __call__(self, words: list[str], processes: int, log: Path) -> Ending:
+    def __call__(self, words: Sequence[str], processes: int, log: Path, stop: Stop | None) -> Ending:
+        if stop is not None and stop.signals:
+            return Ending(128 + stop.signals[0], signal=stop.signals[0])
         self.words.append(list(words))
         assert processes == 1
         ending = self.becomes(words)
@@ -68,7 +72,7 @@ class Launches:
 @pytest.fixture
 def launches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Launches:
     found = Launches(tmp_path / "runs")
-    monkeypatch.setattr("dualseg.processes.run_group", found)
+    monkeypatch.setattr("dualseg.sweeps.job.run_group", found)
     return found
 
 
@@ -140,10 +144,27 @@ def test_a_launchers_own_keys_fit_it(train, launches):
     assert outcome.code == 0, outcome.err
 
 
-def test_ctrl_c_ends_the_sweep(train, launches):
-    launches.becomes = lambda words: Ending(130, "stopped after iteration 2.")
-    outcome = train("sweep=toy")
-    assert (outcome.code, len(launches.words)) == (130, 1)
+@pytest.mark.parametrize("launcher", ["basic", "joblib"])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_sweep_and_is_no_failure(train, launches, tmp_path, launcher, number, code):
+    def stopped(words: list[str]) -> Ending:
+        if launcher == "joblib":  # its handler is the sweep's; of a group alone it is `run_group`'s
+            os.kill(os.getpid(), number)
+        return Ending(code, "stopped after iteration 2.", number)
+
+    launches.becomes = stopped
+    outcome = train("sweep=toy", f"launcher={launcher}", *["hydra.launcher.n_jobs=1"] * (launcher == "joblib"))
+    assert outcome.code == code, outcome.err
+    assert outcome.err.splitlines()[-1] == "stopped."
+    assert len(launches.words) == 1
+    assert not (tmp_path / "runs/sweeps/toy-cpu/failed").exists()
+
+
+def test_a_run_that_somebody_ended_alone_is_a_failure_of_that_run(train, launches):
+    launches.becomes = lambda words: Ending(143, "the process was killed by SIGTERM.")
+    outcome = train("experiment=small", "seed=0,1")
+    assert (outcome.code, len(launches.words)) == (1, 2)
+    assert "seed=1: the process was killed by SIGTERM." in outcome.err
 
 
 def test_dry_says_what_there_would_be_and_writes_nothing(train, launches, tmp_path):
@@ -190,7 +211,7 @@ def test_a_study_without_m_and_an_audit_with_it_are_refused(command, tmp_path):
 def test_status_tells_the_states_apart(train, launches, tmp_path, command):
     launches.becomes = lambda words: Ending(2, "no such volume.") if "variant=supervised" in words else Ending(0)
     train("sweep=toy", "seed=0")
-    launches.becomes = lambda words: Ending(130)
+    launches.becomes = lambda words: Ending(130, signal=signal.SIGINT)
     train("sweep=toy", "seed=1", "variant=full")
     sweep = Sweep.existing("toy", tmp_path / "runs")
     job = next(job for job in sweep.jobs() if (job.variant, job.seed) == ("full", 1))

@@ -38,7 +38,7 @@ def sweep(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
 
     Raises:
         DualsegError: words that compose no run, or two runs in one folder; nothing is launched then.
-        SystemExit: a run failed; the others are finished.
+        SystemExit: a run failed or is damaged; the others are finished, or another process trains them.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from omegaconf import OmegaConf
@@ -60,7 +60,7 @@ def sweep(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
         return []
 
     target.write(jobs, study.name if study else None, config.scale)
-    waiting = [job for job in jobs if config.overwrite or target.state(job) != "done"]
+    waiting = [job for job in jobs if config.overwrite or target.state(job) not in ("done", "damaged")]
     for job in waiting:
         target.forget_failure(job.run)  # a failure of an earlier launch
     with Monitor(target, jobs, config.scale):
@@ -70,8 +70,7 @@ def sweep(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
             returned = sweeper.launcher.launch(words, initial_job_idx=0)
             for job, one in zip(waiting, returned, strict=True):
                 _note_loss(target, job, one)
-    unfinished = [job for job in jobs if target.state(job) != "done"]
-    failures = [f"{job.label}: {target.failure(job.run) or 'not finished'}" for job in unfinished]
+    failures = [problem for job in jobs if (problem := _problem(target, job))]
     if study:
         failures += evaluate_ensembles(study, config.scale, target, jobs)
     if failures:
@@ -157,20 +156,31 @@ def _note_loss(target: Sweep, job: Job, returned: Any) -> None:
         target.record_failure(job.run, " ".join(str(error).split()) or type(error).__name__)
 
 
+def _problem(target: Sweep, job: Job) -> str | None:
+    """What keeps a run from being finished; None where nothing does."""
+    state = target.state(job)
+    if state == "done":
+        return None
+    damage = target.run_folder(job).damage() if state == "damaged" else None
+    return f"{job.label}: {damage or target.failure(job.run) or 'not finished'}"
+
+
 def evaluate_ensembles(study: Study, scale: str, target: Sweep, jobs: Sequence[Job]) -> list[str]:
     """Evaluate together what the study wants evaluated together, as far as the runs are finished.
 
     Returns:
         What failed.
     """
-    by_row = {(job.variant, job.seed): job for job in jobs}
+    done = {(job.variant, job.seed): target.run_folder(job) for job in jobs if target.state(job) == "done"}
     failures = []
     for row, variants in study.ensembles.items():
         for seed in sorted({job.seed for job in jobs}):
-            members = [by_row.get((variant, seed)) for variant in variants]
+            runs = [done[variant, seed] for variant in variants if (variant, seed) in done]
             folder = ensemble_folder(target.output, study.name, scale, row, seed)
-            runs = [target.run_folder(job) for job in members if job is not None]
-            if folder.finished or len(runs) < len(variants) or not all(run.finished for run in runs):
+            if (damage := folder.damage()) is not None:
+                failures.append(f"{row} seed {seed}: {damage}")
+                continue
+            if folder.finished or len(runs) < len(variants):
                 continue
             words = [*(f"run={run.path}" for run in runs), f"output={folder.path}", "trainer.progress_bar=false"]
             log = target.log_file(folder.path.name)

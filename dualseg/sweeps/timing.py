@@ -41,10 +41,10 @@ def measured_rates(sweep: Sweep, jobs: Iterable[Job], scale: str | None) -> dict
 
 
 def seconds_left(sweep: Sweep, jobs: Iterable[Job], rates: Mapping[str, Rate]) -> tuple[float, list[str]]:
-    """Seconds that unfinished `jobs` still take, one after the other, and the kinds of which nothing is known."""
+    """Seconds that the jobs that are left still take, one after the other, and the kinds of which nothing is known."""
     total, unknown = 0.0, set()
     for job in jobs:
-        if sweep.state(job) == "done":
+        if sweep.state(job) in ("done", "damaged"):
             continue
         if job.kind in rates:
             remaining = max(job.iterations - iterations_done(sweep.run_folder(job)), 0)
@@ -101,6 +101,8 @@ def _note(sweep: Sweep, job: Job, state: State) -> str:
         return job.run
     if state == "failed":
         return f"{sweep.failure(job.run)} Output: {sweep.log_file(job.run)}"
+    if state == "damaged":
+        return sweep.run_folder(job).damage() or ""
     done = iterations_done(sweep.run_folder(job))
     return f"iteration {done:,} of {job.iterations:,}" if done else ""
 

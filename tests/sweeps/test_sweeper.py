@@ -32,6 +32,15 @@ sweep:
 SMALL = "# @package _global_\nbase_channels: 4\ntrainer: {max_iterations: 3, accelerator: cpu}\n"
 
 
+def write_finished(folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    metrics = {"status": "finished", "iterations": 3, "test": {"a": {"dice": 0.5}}}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    (folder / "manifest.json").write_text(json.dumps({"seconds": 30.0}))
+    (folder / "config.yaml").write_text("seed: 0\n")
+    (folder / "cases.csv").write_text("case\n")
+
+
 class Launches:
     """In place of `run_group`: notes the words of each launch, and finishes the run, or does what `becomes` says."""
 
@@ -54,11 +63,7 @@ class Launches:
         for index in (self.output / "sweeps").glob("*/sweep.json"):
             for job in json.loads(index.read_text())["jobs"]:
                 if set(job["words"]) <= set(words):
-                    folder = self.output / job["run"]
-                    folder.mkdir(exist_ok=True)
-                    metrics = {"status": "finished", "iterations": 3, "test": {"a": {"dice": 0.5}}}
-                    (folder / "metrics.json").write_text(json.dumps(metrics))
-                    (folder / "manifest.json").write_text(json.dumps({"seconds": 30.0}))
+                    write_finished(self.output / job["run"])
 
     def labels(self) -> list[tuple[str, str]]:
         """(variant, seed) of each launch."""
@@ -228,6 +233,45 @@ def test_status_tells_the_states_apart(train, launches, tmp_path, command):
     assert "about 10 s one after the other" in outcome.out  # one iteration of the interrupted run
 
 
+DAMAGES = [
+    ("metrics.json", '{"status": "fini', "cannot be read"),
+    ("metrics.json", "[]", "not a JSON object"),
+    ("manifest.json", None, "missing, though the run is finished"),
+    ("manifest.json", '{"sec', "cannot be read"),
+    ("cases.csv", None, "missing, though the run is finished"),
+    ("config.yaml", "", "not a mapping of keys"),
+]
+
+
+@pytest.mark.parametrize(("name", "text", "why"), DAMAGES)
+def test_a_damaged_run_is_listed_left_alone_and_stops_no_other(train, launches, tmp_path, command, name, text, why):
+    assert train("sweep=toy", "seed=0", "variant=full").code == 0
+    (job,) = Sweep.existing("toy", tmp_path / "runs").jobs()
+    path = tmp_path / "runs" / job.run / name
+    path.unlink() if text is None else path.write_text(text)
+    launches.words.clear()
+    outcome = train("sweep=toy", "seed=0")
+    assert (outcome.code, len(launches.words)) == (1, 2), "the others"
+    assert "error: 1 of 3 runs failed:\n" in outcome.err
+    assert f"full seed 0: {path}: {why}" in outcome.err and f"or remove {path.parent}: " in outcome.err
+    assert text is None or path.read_text() == text
+    outcome = command(dualseg.report.main, "status", "toy", "--runs", tmp_path / "runs")
+    assert outcome.code == 0, outcome.err
+    assert [line.split()[0] for line in outcome.out.splitlines()[:3]] == ["damaged", "done", "done"]
+    assert f"{path}: {why}" in outcome.out and "3 runs: 2 done, 1 damaged" in outcome.out
+
+
+def test_a_damaged_record_of_a_failure_is_a_failure(train, launches, tmp_path, command):
+    launches.becomes = lambda words: Ending(2, "no such volume.")
+    train("sweep=toy", "seed=0", "variant=full")
+    (record,) = (tmp_path / "runs/sweeps/toy-cpu/failed").iterdir()
+    record.write_text('{"rea')
+    outcome = command(dualseg.report.main, "status", "toy", "--runs", tmp_path / "runs")
+    assert outcome.out.startswith("failed ") and f"the reason in {record} cannot be read; start" in outcome.out
+    launches.becomes = lambda words: Ending(0)
+    assert train("sweep=toy", "seed=0", "variant=full").code == 0
+
+
 def test_status_of_no_sweep_names_those_there_are(train, tmp_path, command):
     train("sweep=toy", "seed=0", "variant=full")
     outcome = command(dualseg.report.main, "status", "toi-cpu", "--runs", tmp_path / "runs")
@@ -245,8 +289,7 @@ def test_an_ensemble_is_evaluated_when_its_runs_are_finished(train, launches, tm
     def evaluate(words: list[str], **_: Any) -> Any:
         asked.append(words)
         folder = RunFolder(next(word for word in words if word.startswith("output=")).removeprefix("output="))
-        folder.path.mkdir()
-        folder.metrics_file.write_text('{"status": "finished"}')
+        write_finished(folder.path)
         return type("Done", (), {"returncode": 0})
 
     monkeypatch.setattr("dualseg.sweeps.sweeper.subprocess.run", evaluate)

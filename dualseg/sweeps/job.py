@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from dualseg.processes import Stop, processes_of, run_group
+from dualseg.runs.lock import is_locked
 from dualseg.sweeps.index import Sweep
 
 
@@ -46,7 +47,8 @@ class Launch:
     def __call__(self, stop: Stop | None = None) -> int | None:
         """Run it in fresh processes, so that nothing of it is left to the next one.
 
-        A failure is recorded, not raised: the other runs go on.
+        A failure is recorded, not raised: the other runs go on. A run that another process is writing, such as a second
+        sweep beside this one, is that one's: it is left to it.
 
         Args:
             stop: as `run_group` takes it.
@@ -54,8 +56,12 @@ class Launch:
         Returns:
             The signal that asked the sweep to stop, if one did.
         """
+        folder = self.sweep.output / self.run
+        if is_locked(folder):
+            return None
         ended = run_group(self.words, self.processes, log=self.sweep.log_file(self.run), stop=stop)
-        if ended.code and (ended.signal is None or ended.code != 128 + ended.signal):
+        failed = ended.code and (ended.signal is None or ended.code != 128 + ended.signal)
+        if failed and not is_locked(folder):  # else the other one was the first of two that started at the same time
             self.sweep.record_failure(self.run, ended.reason or f"exit code {ended.code}")
         return ended.signal
 

@@ -70,9 +70,12 @@ def sweep(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
             returned = sweeper.launcher.launch(words, initial_job_idx=0)
             for job, one in zip(waiting, returned, strict=True):
                 _note_loss(target, job, one)
+    elsewhere = [job.label for job in jobs if target.state(job) == "running"]
     failures = [problem for job in jobs if (problem := _problem(target, job))]
     if study:
         failures += evaluate_ensembles(study, config.scale, target, jobs)
+    if elsewhere:
+        print(f"Running elsewhere, left to that: {', '.join(elsewhere)}. How far: dualseg-report status {target.path}")
     if failures:
         print(f"error: {len(failures)} of {len(jobs)} runs failed:", *failures, sep="\n  ", file=sys.stderr)
         raise SystemExit(1)
@@ -153,13 +156,15 @@ def _note_loss(target: Sweep, job: Job, returned: Any) -> None:
     try:
         returned.return_value  # noqa: B018 - Hydra raises what the job raised
     except Exception as error:
+        if target.state(job) == "running":  # by another process, so that this one's found no place
+            return
         target.record_failure(job.run, " ".join(str(error).split()) or type(error).__name__)
 
 
 def _problem(target: Sweep, job: Job) -> str | None:
-    """What keeps a run from being finished; None where nothing does."""
+    """What keeps a run from being finished; None where nothing does, or another process is at it."""
     state = target.state(job)
-    if state == "done":
+    if state in ("done", "running"):
         return None
     damage = target.run_folder(job).damage() if state == "damaged" else None
     return f"{job.label}: {damage or target.failure(job.run) or 'not finished'}"

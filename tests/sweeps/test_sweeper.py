@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import dualseg.report
 import dualseg.train
 from dualseg.processes import Ending, Stop
 from dualseg.runs.folder import RunFolder
+from dualseg.runs.lock import writing
 from dualseg.sweeps.index import Sweep
 from dualseg.sweeps.study import Study, read_study
 
@@ -170,6 +172,28 @@ def test_a_run_that_somebody_ended_alone_is_a_failure_of_that_run(train, launche
     outcome = train("experiment=small", "seed=0,1")
     assert (outcome.code, len(launches.words)) == (1, 2)
     assert "seed=1: the process was killed by SIGTERM." in outcome.err
+
+
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_a_run_that_another_sweep_trains_is_left_to_it(train, launches, tmp_path, when):
+    with ExitStack() as other:
+
+        def lock(words: list[str]) -> Ending:
+            if "seed=1" not in words:
+                return Ending(0)
+            (run,) = [job.run for job in Sweep(next((tmp_path / "runs/sweeps").iterdir())).jobs() if job.seed == 1]
+            other.enter_context(writing(tmp_path / "runs" / run))
+            return Ending(2, "is being written by process 1.")
+
+        launches.becomes = lock
+        outcome = train("experiment=small", "seed=1,0")
+        if when == "before":
+            launches.words.clear()
+            outcome = train("experiment=small", "seed=1,0")
+            assert launches.words == []
+        assert outcome.code == 0, outcome.err
+        assert "Running elsewhere, left to that: seed=1. How far: dualseg-report status " in outcome.out
+        assert not list((tmp_path / "runs/sweeps").glob("*/failed/*"))
 
 
 def test_dry_says_what_there_would_be_and_writes_nothing(train, launches, tmp_path):

@@ -6,15 +6,15 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from dualseg.errors import DualsegError
-from dualseg.files import read_json, write_json
+from dualseg.files import read_json, read_object, write_json
 from dualseg.runs.folder import RunFolder, nearest
 from dualseg.runs.lock import is_locked
 
-State = Literal["done", "running", "failed", "interrupted", "to do"]
-STATES: tuple[State, ...] = ("done", "running", "failed", "interrupted", "to do")
+State = Literal["done", "running", "failed", "damaged", "interrupted", "to do"]
+STATES: tuple[State, ...] = get_args(State)
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,12 @@ class Sweep:
     def failure(self, run: str) -> str | None:
         """Why the last launch of a run failed; None where it did not."""
         file = self._failure_file(run)
-        return str(read_json(file)["reason"]) if file.is_file() else None
+        if not file.is_file():
+            return None
+        try:
+            return str(read_object(file)["reason"])
+        except (DualsegError, KeyError):
+            return f"the reason in {file} cannot be read; start the sweep again."
 
     def _failure_file(self, run: str) -> Path:
         return self.path / "failed" / f"{run}.json"
@@ -164,10 +169,12 @@ class Sweep:
     def state(self, job: Job) -> State:
         """How far a run is, as its folder tells; it may be written by another sweep, or by hand."""
         folder = self.run_folder(job)
-        if folder.finished:
-            return "done"
         if is_locked(folder.path):
             return "running"
+        if folder.damage() is not None:
+            return "damaged"
+        if folder.finished:
+            return "done"
         if self.failure(job.run) is not None:
             return "failed"
         return "interrupted" if folder.latest_checkpoint() else "to do"

@@ -41,10 +41,10 @@ def measured_rates(sweep: Sweep, jobs: Iterable[Job], scale: str | None) -> dict
 
 
 def seconds_left(sweep: Sweep, jobs: Iterable[Job], rates: Mapping[str, Rate]) -> tuple[float, list[str]]:
-    """Seconds that unfinished `jobs` still take, one after the other, and the kinds of which nothing is known."""
+    """Seconds that the jobs that are left still take, one after the other, and the kinds of which nothing is known."""
     total, unknown = 0.0, set()
     for job in jobs:
-        if sweep.state(job) == "done":
+        if sweep.state(job) in ("done", "damaged"):
             continue
         if job.kind in rates:
             remaining = max(job.iterations - iterations_done(sweep.run_folder(job)), 0)
@@ -69,7 +69,7 @@ def time_left(sweep: Sweep, jobs: Sequence[Job], rates: Mapping[str, Rate]) -> s
     """Hours of what is not done, and on what that estimate rests."""
     seconds, unknown = seconds_left(sweep, jobs, rates)
     used = sorted({(job.kind, rates[job.kind]) for job in jobs if job.kind in rates}, key=lambda pair: pair[0])
-    to_do = [job for job in jobs if sweep.state(job) != "done"]
+    to_do = [job for job in jobs if sweep.state(job) not in ("done", "damaged")]
     known = sum(job.kind in rates for job in to_do)
     some = f", for {known} of {_count(len(to_do), 'run')}" if known < len(to_do) else ""
     lines = [f"about {duration(seconds)} one after the other{some}"] if seconds else []
@@ -108,6 +108,8 @@ def _note(sweep: Sweep, job: Job, state: State) -> str:
         return job.run
     if state == "failed":
         return f"{sweep.failure(job.run)} Output: {sweep.log_file(job.run)}"
+    if state == "damaged":
+        return sweep.run_folder(job).damage() or ""
     done = iterations_done(sweep.run_folder(job))
     return f"iteration {done:,} of {job.iterations:,}" if done else ""
 

@@ -1,8 +1,11 @@
 """`dualseg-train -m`: which runs there are, which are launched, and what becomes of the rest when one fails."""
 
 import json
+import os
 import shutil
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +14,9 @@ import pytest
 import dualseg.audit
 import dualseg.report
 import dualseg.train
-from dualseg.processes import Ending
+from dualseg.processes import Ending, Stop
 from dualseg.runs.folder import RunFolder
+from dualseg.runs.lock import writing
 from dualseg.sweeps.index import Sweep
 from dualseg.sweeps.members import find_study
 from dualseg.sweeps.study import Study, read_study
@@ -32,6 +36,15 @@ sweep:
 SMALL = "# @package _global_\nbase_channels: 4\ntrainer: {max_iterations: 3, accelerator: cpu}\n"
 
 
+def write_finished(folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    metrics = {"status": "finished", "iterations": 3, "test": {"a": {"dice": 0.5}}}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    (folder / "manifest.json").write_text(json.dumps({"seconds": 30.0}))
+    (folder / "config.yaml").write_text("seed: 0\n")
+    (folder / "cases.csv").write_text("case\n")
+
+
 class Launches:
     """In place of `run_group`: notes the words of each launch, and finishes the run, or does what `becomes` says."""
 
@@ -40,7 +53,9 @@ class Launches:
         self.words: list[list[str]] = []
         self.becomes: Callable[[list[str]], Ending] = lambda words: Ending(0)
 
-    def __call__(self, words: list[str], processes: int, log: Path) -> Ending:
+    def __call__(self, words: Sequence[str], processes: int, log: Path, stop: Stop | None) -> Ending:
+        if stop is not None and stop.signals:
+            return Ending(128 + stop.signals[0], signal=stop.signals[0])
         self.words.append(list(words))
         assert processes == 1
         ending = self.becomes(words)
@@ -52,11 +67,7 @@ class Launches:
         for index in (self.output / "sweeps").glob("*/sweep.json"):
             for job in json.loads(index.read_text())["jobs"]:
                 if set(job["words"]) <= set(words):
-                    folder = self.output / job["run"]
-                    folder.mkdir(exist_ok=True)
-                    metrics = {"status": "finished", "iterations": 3, "test": {"a": {"dice": 0.5}}}
-                    (folder / "metrics.json").write_text(json.dumps(metrics))
-                    (folder / "manifest.json").write_text(json.dumps({"seconds": 30.0}))
+                    write_finished(self.output / job["run"])
 
     def labels(self) -> list[tuple[str, str]]:
         """(variant, seed) of each launch."""
@@ -70,7 +81,7 @@ class Launches:
 @pytest.fixture
 def launches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Launches:
     found = Launches(tmp_path / "runs")
-    monkeypatch.setattr("dualseg.processes.run_group", found)
+    monkeypatch.setattr("dualseg.sweeps.job.run_group", found)
     return found
 
 
@@ -142,10 +153,49 @@ def test_a_launchers_own_keys_fit_it(train, launches):
     assert outcome.code == 0, outcome.err
 
 
-def test_ctrl_c_ends_the_sweep(train, launches):
-    launches.becomes = lambda words: Ending(130, "stopped after iteration 2.")
-    outcome = train("sweep=toy")
-    assert (outcome.code, len(launches.words)) == (130, 1)
+@pytest.mark.parametrize("launcher", ["basic", "joblib"])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_sweep_and_is_no_failure(train, launches, tmp_path, launcher, number, code):
+    def stopped(words: list[str]) -> Ending:
+        if launcher == "joblib":  # its handler is the sweep's; of a group alone it is `run_group`'s
+            os.kill(os.getpid(), number)
+        return Ending(code, "stopped after iteration 2.", number)
+
+    launches.becomes = stopped
+    outcome = train("sweep=toy", f"launcher={launcher}", *["hydra.launcher.n_jobs=1"] * (launcher == "joblib"))
+    assert outcome.code == code, outcome.err
+    assert outcome.err.splitlines()[-1] == "stopped."
+    assert len(launches.words) == 1
+    assert not (tmp_path / "runs/sweeps/toy-cpu/failed").exists()
+
+
+def test_a_run_that_somebody_ended_alone_is_a_failure_of_that_run(train, launches):
+    launches.becomes = lambda words: Ending(143, "the process was killed by SIGTERM.")
+    outcome = train("experiment=small", "seed=0,1")
+    assert (outcome.code, len(launches.words)) == (1, 2)
+    assert "seed=1: the process was killed by SIGTERM." in outcome.err
+
+
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_a_run_that_another_sweep_trains_is_left_to_it(train, launches, tmp_path, when):
+    with ExitStack() as other:
+
+        def lock(words: list[str]) -> Ending:
+            if "seed=1" not in words:
+                return Ending(0)
+            (run,) = [job.run for job in Sweep(next((tmp_path / "runs/sweeps").iterdir())).jobs() if job.seed == 1]
+            other.enter_context(writing(tmp_path / "runs" / run))
+            return Ending(2, "is being written by process 1.")
+
+        launches.becomes = lock
+        outcome = train("experiment=small", "seed=1,0")
+        if when == "before":
+            launches.words.clear()
+            outcome = train("experiment=small", "seed=1,0")
+            assert launches.words == []
+        assert outcome.code == 0, outcome.err
+        assert "Running elsewhere, left to that: seed=1. How far: dualseg-report status " in outcome.out
+        assert not list((tmp_path / "runs/sweeps").glob("*/failed/*"))
 
 
 def test_dry_says_what_there_would_be_and_writes_nothing(train, launches, tmp_path):
@@ -195,7 +245,7 @@ def test_a_study_without_m_and_an_audit_with_it_are_refused(command, tmp_path):
 def test_status_tells_the_states_apart(train, launches, tmp_path, command):
     launches.becomes = lambda words: Ending(2, "no such volume.") if "variant=supervised" in words else Ending(0)
     train("sweep=toy", "seed=0")
-    launches.becomes = lambda words: Ending(130)
+    launches.becomes = lambda words: Ending(130, signal=signal.SIGINT)
     train("sweep=toy", "seed=1", "variant=full")
     sweep = Sweep.existing("toy", tmp_path / "runs")
     job = next(job for job in sweep.jobs() if (job.variant, job.seed) == ("full", 1))
@@ -210,6 +260,45 @@ def test_status_tells_the_states_apart(train, launches, tmp_path, command):
     assert "no such volume. Output: " in lines[2] and lines[3].endswith("iteration 2 of 3")
     assert "4 runs: 2 done, 1 failed, 1 interrupted" in lines[4]
     assert "about 10 s one after the other" in outcome.out  # one iteration of the interrupted run
+
+
+DAMAGES = [
+    ("metrics.json", '{"status": "fini', "cannot be read"),
+    ("metrics.json", "[]", "not a JSON object"),
+    ("manifest.json", None, "missing, though the run is finished"),
+    ("manifest.json", '{"sec', "cannot be read"),
+    ("cases.csv", None, "missing, though the run is finished"),
+    ("config.yaml", "", "not a mapping of keys"),
+]
+
+
+@pytest.mark.parametrize(("name", "text", "why"), DAMAGES)
+def test_a_damaged_run_is_listed_left_alone_and_stops_no_other(train, launches, tmp_path, command, name, text, why):
+    assert train("sweep=toy", "seed=0", "variant=full").code == 0
+    (job,) = Sweep.existing("toy", tmp_path / "runs").jobs()
+    path = tmp_path / "runs" / job.run / name
+    path.unlink() if text is None else path.write_text(text)
+    launches.words.clear()
+    outcome = train("sweep=toy", "seed=0")
+    assert (outcome.code, len(launches.words)) == (1, 2), "the others"
+    assert "error: 1 of 3 runs failed:\n" in outcome.err
+    assert f"full seed 0: {path}: {why}" in outcome.err and f"or remove {path.parent}: " in outcome.err
+    assert text is None or path.read_text() == text
+    outcome = command(dualseg.report.main, "status", "toy", "--runs", tmp_path / "runs")
+    assert outcome.code == 0, outcome.err
+    assert [line.split()[0] for line in outcome.out.splitlines()[:3]] == ["damaged", "done", "done"]
+    assert f"{path}: {why}" in outcome.out and "3 runs: 2 done, 1 damaged" in outcome.out
+
+
+def test_a_damaged_record_of_a_failure_is_a_failure(train, launches, tmp_path, command):
+    launches.becomes = lambda words: Ending(2, "no such volume.")
+    train("sweep=toy", "seed=0", "variant=full")
+    (record,) = (tmp_path / "runs/sweeps/toy-cpu/failed").iterdir()
+    record.write_text('{"rea')
+    outcome = command(dualseg.report.main, "status", "toy", "--runs", tmp_path / "runs")
+    assert outcome.out.startswith("failed ") and f"the reason in {record} cannot be read; start" in outcome.out
+    launches.becomes = lambda words: Ending(0)
+    assert train("sweep=toy", "seed=0", "variant=full").code == 0
 
 
 def test_status_of_no_sweep_names_those_there_are(train, tmp_path, command):
@@ -229,10 +318,9 @@ def test_an_ensemble_is_evaluated_when_its_runs_are_finished(train, launches, tm
     def evaluate(words: list[str], **_: Any) -> Any:
         asked.append(words)
         folder = RunFolder(next(word for word in words if word.startswith("output=")).removeprefix("output="))
-        folder.path.mkdir()
+        write_finished(folder.path)
         runs = [word.removeprefix("run=") for word in words if word.startswith("run=")]
         folder.config_file.write_text(json.dumps({"evaluated": dict.fromkeys(runs)}))
-        folder.metrics_file.write_text('{"status": "finished"}')
         return type("Done", (), {"returncode": 0})
 
     monkeypatch.setattr("dualseg.sweeps.sweeper.subprocess.run", evaluate)

@@ -151,7 +151,7 @@ def toy_words(words: list[str], folder: Path) -> list[str]:
         toys += PHANTOM
     if "basic_unet" in str(words):  # its InstanceNorm wants two voxels at the coarsest level
         toys.append("data.patch_size=[32,16,16]")
-    if dataset == "brats":  # 85 volumes to evaluate
+    if dataset == "brats" and not study:  # 85 volumes to evaluate, which only a table needs
         toys.append("evaluate_on=[]")
     if study:
         variants = read_study(study).variants

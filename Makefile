@@ -38,32 +38,35 @@ check: $(INSTALLED) ## lint (ruff), formatting (ruff format) and types (mypy)
 bench: $(INSTALLED) ## measure speed and memory against plain loops and MedPy
 	$(BIN)/python benchmarks/bench.py
 
-# $(call sweep,study,name of the variable with its data root): finished runs are skipped, interrupted ones resume
+# $(call root,study): name of the variable with its data root
+root = $(root_$(firstword $(subst -, ,$(1))))
+root_la := LA_ROOT
+root_pancreas := PANCREAS_ROOT
+root_brats := BRATS_ROOT
+
+# $(call sweep,study): finished runs are skipped, interrupted ones resume. What is finished is collected, also when runs
+# failed: exit code 1, which stays. Above that the sweep was refused, or stopped by hand: nothing is collected.
 define sweep
-@test -n "$($(2))" || { echo "$(2) is not given: make $@ $(2)=<folder of the volumes, see docs/data.md>" >&2; exit 2; }
-@$(BIN)/dualseg-train -m sweep=$(1) scale=$(SCALE) launcher=$(LAUNCHER) data.root="$($(2))" \
-  $(if $(SEEDS),seed=$(SEEDS)) $(if $(DRY),dry=true)
+@test -n "$($(root))" || { echo "$(root) is not given: make $@ $(root)=<folder of the volumes, see docs/data.md>" >&2; exit 2; }
+@$(BIN)/dualseg-train -m sweep=$(subst -,_,$(1)) scale=$(SCALE) launcher=$(LAUNCHER) data.root="$($(root))" \
+  $(if $(SEEDS),seed=$(SEEDS)) $(if $(DRY),dry=true,; code=$$?; [ $$code -gt 1 ] || \
+  $(BIN)/dualseg-report study $(subst -,_,$(1)) || [ $$code -ne 0 ] || code=1; exit $$code)
 endef
 
 la-main: $(INSTALLED) ## study: the method against its bounds on Left Atrium (LA_ROOT= SCALE=cpu|full SEEDS=0,1 LAUNCHER= DRY=1)
-	$(call sweep,la_main,LA_ROOT)
-
 la-label-count: $(INSTALLED) ## study: how many labels it takes (same words)
-	$(call sweep,la_label_count,LA_ROOT)
-
 la-ablation: $(INSTALLED) ## study: what each term is worth (same words)
-	$(call sweep,la_ablation,LA_ROOT)
-
 la-networks: $(INSTALLED) ## study: which pair of networks (same words)
-	$(call sweep,la_networks,LA_ROOT)
-
 pancreas-main: $(INSTALLED) ## study: Pancreas-CT at 10 and 20 % of the labels (same words, PANCREAS_ROOT=)
-	$(call sweep,pancreas_main,PANCREAS_ROOT)
-
 brats-main: $(INSTALLED) ## study: BraTS-2019 at 10 and 20 % of the labels (same words, BRATS_ROOT=)
-	$(call sweep,brats_main,BRATS_ROOT)
 
-reproduce: $(STUDIES) ## every study
+$(STUDIES):
+	$(call sweep,$@)
+
+reproduce: $(INSTALLED) ## every study whose data root is given, one after the other; goes on after one that failed
+	@failed=0; $(foreach study,$(STUDIES),$(if $($(call root,$(study))),\
+	  $(MAKE) --no-print-directory $(study) || failed=1,\
+	  echo "$(study): skipped, $(call root,$(study)) is not given");) exit $$failed
 
 tables: $(INSTALLED) ## tables, figures and page of every study from its finished runs and committed rows -> experiments/
 	@failed=0; for study in $(subst -,_,$(STUDIES)); do \

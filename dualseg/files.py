@@ -63,4 +63,12 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError:
         raise DualsegError(f"{path}: missing.") from None
     except (OSError, ValueError) as error:
-        raise DualsegError(f"{path}: cannot be read ({error}).") from error
+        raise DualsegError(f"{path}: cannot be read ({error}); restore it from a copy.") from error
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Raises: DualsegError as `read_json`, and where it is no JSON object."""
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise DualsegError(f"{path}: not a JSON object; restore it from a copy.")
+    return content

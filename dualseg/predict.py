@@ -19,6 +19,7 @@ HELP = """dualseg-predict run=RUN_FOLDER [run=RUN_FOLDER ...] input=PATH [PATH .
   mirror=false           true: average over the eight mirror images of each window, eight times as long
   probabilities=false    true: also write probabilities/, the mean of the networks
   uncertainty=false      true: also write entropy/ and disagreement/
+  report=false           true: also write report.html, a page to look through the scans, the uncertain ones first
   keep_largest=[A,B]     of these classes (or: all) only the largest connected component is kept
   memory=8GiB            what does not fit lies in files of DIR meanwhile; the result is the same
   device=auto            cpu, cuda, cuda:N

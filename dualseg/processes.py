@@ -89,19 +89,55 @@ def processes_of(trainer: Mapping[str, Any]) -> int:
 
 @dataclass(frozen=True)
 class Ending:
-    """How a group ended: its exit code, and one sentence why it failed (empty where the console has said it)."""
+    """How a group ended.
+
+    Attributes:
+        code: its exit code.
+        reason: one sentence why it failed; empty where the console has said it.
+        signal: the SIGINT or SIGTERM that asked for its end, also where it was finished by then; None without one.
+    """
 
     code: int
     reason: str = ""
+    signal: int | None = None
 
 
-def run_group(words: Sequence[str], processes: int, log: Path | None = None) -> Ending:
+class Stop:
+    """The SIGINT and SIGTERM that came, for the groups to answer: each looks here from the thread that waits for it."""
+
+    def __init__(self) -> None:
+        self.signals: list[int] = []
+
+    @classmethod
+    @contextmanager
+    def heard(cls) -> Iterator["Stop"]:
+        """Notes the signals meanwhile, instead of what they do otherwise; of the main thread alone."""
+        stop = cls()
+
+        def note(number: int, frame: FrameType | None) -> None:
+            stop.signals.append(number)
+
+        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield stop
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def run_group(words: Sequence[str], processes: int, log: Path | None = None, stop: Stop | None = None) -> Ending:
     """Run `python -m dualseg.train WORDS` as `processes` ranks on this machine, and wait for all of them.
 
     What rank 0 prints goes to the terminal, or into `log`; what another rank says of an error is shown only if it is
     the first to fail and rank 0 does not fail in the same way, so that one mistake gives one message. When a rank
     fails, the others are ended. The first SIGINT or SIGTERM makes the ranks write a checkpoint and stop, a second one
     kills them. If this process dies, they die (`as_rank`).
+
+    Args:
+        words: of the command line.
+        processes: how many ranks.
+        log: where the output is appended; None: the terminal.
+        stop: shared by groups that threads wait for; None, in the main thread alone: one of its own.
 
     Raises:
         DualsegError: MASTER_PORT is set and cannot be had.
@@ -113,7 +149,10 @@ def run_group(words: Sequence[str], processes: int, log: Path | None = None) -> 
         said = [None, *(stack.enter_context(tempfile.TemporaryFile()) for _ in range(1, processes))]
         ranks: list[subprocess.Popen[bytes]] = []
         stack.callback(_kill, ranks)
-        stop = stack.enter_context(_Stop.heard(ranks))
+        if stop is None:
+            stop = stack.enter_context(Stop.heard())
+        elif stop.signals:  # before its turn came
+            return Ending(128 + stop.signals[0], signal=stop.signals[0])
         for number in range(processes):
             out, err = (console, console) if number == 0 else (subprocess.DEVNULL, said[number])
             ranks.append(
@@ -126,17 +165,21 @@ def run_group(words: Sequence[str], processes: int, log: Path | None = None) -> 
                     start_new_session=True,  # a terminal's Ctrl-C reaches this process alone, which passes it on
                 )
             )
-        first = _wait(ranks)
+        first = _wait(ranks, stop)
         code, reason = _judge(ranks, first, stop)
         messages = [] if first is None else _message(ranks, first, said[first])
         if reason:
             messages.append(f"error: {reason}")
         if console is None:
             print(*messages, sep="\n", end="\n" if messages else "", file=sys.stderr, flush=True)
-            return Ending(code, reason)
+            return Ending(code, reason, _first(stop))
         console.seek(0, os.SEEK_END)
         console.write("".join(f"{message}\n" for message in messages).encode())
-        return Ending(code, (reason or _last_words(console)) if code else "")
+        return Ending(code, (reason or _last_words(console)) if code else "", _first(stop))
+
+
+def _first(stop: Stop) -> int | None:
+    return next(iter(stop.signals), None)
 
 
 def _environment(number: int, processes: int, port: int) -> dict[str, str]:
@@ -180,42 +223,18 @@ def _port() -> Iterator[int]:
         yield port
 
 
-class _Stop:
-    """Passes SIGINT and SIGTERM on, both as SIGINT: the ranks answer it with a checkpoint. A second one kills."""
-
-    def __init__(self, ranks: Sequence[subprocess.Popen[bytes]]) -> None:
-        self.ranks = ranks
-        self.signals: list[int] = []
-
-    def __call__(self, number: int, frame: FrameType | None) -> None:
-        self.signals.append(number)
-        if len(self.signals) > 1:
-            _kill(self.ranks)
-            return
-        for process in self.ranks:
-            process.send_signal(signal.SIGINT)  # does nothing to one that has ended
-
-    @classmethod
-    @contextmanager
-    def heard(cls, ranks: Sequence[subprocess.Popen[bytes]]) -> Iterator["_Stop"]:
-        """Handles the signals meanwhile; in another than the main thread, where Python allows no handler, it cannot."""
-        stop = cls(ranks)
-        if threading.current_thread() is not threading.main_thread():
-            yield stop
-            return
-        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield stop
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-
-def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> int | None:
+def _wait(ranks: Sequence[subprocess.Popen[bytes]], stop: Stop) -> int | None:
     """Until all have ended; the rank that failed first, of itself and not for the loss of another, or None."""
     failed: list[int] = []
     deadline = float("inf")
+    asked = False
     while True:
+        if len(stop.signals) > 1:
+            _kill(ranks)
+        elif stop.signals and not asked:
+            asked = True
+            for process in ranks:
+                process.send_signal(signal.SIGINT)  # the one that they answer; does nothing to one that has ended
         running = [number for number, process in enumerate(ranks) if process.poll() is None]
         failed += [n for n, process in enumerate(ranks) if process.returncode and n not in failed]
         if not running:
@@ -239,7 +258,7 @@ def _kill(ranks: Sequence[subprocess.Popen[bytes]]) -> None:
             process.stdin.close()
 
 
-def _judge(ranks: Sequence[subprocess.Popen[bytes]], first: int | None, stop: _Stop) -> tuple[int, str]:
+def _judge(ranks: Sequence[subprocess.Popen[bytes]], first: int | None, stop: Stop) -> tuple[int, str]:
     """Exit code and, where no rank can have said it, the reason."""
     if first is None:
         return 0, ""

@@ -17,7 +17,8 @@ def main() -> None:
     run.add_argument("--output", type=Path, default=None, help="where to write it (default: RUN_FOLDER/report.html)")
     run.set_defaults(report=lambda given: report_run(given.run, given.output))
     study = commands.add_parser("study", help="tables, figures, comparisons and a page of many runs")
-    study.add_argument("what", nargs="+", metavar="STUDY", help="a study of conf/sweep, or any number of run folders")
+    what = "a study of conf/sweep, one of your own that has a sweep in --runs, or any number of run folders"
+    study.add_argument("what", nargs="+", metavar="STUDY", help=what)
     study.add_argument("--runs", type=Path, default=Path("runs"), help="where the study's runs are (default: runs)")
     study.add_argument("--output", type=Path, default=None, help="folder to write into (default: experiments/STUDY)")
     study.set_defaults(report=lambda given: report_study(given.what, given.runs, given.output))
@@ -44,15 +45,15 @@ def report_study(what: list[str], runs: Path, output: Path | None) -> None:
     """
     from dualseg.reporting.studies import write_study
     from dualseg.sweeps.loose import loose_study
-    from dualseg.sweeps.members import members_of
-    from dualseg.sweeps.study import read_study, study_names
+    from dualseg.sweeps.members import find_study, members_of
+    from dualseg.sweeps.study import study_names
 
     if len(what) > 1 or (what[0] not in study_names() and Path(what[0]).is_dir()):
         if output is None:
             raise DualsegError("--output DIR is required with run folders: where the tables of these runs belong.")
         study, members = loose_study(output.resolve().name, map(Path, what))
     else:
-        study = read_study(what[0])
+        study = find_study(what[0], runs)
         members = members_of(study, runs)
     output = output or Path("experiments") / study.name
     contents = write_study(study, members, output)

@@ -25,6 +25,7 @@ class Options:
         mirror: average over the eight mirror images of each window.
         probabilities: also write the mean probabilities.
         uncertainty: also write the maps of predictive entropy and of the networks' disagreement.
+        report: also write a page to look through the scans.
         keep_largest: classes of which the largest connected component alone is kept; ("all",): every one.
         memory: bytes that predicting may take.
         device: auto, cpu, cuda or cuda:N.
@@ -38,6 +39,7 @@ class Options:
     mirror: bool = False
     probabilities: bool = False
     uncertainty: bool = False
+    report: bool = False
     keep_largest: tuple[str, ...] = ()
     memory: int = 8 * 2**30
     device: str = "auto"
@@ -124,6 +126,7 @@ READERS = {
     "mirror": _switch,
     "probabilities": _switch,
     "uncertainty": _switch,
+    "report": _switch,
     "keep_largest": _names,
     "memory": _memory,
     "device": _device,

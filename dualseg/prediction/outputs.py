@@ -31,6 +31,7 @@ class PredictionFolder:
         self.class_names = tuple(class_names)
         self.summary_file = path / "summary.csv"
         self.record_file = path / "prediction.json"
+        self.report_file = path / "report.html"
 
     def map_file(self, kind: str, scan: str) -> Path:
         """`kind`: labels, probabilities, entropy or disagreement."""

@@ -5,8 +5,8 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import asdict
+from contextlib import nullcontext, suppress
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from dualseg.prediction.options import Options
 from dualseg.prediction.outputs import PredictionFolder
 from dualseg.prediction.review import Row, reasons_to_look
 from dualseg.prediction.scans import AnyScan
+from dualseg.reporting.viewer import ReviewPage
 from dualseg.runs import provenance
 
 
@@ -66,29 +67,33 @@ def predict_scans(
         Names of the scans that failed; why is on stderr, and in summary.csv.
 
     Raises:
-        DualsegError: summary.csv cannot be written.
+        DualsegError: summary.csv or report.html cannot be written.
     """
     rows: list[Row] = []
-    for scan in scans:
-        if not scan.source:
-            print(f"{scan.name} is {scan.where}")  # and nothing that is written says so
-        began = time.perf_counter()
-        row = Row(scan.name, scan.source)
-        try:
-            _predict_scan(row, predictor, scan, folder, options, channels, clean)
-        except Exception as error:
-            problem = _problem(error, scan.where)
-            print(f"{scan.name}: failed. {problem}", file=sys.stderr, flush=True)
-            told = problem if scan.source else "was printed, and is not written, for it may name the patient"
-            row = Row(scan.name, scan.source, told)  # without what it had been filled with
-        else:
-            volumes = ", ".join(f"{name} {ml:.2f} ml" for name, ml in row.volumes.items())
-            print(f"{scan.name}: {volumes}", flush=True)
-        row.seconds = time.perf_counter() - began
-        rows.append(row)
-        with suppress(DualsegError):  # a full disk, perhaps for the moment: the last one will say so
-            folder.write_summary(rows)
-    folder.write_summary(rows)
+    with ReviewPage(folder.report_file, folder.class_names, len(scans)) if options.report else nullcontext() as page:
+        for scan in scans:
+            if not scan.source:
+                print(f"{scan.name} is {scan.where}")  # and nothing that is written says so
+            began = time.perf_counter()
+            row = Row(scan.name, scan.source)
+            try:
+                _predict_scan(row, predictor, scan, folder, options, channels, clean, page)
+            except Exception as error:
+                problem = _problem(error, scan.where)
+                print(f"{scan.name}: failed. {problem}", file=sys.stderr, flush=True)
+                told = problem if scan.source else "was printed, and is not written, for it may name the patient"
+                row = Row(scan.name, scan.source, told)  # without what it had been filled with
+            else:
+                volumes = ", ".join(f"{name} {ml:.2f} ml" for name, ml in row.volumes.items())
+                print(f"{scan.name}: {volumes}", flush=True)
+            row.seconds = time.perf_counter() - began
+            rows.append(row)
+            with suppress(DualsegError):  # a full disk, perhaps for the moment: the last one will say so
+                folder.write_summary(rows)
+        folder.write_summary(rows)
+        if page is not None:
+            page.write(rows, predictor.network_names)
+            print(f"To look through: {page.path}")
     for row, reasons in zip(rows, reasons_to_look(rows), strict=True):
         if reasons:
             print(f"Look at {row.scan}: {', '.join(reasons)}")
@@ -103,11 +108,12 @@ def _predict_scan(
     options: Options,
     channels: int,
     clean: Sequence[int],
+    page: ReviewPage | None,
 ) -> None:
-    """Fill `row` and write the maps."""
+    """Fill `row`, write the maps, and give `page` what it shows."""
     image, grid = scan.read(channels)
     keep = [*(["probabilities"] if options.probabilities else [])]
-    keep += ["entropy", "disagreement"] if options.uncertainty else []
+    keep += ["entropy", "disagreement"] if options.uncertainty else ["entropy"] if page is not None else []
     prediction = predictor(image, scan.where, options.memory, folder.path, keep, progress=sys.stderr.isatty())
     if clean:
         keep_largest(prediction.label, clean)
@@ -115,6 +121,11 @@ def _predict_scan(
     counts = [int((prediction.label == value).sum()) for value in range(1, len(names) + 1)]
     row.volumes = {name: count * grid.voxel_ml for name, count in zip(names, counts, strict=True)}
     row.measures = prediction.measures
+    if page is not None:
+        assert prediction.entropy is not None
+        page.add(scan.name, image, prediction.label, prediction.entropy)
+        if not options.uncertainty:
+            prediction = replace(prediction, entropy=None)
     folder.write(scan.name, prediction, grid)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dualseg.errors import DualsegError
-from dualseg.files import read_json
+from dualseg.files import read_object
 from dualseg.runs.folder import RunFolder, identity
 from dualseg.runs.reading import CASE_COLUMNS, METRICS, CaseRow, case_row, read_rows
 from dualseg.runs.tables import distance_unit
@@ -69,12 +69,12 @@ def read_run(study: str, member: Member) -> RunRows:
         DualsegError: a file of the folder, or of one that was evaluated, is missing, cut off or contradicts another.
     """
     folder = member.folder
-    config, metrics, manifest = _config(folder), _object(folder.metrics_file), _object(folder.manifest_file)
+    config, metrics, manifest = folder.config(), read_object(folder.metrics_file), read_object(folder.manifest_file)
     trained = [_trained(folder, path) for path in config.get("evaluated", {})]
-    facts = _object(trained[0].manifest_file) if trained else manifest  # how many labels, which data
+    facts = read_object(trained[0].manifest_file) if trained else manifest  # how many labels, which data
     networks = {
         f"{index}.{name}": _need(network, folder.config_file, "architecture")
-        for index, source in enumerate([_config(run) for run in trained] or [config])
+        for index, source in enumerate([run.config() for run in trained] or [config])
         for name, network in _need(source, folder.config_file, "networks").items()
     }
     scores = {
@@ -130,20 +130,6 @@ def _texts(row: Mapping[str, Any]) -> dict[str, str]:
     return {key: "" if value is None else str(value) for key, value in row.items()}
 
 
-def _config(folder: RunFolder) -> dict[str, Any]:
-    config = folder.config()
-    if not isinstance(config, dict):
-        raise DualsegError(f"{folder.config_file}: not a mapping of keys; {MEND}.")
-    return config
-
-
-def _object(path: Path) -> dict[str, Any]:
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise DualsegError(f"{path}: not a JSON object; {MEND}.")
-    return content
-
-
 def _need(tree: Any, path: Path, *keys: str) -> Any:
     """The value under nested keys of what `path` holds. Raises: DualsegError where there is none."""
     for key in keys:
@@ -194,7 +180,7 @@ def _provenance(folder: RunFolder, manifest: Mapping[str, Any], trained: Sequenc
     path, hardware = folder.manifest_file, _need(manifest, folder.manifest_file, "hardware")
     launches = _launches(manifest, path)
     for run in trained:
-        launches += _launches(_object(run.manifest_file), run.manifest_file)
+        launches += _launches(read_object(run.manifest_file), run.manifest_file)
     known = [git["dirty"] for git in launches if git["dirty"] is not None]
     return {
         "evaluated": " ".join(run.path.name for run in trained),

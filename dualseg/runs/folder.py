@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from dualseg.errors import DualsegError
-from dualseg.files import read_json, write_json, write_text
+from dualseg.files import read_object, write_json, write_text
 from dualseg.runs.lock import LOCK, being_written, is_locked
 
 # What may change without making it another run: where things lie, how it is watched, what hardware does it.
@@ -103,25 +103,50 @@ class RunFolder:
         return folder
 
     def config(self) -> dict[str, Any]:
-        """The resolved configuration."""
+        """The resolved configuration.
+
+        Raises:
+            DualsegError: config.yaml is missing or damaged.
+        """
+        mend = "restore the file that the run wrote"
         try:
-            return yaml.load(self.config_file.read_text(), Loader=YAML_LOADER)
+            config = yaml.load(self.config_file.read_text(), Loader=YAML_LOADER)
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            mend = "restore the file that the run wrote"
             raise DualsegError(f"{self.config_file}: cannot be read ({error}); {mend}.") from error
+        if not isinstance(config, dict):
+            raise DualsegError(f"{self.config_file}: not a mapping of keys; {mend}.")
+        return config
 
     @property
     def launched(self) -> bool:
         """dualseg-train has opened it: there is a manifest that it, and not dualseg-evaluate, wrote."""
         if not self.manifest_file.is_file():
             return False
-        manifest = read_json(self.manifest_file)
+        manifest = read_object(self.manifest_file)
         return "dualseg" in manifest and "evaluated" not in manifest
 
     @property
     def finished(self) -> bool:
         """Training and evaluation are complete: metrics.json is written last."""
-        return self.metrics_file.is_file() and read_json(self.metrics_file).get("status") == "finished"
+        return self.metrics_file.is_file() and read_object(self.metrics_file).get("status") == "finished"
+
+    def damage(self) -> str | None:
+        """What is missing or cannot be read, without which it is neither resumed nor collected, and the mend, or None.
+
+        Only of a folder that no process is writing.
+        """
+        try:
+            if self.config_file.is_file():
+                self.config()
+            if self.manifest_file.is_file():
+                read_object(self.manifest_file)
+            if self.finished:
+                for path in (self.config_file, self.manifest_file, self.cases_file):
+                    if not path.is_file():
+                        raise DualsegError(f"{path}: missing, though the run is finished; restore it from a copy.")
+        except DualsegError as error:
+            return f"{str(error).removesuffix('.')}, or remove {self.path}: it is made anew then."
+        return None
 
     def latest_checkpoint(self) -> Path | None:
         """The checkpoint with the most iterations."""

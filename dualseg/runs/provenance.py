@@ -19,6 +19,7 @@ from dualseg.errors import DualsegError
 from dualseg.files import read_json, write_json
 
 PACKAGES = ("torch", "pytorch-lightning", "monai", "hydra-core", "torchmetrics", "numpy", "scipy")
+CODE = ("dualseg", "conf", "hydra_plugins")  # folders of which a new file may take part in a run
 
 
 def command_line() -> str:
@@ -58,6 +59,16 @@ def _git(*arguments: str) -> str | None:
     return result.stdout.strip()
 
 
+def _uncommitted() -> bool | None:
+    """A file that git knows has changed, or a file of the code is new to it; None where this is no checkout.
+
+    What was collected in experiments/ is no code: one study's tables must not mark the runs of the next one.
+    """
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!experiments")
+    new = _git("ls-files", "--others", "--exclude-standard", "--", *CODE)
+    return None if changed is None or new is None else bool(changed or new)
+
+
 def _cpu() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
@@ -69,11 +80,10 @@ def _cpu() -> str:
 
 def describe(seed: int, data: dict[str, Any]) -> dict[str, Any]:
     """What is known before the first iteration; `data`: dataset, number of cases of each role, a run's fingerprint."""
-    status = _git("status", "--porcelain", "--untracked-files=no")
     return {
         "dualseg": __version__,
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
-        "git": {"revision": _git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)},
+        "git": {"revision": _git("rev-parse", "HEAD"), "dirty": _uncommitted()},
         "seed": seed,
         "hardware": {
             "cpu": _cpu(),

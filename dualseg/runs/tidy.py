@@ -66,9 +66,14 @@ class StudyTables:
         return StudyTables(**tables), replaced
 
     def write(self, folder: Path) -> None:
-        """Each file whole or not at all."""
+        """Each file whole or not at all; none for a table without rows."""
         for name in TABLES:
-            write_text(folder / f"{name}.csv", getattr(self, name).to_csv(index=False, lineterminator="\n"))
+            table: pd.DataFrame = getattr(self, name)
+            path = folder / f"{name}.csv"
+            if table.empty:
+                path.unlink(missing_ok=True)
+            else:
+                write_text(path, table.to_csv(index=False, lineterminator="\n"))
 
 
 def _sortable(column: pd.Series) -> pd.Series:

@@ -3,18 +3,18 @@
 import hashlib
 import json
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from dualseg.errors import DualsegError
-from dualseg.files import read_json, write_json
+from dualseg.files import read_json, read_object, write_json
 from dualseg.runs.folder import RunFolder, nearest
 from dualseg.runs.lock import is_locked
 
-State = Literal["done", "running", "failed", "interrupted", "to do"]
-STATES: tuple[State, ...] = ("done", "running", "failed", "interrupted", "to do")
+State = Literal["done", "running", "failed", "damaged", "interrupted", "to do"]
+STATES: tuple[State, ...] = get_args(State)
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ class Job:
     def of(cls, settings: Mapping[str, Any], words: Sequence[str], label: str) -> "Job":
         """The job of a resolved configuration that `words` compose."""
         networks = "-".join(network["architecture"] for network in settings["networks"].values())
-        parts = (settings["data"]["name"], settings["method"]["name"], settings.get("objective"), networks)
+        method = settings["method"]["name"].removesuffix("_gentle")  # other weights take no other time
+        parts = (settings["data"]["name"], method, settings.get("objective"), networks)
         return cls(
             run=RunFolder.of(settings).path.name,
             words=tuple(words),
@@ -116,11 +117,33 @@ class Sweep:
         except (KeyError, TypeError) as error:
             raise DualsegError(f"{self.file}: damaged ({error}); delete it and start the sweep again.") from error
 
-    def write(self, jobs: Iterable[Job], study: str | None, scale: str | None) -> None:
-        """Add `jobs` to those that are there: a study may be run a few seeds at a time."""
-        known = {job.run: job for job in self.jobs()} | {job.run: job for job in jobs}
-        content = {"name": self.name, "study": study, "scale": scale, "jobs": [asdict(job) for job in known.values()]}
-        write_json(self.file, content)
+    def write(
+        self,
+        jobs: Sequence[Job],
+        study: str | None,
+        scale: str | None,
+        definition: Mapping[str, Any] | None = None,
+    ) -> list[str]:
+        """Add `jobs` to those that are there: a study may be run a few seeds at a time.
+
+        A job of a study takes the place of an earlier one of the same variant and seed, whose settings were others.
+        `definition` says what the study is, for those who collect it where conf/sweep does not have it.
+
+        Returns:
+            A sentence for each job that went.
+        """
+        rows = {(job.variant, job.seed): job for job in jobs} if study else {}
+        kept, replaced = [], []
+        for job in self.jobs():
+            new = rows.get((job.variant, job.seed), job)
+            if new.run == job.run:
+                kept.append(job)
+            else:
+                replaced.append(f"{new.label}: {new.run} takes the place of {job.run}, whose folder stays")
+        known = {job.run: job for job in (*kept, *jobs)}
+        content = {"name": self.name, "study": study, "scale": scale, "definition": definition}
+        write_json(self.file, {**content, "jobs": [asdict(job) for job in known.values()]})
+        return replaced
 
     def record_failure(self, run: str, reason: str) -> None:
         """Note why the last launch of a run failed."""
@@ -133,7 +156,12 @@ class Sweep:
     def failure(self, run: str) -> str | None:
         """Why the last launch of a run failed; None where it did not."""
         file = self._failure_file(run)
-        return str(read_json(file)["reason"]) if file.is_file() else None
+        if not file.is_file():
+            return None
+        try:
+            return str(read_object(file)["reason"])
+        except (DualsegError, KeyError):
+            return f"the reason in {file} cannot be read; start the sweep again."
 
     def _failure_file(self, run: str) -> Path:
         return self.path / "failed" / f"{run}.json"
@@ -141,10 +169,12 @@ class Sweep:
     def state(self, job: Job) -> State:
         """How far a run is, as its folder tells; it may be written by another sweep, or by hand."""
         folder = self.run_folder(job)
-        if folder.finished:
-            return "done"
         if is_locked(folder.path):
             return "running"
+        if folder.damage() is not None:
+            return "damaged"
+        if folder.finished:
+            return "done"
         if self.failure(job.run) is not None:
             return "failed"
         return "interrupted" if folder.latest_checkpoint() else "to do"

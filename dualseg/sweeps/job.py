@@ -1,25 +1,81 @@
 """One run of a sweep, as a launcher calls it: in processes of its own, whatever it does to the others."""
 
-from typing import Any
+import signal
+import sys
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from dualseg.processes import Stop, processes_of, run_group
+from dualseg.runs.lock import is_locked
+from dualseg.sweeps.index import Sweep
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What is needed to start one run of a sweep.
+
+    Attributes:
+        run: name of its folder.
+        sweep: where its console output goes, and why it failed.
+        words: of the command line that trains it.
+        processes: how many train it.
+    """
+
+    run: str
+    sweep: Sweep
+    words: tuple[str, ...]
+    processes: int
+
+    @classmethod
+    def of(cls, config: Any, hydra: Any) -> "Launch":
+        """That of a composed configuration and its node `hydra`.
+
+        Raises:
+            DualsegError: more devices than there are.
+        """
+        from dualseg.runs.folder import RunFolder
+        from dualseg.runs.settings import resolve
+
+        settings = resolve(config)
+        config_dirs = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
+        words = [word for path in config_dirs for word in ("--config-dir", path)]
+        words += [word for word in hydra.overrides.task if not word.startswith("launcher=")]
+        words.append("trainer.progress_bar=false")
+        run = RunFolder.of(settings).path.name
+        return cls(run, Sweep(hydra.sweep.dir), tuple(words), processes_of(settings["trainer"]))
+
+    def __call__(self, stop: Stop | None = None) -> int | None:
+        """Run it in fresh processes, so that nothing of it is left to the next one.
+
+        A failure is recorded, not raised: the other runs go on. A run that another process is writing, such as a second
+        sweep beside this one, is that one's: it is left to it.
+
+        Args:
+            stop: as `run_group` takes it.
+
+        Returns:
+            The signal that asked the sweep to stop, if one did.
+        """
+        folder = self.sweep.output / self.run
+        if is_locked(folder):
+            return None
+        ended = run_group(self.words, self.processes, log=self.sweep.log_file(self.run), stop=stop)
+        failed = ended.code and (ended.signal is None or ended.code != 128 + ended.signal)
+        if failed and not is_locked(folder):  # else the other one was the first of two that started at the same time
+            self.sweep.record_failure(self.run, ended.reason or f"exit code {ended.code}")
+        return ended.signal
 
 
 def run_job(config: Any) -> None:
     """Train the composed configuration of one job of `dualseg-train -m`, and record how that ended.
 
-    The run gets fresh processes, so that nothing of it is left to the next one; its console output goes to a file of
-    the sweep. A failure is recorded, not raised: the other runs go on. In a Slurm job the processes are fresh already,
-    one a task.
+    In a Slurm job the processes are fresh already, one a task.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C, which ends the sweep as well.
+        KeyboardInterrupt, SystemExit: Ctrl-C or SIGTERM, which end the sweep as well.
         Exception: in a Slurm job, whatever fails: its launcher collects it.
     """
     from hydra.core.hydra_config import HydraConfig
-
-    from dualseg.processes import processes_of, run_group
-    from dualseg.runs.folder import RunFolder
-    from dualseg.runs.settings import resolve
-    from dualseg.sweeps.index import Sweep
 
     hydra = HydraConfig.get()
     if hydra.runtime.choices["hydra/launcher"] == "submitit_slurm":
@@ -27,14 +83,14 @@ def run_job(config: Any) -> None:
 
         train(config)
         return
-    settings = resolve(config)
-    run, sweep = RunFolder.of(settings).path.name, Sweep(hydra.sweep.dir)
-    config_dirs = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
-    words = [word for path in config_dirs for word in ("--config-dir", path)]
-    words += [word for word in hydra.overrides.task if not word.startswith("launcher=")]
-    words.append("trainer.progress_bar=false")
-    ended = run_group(words, processes_of(settings["trainer"]), log=sweep.log_file(run))
-    if ended.code == 130:
+    asked = Launch.of(config, hydra)()
+    if asked is not None:
+        end_sweep(asked)
+
+
+def end_sweep(number: int) -> NoReturn:
+    """Leave the command as the signal wants, past Hydra, which would take an Exception for that of one job."""
+    if number == signal.SIGINT:
         raise KeyboardInterrupt
-    if ended.code:
-        sweep.record_failure(run, ended.reason or f"exit code {ended.code}")
+    print("stopped.", file=sys.stderr)
+    raise SystemExit(128 + number)

@@ -1,11 +1,38 @@
-"""The run folders of a study's sweeps, as rows of its table."""
+"""A study as its sweeps know it: what it is, and their run folders as rows of its table."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from dualseg.errors import DualsegError
+from dualseg.files import read_json
 from dualseg.runs.collecting import Member
-from dualseg.runs.folder import RunFolder
+from dualseg.runs.folder import RunFolder, nearest
 from dualseg.sweeps.index import Sweep
-from dualseg.sweeps.study import Study
+from dualseg.sweeps.study import Study, read_study, study_names, study_of
+
+
+def find_study(name: str, runs: Path) -> Study:
+    """The study of conf/sweep; one that is not there, as its latest sweep in the folder `runs` has noted it.
+
+    Raises:
+        DualsegError: no such study, or a file does not describe one.
+    """
+    if name in study_names():
+        return read_study(name)
+    noted: dict[str, tuple[Path, Mapping[str, Any]]] = {}
+    for path in sorted((runs / "sweeps").glob("*/sweep.json"), key=lambda path: path.stat().st_mtime):
+        content = read_json(path)
+        if isinstance(content, dict) and content.get("definition"):
+            noted[str(content.get("study"))] = path, content["definition"]
+    if name not in noted:
+        close = nearest(name, [*study_names(), *noted])
+        raise DualsegError(f"{name}: no such study, in conf/sweep or among the sweeps of {runs}.{close}")
+    path, definition = noted[name]
+    try:
+        return study_of(name, definition)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DualsegError(f"{path}: damaged ({error}); delete it and start the sweep again.") from error
 
 
 def ensemble_folder(runs: Path, study: str, scale: str | None, row: str, seed: int) -> RunFolder:

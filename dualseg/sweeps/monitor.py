@@ -13,7 +13,7 @@ from dualseg.sweeps.index import Job, State, Sweep, iterations_done
 from dualseg.sweeps.timing import duration, measured_rates, overview, seconds_left
 
 POLL_SECONDS = 2.0
-ENDED: tuple[State, ...] = ("done", "failed")
+ENDED: tuple[State, ...] = ("done", "failed", "damaged")
 
 
 class Monitor:
@@ -80,6 +80,8 @@ class Monitor:
         if state == "failed":
             return f"{start}: {self.sweep.failure(job.run)} Output: {self.sweep.log_file(job.run)}"
         folder = self.sweep.run_folder(job)
+        if state == "damaged":
+            return f"{start}: {folder.damage()}"
         try:
             test = read_json(folder.metrics_file).get("test", {})
             seconds = read_json(folder.manifest_file)["seconds"]

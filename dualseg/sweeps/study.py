@@ -1,7 +1,7 @@
 """A study: which runs one table or figure needs. Read from conf/sweep/<study>.yaml; no Hydra, no torch."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,12 @@ class Study:
     def rows(self) -> tuple[str, ...]:
         """Every row of the table in the order of the file: variants, then ensembles."""
         return (*self.variants, *self.ensembles)
+
+    def definition(self) -> dict[str, Any]:
+        """What `study_of` makes this study of again."""
+        content = asdict(self)
+        del content["name"]
+        return content
 
     def words(self, variant: str, scale: str) -> list[str]:
         """The words of a command line that make `variant`, its seed excepted."""

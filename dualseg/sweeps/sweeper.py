@@ -38,7 +38,7 @@ def sweep(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
 
     Raises:
         DualsegError: words that compose no run, or two runs in one folder; nothing is launched then.
-        SystemExit: a run failed; the others are finished.
+        SystemExit: a run failed or is damaged; the others are finished, or another process trains them.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from omegaconf import OmegaConf
@@ -59,8 +59,10 @@ def sweep(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
         print(plan(target, jobs, config.scale))
         return []
 
-    target.write(jobs, study.name if study else None, config.scale)
-    waiting = [job for job in jobs if config.overwrite or target.state(job) != "done"]
+    named = (study.name, config.scale, study.definition()) if study else (None, config.scale, None)
+    for sentence in target.write(jobs, *named):
+        print(sentence)
+    waiting = [job for job in jobs if config.overwrite or target.state(job) not in ("done", "damaged")]
     for job in waiting:
         target.forget_failure(job.run)  # a failure of an earlier launch
     with Monitor(target, jobs, config.scale):
@@ -70,10 +72,12 @@ def sweep(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
             returned = sweeper.launcher.launch(words, initial_job_idx=0)
             for job, one in zip(waiting, returned, strict=True):
                 _note_loss(target, job, one)
-    unfinished = [job for job in jobs if target.state(job) != "done"]
-    failures = [f"{job.label}: {target.failure(job.run) or 'not finished'}" for job in unfinished]
+    elsewhere = [job.label for job in jobs if target.state(job) == "running"]
+    failures = [problem for job in jobs if (problem := _problem(target, job))]
     if study:
         failures += evaluate_ensembles(study, config.scale, target, jobs)
+    if elsewhere:
+        print(f"Running elsewhere, left to that: {', '.join(elsewhere)}. How far: dualseg-report status {target.path}")
     if failures:
         print(f"error: {len(failures)} of {len(jobs)} runs failed:", *failures, sep="\n  ", file=sys.stderr)
         raise SystemExit(1)
@@ -154,7 +158,18 @@ def _note_loss(target: Sweep, job: Job, returned: Any) -> None:
     try:
         returned.return_value  # noqa: B018 - Hydra raises what the job raised
     except Exception as error:
+        if target.state(job) == "running":  # by another process, so that this one's found no place
+            return
         target.record_failure(job.run, " ".join(str(error).split()) or type(error).__name__)
+
+
+def _problem(target: Sweep, job: Job) -> str | None:
+    """What keeps a run from being finished; None where nothing does, or another process is at it."""
+    state = target.state(job)
+    if state in ("done", "running"):
+        return None
+    damage = target.run_folder(job).damage() if state == "damaged" else None
+    return f"{job.label}: {damage or target.failure(job.run) or 'not finished'}"
 
 
 def evaluate_ensembles(study: Study, scale: str, target: Sweep, jobs: Sequence[Job]) -> list[str]:
@@ -163,14 +178,20 @@ def evaluate_ensembles(study: Study, scale: str, target: Sweep, jobs: Sequence[J
     Returns:
         What failed.
     """
-    by_row = {(job.variant, job.seed): job for job in jobs}
+    done = {(job.variant, job.seed): target.run_folder(job) for job in jobs if target.state(job) == "done"}
     failures = []
     for row, variants in study.ensembles.items():
         for seed in sorted({job.seed for job in jobs}):
-            members = [by_row.get((variant, seed)) for variant in variants]
+            runs = [done[variant, seed] for variant in variants if (variant, seed) in done]
             folder = ensemble_folder(target.output, study.name, scale, row, seed)
-            runs = [target.run_folder(job) for job in members if job is not None]
-            if folder.finished or len(runs) < len(variants) or not all(run.finished for run in runs):
+            if (damage := folder.damage()) is not None:
+                failures.append(f"{row} seed {seed}: {damage}")
+                continue
+            if len(runs) < len(variants):
+                continue
+            if folder.finished:
+                if {Path(path).name for path in folder.config()["evaluated"]} != {run.path.name for run in runs}:
+                    failures.append(f"{row} seed {seed}: {folder.path} is of earlier runs; move it and start again")
                 continue
             words = [*(f"run={run.path}" for run in runs), f"output={folder.path}", "trainer.progress_bar=false"]
             log = target.log_file(folder.path.name)

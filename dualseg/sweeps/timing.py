@@ -41,10 +41,10 @@ def measured_rates(sweep: Sweep, jobs: Iterable[Job], scale: str | None) -> dict
 
 
 def seconds_left(sweep: Sweep, jobs: Iterable[Job], rates: Mapping[str, Rate]) -> tuple[float, list[str]]:
-    """Seconds that unfinished `jobs` still take, one after the other, and the kinds of which nothing is known."""
+    """Seconds that the jobs that are left still take, one after the other, and the kinds of which nothing is known."""
     total, unknown = 0.0, set()
     for job in jobs:
-        if sweep.state(job) == "done":
+        if sweep.state(job) in ("done", "damaged"):
             continue
         if job.kind in rates:
             remaining = max(job.iterations - iterations_done(sweep.run_folder(job)), 0)
@@ -58,14 +58,21 @@ def overview(states: Iterable[State]) -> str:
     """3 runs: 1 done, 2 to do."""
     counts = Counter(states)
     shown = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
-    return f"{counts.total()} run{'' if counts.total() == 1 else 's'}: {shown}"
+    return f"{_count(counts.total(), 'run')}: {shown}"
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
 def time_left(sweep: Sweep, jobs: Sequence[Job], rates: Mapping[str, Rate]) -> str:
     """Hours of what is not done, and on what that estimate rests."""
     seconds, unknown = seconds_left(sweep, jobs, rates)
     used = sorted({(job.kind, rates[job.kind]) for job in jobs if job.kind in rates}, key=lambda pair: pair[0])
-    lines = [f"about {duration(seconds)} one after the other"] if seconds else []
+    to_do = [job for job in jobs if sweep.state(job) not in ("done", "damaged")]
+    known = sum(job.kind in rates for job in to_do)
+    some = f", for {known} of {_count(len(to_do), 'run')}" if known < len(to_do) else ""
+    lines = [f"about {duration(seconds)} one after the other{some}"] if seconds else []
     lines += [f"  {kind}: {rate.seconds:.3g} s an iteration ({rate.source})" for kind, rate in used if seconds]
     lines += [f"  {kind}: never measured, not in the estimate" for kind in unknown]
     return "\n".join(lines)
@@ -73,13 +80,13 @@ def time_left(sweep: Sweep, jobs: Sequence[Job], rates: Mapping[str, Rate]) -> s
 
 def plan(sweep: Sweep, jobs: Sequence[Job], scale: str | None) -> str:
     """What a sweep would do: how many runs, on what, for how long."""
-    seeds = ", ".join(map(str, sorted({job.seed for job in jobs})))
+    seeds = sorted({job.seed for job in jobs})
     rows = list(dict.fromkeys(job.variant or job.label for job in jobs))
     lengths = ", ".join(f"{n:,}" for n in sorted({job.iterations for job in jobs}))
     lines = [
         f"{sweep.path}: {overview(sweep.state(job) for job in jobs)}",
-        f"{len(rows)} variants: {', '.join(rows)}",
-        f"seeds {seeds}; {lengths} iterations a run",
+        f"{_count(len(rows), 'variant')}: {', '.join(rows)}",
+        f"seed{'' if len(seeds) == 1 else 's'} {', '.join(map(str, seeds))}; {lengths} iterations a run",
         time_left(sweep, jobs, measured_rates(sweep, jobs, scale)),
     ]
     return "\n".join(line for line in lines if line)
@@ -101,6 +108,8 @@ def _note(sweep: Sweep, job: Job, state: State) -> str:
         return job.run
     if state == "failed":
         return f"{sweep.failure(job.run)} Output: {sweep.log_file(job.run)}"
+    if state == "damaged":
+        return sweep.run_folder(job).damage() or ""
     done = iterations_done(sweep.run_folder(job))
     return f"iteration {done:,} of {job.iterations:,}" if done else ""
 

@@ -1,6 +1,7 @@
-"""Makes the helper modules of this folder importable under pytest's importlib mode."""
+"""Makes this folder's helper modules, and the writers of raw downloads, importable under pytest's importlib mode."""
 
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(1, str(Path(__file__).parents[1] / "preparation"))

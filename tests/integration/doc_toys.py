@@ -12,8 +12,10 @@ from pathlib import Path
 import h5py
 import numpy as np
 from documentation import ROOT
+from raw_files import ball, lps_affine, write_brats, write_la, write_nifti_label, write_series
 
 from dualseg.data import Phantom
+from dualseg.data.brats2019 import MODALITIES
 from dualseg.data.h5 import shipped_list
 from dualseg.data.left_atrium import case_list
 from dualseg.data.nifti import write_nifti
@@ -52,11 +54,13 @@ def write_data(folder: Path) -> None:
     """DIR of every dataset below `folder`, data/phantom, and scans to predict."""
     Phantom(folder / "data" / "phantom", test=2, shape=SHAPE)
     Phantom(folder / "mine", train=6, test=2, shape=SHAPE)
-    for scan in ("scans/third.nii.gz", "first.nii.gz", "second.nii.gz"):
-        (folder / scan).parent.mkdir(exist_ok=True)
-        shutil.copy(folder / "mine" / "images" / "phantom_000.nii.gz", folder / scan)
     write_folder(folder / "folder")
     write_folder(folder / "folder-and-more")
+    write_raw(folder / "raw")
+    scans = [*sorted((folder / "mine" / "images").iterdir())[:4]]
+    for scan, place in zip(scans, ("scans/a", "first", "second", "more-scans/b"), strict=True):
+        (folder / place).parent.mkdir(exist_ok=True)
+        shutil.copy(scan, folder / f"{place}.nii.gz")
     brats = [case for split in ("train", "validation", "test") for case in shipped_list(f"brats2019_{split}")]
     lists = {
         "la/{}/mri_norm2.h5": [*case_list("train"), *case_list("test")],
@@ -92,6 +96,20 @@ def write_folder(root: Path) -> None:
     (root / "dataset.json").write_text(json.dumps({**described, "file_ending": ".nii.gz", "numTraining": 10}))
 
 
+def write_raw(raw: Path) -> None:
+    """One case of each download, in its own form: a bright ball in a body."""
+    shape, affine = (40, 36, 12), lps_affine((1.0, 1.0, 2.0), (-20, -18, 5))
+    rng = np.random.default_rng(2)
+    body = np.zeros(shape)
+    body[4:36, 4:32, 1:11] = rng.integers(80, 120, (32, 28, 10))
+    label = ball(shape, (18, 16, 6), 6, (1, 1, 2))
+    write_la(raw / "la" / case_list("train")[0], body + 100 * label, 255 * label, affine)
+    write_series(raw / "pancreas" / "dicom", np.where(body > 0, body, -1000), affine, "PANCREAS_0001")
+    write_nifti_label(raw / "pancreas" / "label0001.nii.gz", label, affine, "LAS")
+    modalities = dict.fromkeys(MODALITIES, body + 100 * label)
+    write_brats(raw / "brats", shipped_list("brats2019_train")[0], modalities, 4 * label)
+
+
 def dataset_of(words: list[str]) -> str:
     for word in words:
         key, _, value = word.partition("=")
@@ -112,6 +130,10 @@ def toy_words(words: list[str], folder: Path) -> list[str]:
     dataset = dataset_of(rest)
     if any("DIR2" in word for word in rest):  # another dataset: the split file of the first one does not know its cases
         dataset = "folder-and-more"
+    if name == "dualseg-prepare":  # each into a folder of its own, which holds one set of options
+        out = folder / "prepared" / "-".join(re.findall(r"\w+", " ".join(rest)))
+        own = {"raw": f"raw={folder / 'raw' / dataset}", "out": f"out={out}", "workers": "workers=1"}
+        return [own.get(word.partition("=")[0], word) for word in rest]
     rest = [re.sub(r"\bDIR\b", "runs" if name == "dualseg-report" else str(folder / dataset), word) for word in rest]
     rest = [word.replace("DIR2", str(folder / f"{dataset}-unlabeled")) for word in rest]
     rest = [re.sub(r"iteration-\d{6}", "iteration-000002", word) for word in rest]
@@ -143,5 +165,6 @@ def toy_words(words: list[str], folder: Path) -> list[str]:
 def commands_of_make(words: list[str], folder: Path) -> list[list[str]]:
     """The commands of dualseg that a target of make gives."""
     shown = subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    lines = re.findall(r"^\S*(dualseg-\w+ .*)$", shown.replace("\\\n", " "), re.MULTILINE)
+    start, end = r"(?:^|\|\| +)\S*", r" *(?:;|\|\||$)"  # one line may run several of them
+    lines = re.findall(rf"{start}(dualseg-\w+ [^;|\n]*?){end}", shown.replace("\\\n", " "), re.MULTILINE)
     return [line.replace('"', "").split() for line in lines]

@@ -7,16 +7,14 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from launching import ENV, ranks_in, run, started, two_rank_words, wait_for
 from pytorch_lightning.plugins.layer_sync import TorchSyncBatchNorm
 from pytorch_lightning.utilities import rank_zero_only
 from wandb_records import OfflineRun
@@ -33,63 +31,13 @@ from dualseg.runs.lock import is_locked
 
 pytestmark = pytest.mark.timeout(1500)  # a minute and a half of work, but on a busy machine
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
-ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{HERE}"}
 STEPS = 3
 
 
 @pytest.fixture(scope="module")
 def words(phantom: Phantom) -> list[str]:
     """Three volumes to validate: the ranks' shares are unequal."""
-    return [
-        f"data.root={phantom.root}", "+data.source.train=6", "+data.source.test=2", "+data.source.shape=[40,36,32]",
-        "data.patch_size=[32,32,32]", "data.stride=[32,32,32]", "data.labeled=2", "data.held_out_validation=3",
-        "base_channels=2", "trainer.devices=2",
-        "trainer.accelerator=cpu", "trainer.threads=1", "trainer.progress_bar=false", "trainer.log_every=1",
-        "output=runs",
-    ]  # fmt: skip
-
-
-@contextmanager
-def started(cwd: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
-    """dualseg-train in a process of its own; it and its ranks end with the block, however that ends."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dualseg.train", *words],
-        cwd=cwd,
-        env=ENV | {"DDP_NOTES": str(cwd)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        yield process
-    finally:
-        process.kill()  # its ranks notice
-        process.communicate()
-        deadline = time.monotonic() + 30
-        while left := ranks_in(cwd):
-            assert time.monotonic() < deadline, f"processes {left} were left running"
-            time.sleep(0.1)
-
-
-def ranks_in(cwd: Path) -> dict[int, int]:
-    """Rank -> process id of what a run that was started in `cwd` has running, its loading workers apart."""
-    found = {}
-    for entry in Path("/proc").iterdir():
-        try:
-            if entry.name.isdecimal() and (entry / "cwd").resolve() == cwd.resolve():
-                environment = (entry / "environ").read_bytes().split(b"\0")
-                found |= {int(v[5:]): int(entry.name) for v in environment if v.startswith(b"RANK=")}
-        except OSError:
-            continue
-    return found
-
-
-def run(cwd: Path, *words: str) -> tuple[int, str, str]:
-    """Exit code, output, errors."""
-    with started(cwd, *words) as process:
-        out, err = process.communicate(timeout=1200)
-        return process.returncode, out, err
+    return [*two_rank_words(phantom), "data.held_out_validation=3", "trainer.log_every=1"]
 
 
 def assert_refused(code: int, err: str, *words: str) -> None:
@@ -98,14 +46,6 @@ def assert_refused(code: int, err: str, *words: str) -> None:
     assert code == 2, err
     assert "Traceback" not in err
     assert all(word in message for word in words), message
-
-
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 600
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = folder / "source"
     for name in ("dualseg", "hydra_plugins", "conf"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
         shutil.copy(ROOT / name, source)
     python(["-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, source], folder)
     (built,) = folder.glob("dualseg-*.whl")
@@ -62,16 +62,18 @@ def test_the_wheel_holds_configuration_lists_and_template(wheel: Path) -> None:
     configuration = {f"dualseg/conf/{p.relative_to(ROOT / 'conf')}" for p in (ROOT / "conf").rglob("*.yaml")}
     package = {
         str(p.relative_to(ROOT))
-        for pattern in ("*.py", "*.txt", "*.j2")
+        for pattern in ("*.py", "*.txt", "*.j2", "*.js", "*.json")
         for p in (ROOT / "dualseg").rglob(pattern)
         if "conf" not in p.relative_to(ROOT / "dualseg").parts
     }
     assert {"dualseg/reporting/run.html.j2", "dualseg/data/lists/left_atrium_train.txt"} <= package
+    assert "dualseg/reporting/niivue/niivue.umd.js" in package
     plugins = {str(p.relative_to(ROOT)) for p in (ROOT / "hydra_plugins").glob("dualseg_*/*.py")}
     assert "hydra_plugins/dualseg_slurm/__init__.py" in plugins
     assert configuration | package | plugins <= names
     assert "hydra_plugins/__init__.py" not in names, "it is a namespace that others write into as well"
-    assert any(name.endswith("licenses/LICENSE") for name in names)
+    for carried in ("LICENSE", "NOTICE", "dualseg/reporting/niivue/LICENSES.txt"):
+        assert any(name.endswith(f"licenses/{carried}") for name in names), carried
     assert not [name for name in names if name.startswith(("tests/", "conf/"))]
 
 

@@ -126,7 +126,8 @@ def test_the_record_says_how_it_was_done(predict, tmp_path, run, scan) -> None:
     assert predict(f"run={moved}", f"input={scan}", *words).code == 0
     record = json.loads((tmp_path / "out" / "prediction.json").read_text())
     assert record["settings"] == {
-        "overlap": 0.25, "mirror": True, "probabilities": False, "uncertainty": False, "keep_largest": ["all"],
+        "overlap": 0.25, "mirror": True, "probabilities": False, "uncertainty": False, "report": False,
+        "keep_largest": ["all"],
         "memory": 2**31, "device": "cpu", "identifiers": False,
     }  # fmt: skip
     assert record["windows"] == [{"patch_size": [16, 16, 16], "stride": [12, 12, 12]}]

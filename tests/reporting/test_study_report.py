@@ -19,12 +19,14 @@ from PIL import Image
 import dualseg.report
 from dualseg.errors import DualsegError
 from dualseg.reporting.studies import write_study
+from dualseg.reporting.studies.figures import FIGURES
 from dualseg.reporting.studies.tables import ABSENT
 from dualseg.runs.collecting import Member
 from dualseg.runs.folder import RunFolder
 from dualseg.sweeps.index import Job, Sweep
 from dualseg.sweeps.study import Study, read_study
 
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 CASES = np.array([0.9, 0.8, 0.7, 0.85, 0.75, 0.6])
 STUDY = Study(
     name="la_x",
@@ -316,13 +318,28 @@ def test_rows_without_run_folders_stay_and_say_what_is_not_recorded(members: lis
     write_study(STUDY, members, tmp_path)
     for name in ("cases.csv", "runs.csv"):
         (tmp_path / name).unlink()
+    (tmp_path / "collapse.png").write_bytes(b"drawn by hand")
     text = (tmp_path / "results.csv").read_text()
     contents = write_study(STUDY, [], tmp_path)
     assert (tmp_path / "results.csv").read_text() == text
     said = " | ".join(contents.remarks)
     assert "4 runs (full0, full1, less0 and 1 more): no per-case values" in said and "provenance not recorded" in said
     assert "no comparison" not in said and contents.comparisons == []
+    assert not (tmp_path / "cases.csv").exists() and not (tmp_path / "runs.csv").exists()
     assert "not recorded" in Page(tmp_path / "report.html").text
+    # figures of the comparisons that there are no more; what dualseg-report did not draw stays
+    assert {path.name for path in tmp_path.glob("*.png")} == {"figure.png", "collapse.png"}
+
+
+def test_runs_that_were_only_validated_have_a_table_and_no_figure(members: list[Member], tmp_path: Path) -> None:
+    write_study(STUDY, members, tmp_path)
+    for name in ("cases.csv", "runs.csv"):
+        (tmp_path / name).unlink()
+    results = tmp_path / "results.csv"
+    results.write_text(results.read_text().replace(",test,", ",validation,"))
+    contents = write_study(STUDY, [], tmp_path)
+    assert "4 runs (full0, full1, less0 and 1 more): not evaluated on test cases" in " ".join(contents.remarks)
+    assert not list(tmp_path.glob("*.png")) and "not run" in (tmp_path / "table.md").read_text()
 
 
 # --- the command ---
@@ -407,10 +424,20 @@ def test_help_and_mistakes_answer_without_torch(tmp_path: Path) -> None:
         assert answer.stderr.splitlines()[-1] == "set()", answer.stderr
 
 
-def test_the_committed_study_is_read_without_loss(tmp_path: Path) -> None:
-    folder = Path(__file__).parents[2] / "experiments" / "la_main"
-    for name in ("results.csv", "reported.csv"):
-        (tmp_path / name).write_bytes((folder / name).read_bytes())
-    write_study(read_study("la_main"), [], tmp_path)
-    assert (tmp_path / "results.csv").read_bytes() == (folder / "results.csv").read_bytes()
-    assert "| dual_described_8 | ensemble | 8 | 2,000 | 3 | 81.90 ± 3.71 |" in (tmp_path / "table.md").read_text()
+@pytest.mark.parametrize("name", [path.parent.name for path in sorted(EXPERIMENTS.glob("*/results.csv"))])
+def test_what_is_committed_is_what_the_committed_rows_give(name: str, tmp_path: Path) -> None:
+    committed = EXPERIMENTS / name
+    for path in committed.glob("*.csv"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    write_study(read_study(name), [], tmp_path)
+    texts = ("results.csv", "cases.csv", "runs.csv", "table.md", "table.tex")
+    for file in texts:
+        ours, theirs = tmp_path / file, committed / file
+        assert (ours.read_text() if ours.exists() else None) == (theirs.read_text() if theirs.exists() else None), file
+    # their pixels differ with the version of matplotlib
+    assert {path.name for path in tmp_path.glob("*.png")} == {p.name for p in committed.glob("*.png")} & set(FIGURES)
+
+
+def test_the_committed_means_are_those_of_the_study() -> None:
+    text = (EXPERIMENTS / "la_main" / "table.md").read_text()
+    assert "| dual_described_8 | ensemble | 8 | 2,000 | 3 | 81.90 ± 3.71 |" in text

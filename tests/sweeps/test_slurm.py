@@ -240,7 +240,7 @@ def composed() -> Callable[..., Any]:
     ("words", "target"),
     [
         ((), "hydra._internal.core_plugins.basic_launcher.BasicLauncher"),
-        (("launcher=joblib",), "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher"),
+        (("launcher=joblib",), "hydra_plugins.dualseg_joblib.DualsegJoblibLauncher"),
         (("launcher=slurm",), "hydra_plugins.dualseg_slurm.DualsegSlurmLauncher"),
     ],
 )

@@ -1,8 +1,10 @@
 """conf/sweep: every row of every study composes at every scale, and changes what it names and nothing else."""
 
 import csv
+import json
 from collections.abc import Mapping
 from functools import cache
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from dualseg.errors import DualsegError
 from dualseg.methods.dual import DEFAULT_TERMS
 from dualseg.runs.folder import identity
 from dualseg.runs.settings import check_data, resolve
+from dualseg.sweeps.index import Job
 from dualseg.sweeps.study import read_study, study_names, study_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -107,7 +110,7 @@ def test_an_ablation_changes_one_thing():
 @pytest.mark.parametrize(
     "name, patch, stride, labels, iterations, schedule, augmented",
     [
-        ("la_main", [112, 112, 80], [18, 18, 4], (8,), 6000, "step_decay", False),
+        ("la_main", [112, 112, 80], [18, 18, 4], (8, 16), 6000, "step_decay", False),
         ("pancreas_main", [96, 96, 96], [16, 16, 16], (6, 12), 6000, "step_decay", False),
         ("brats_main", [96, 96, 96], [64, 64, 64], (25, 50), 30000, "polynomial_decay", True),
     ],
@@ -130,6 +133,26 @@ def test_full_scale_is_the_protocol(name, patch, stride, labels, iterations, sch
             assert schedule_of["factor"] == 0.1
         assert (data["augmentation"] is not None) == augmented
         assert settings["method"]["gradient_clip_norm"] is None
+
+
+@pytest.mark.parametrize("scale", ["cpu", "full"])
+def test_what_was_measured_is_of_runs_that_the_studies_have(scale):
+    measured = csv.DictReader(files("dualseg.sweeps").joinpath("timings.csv").read_text().splitlines())
+    kinds = {name: Job.of(settings, (), name).kind for name, settings in configurations("la_main", scale).items()}
+    assert {row["kind"] for row in measured if row["scale"] == scale} <= set(kinds.values())
+    assert kinds["dual_gentle_8"] == kinds["dual_described_8"] == "la-dual-described-resnet34-vnet"
+
+
+@pytest.mark.parametrize("name", ["la_main", "la_label_count", "pancreas_main", "brats_main"])
+def test_a_row_is_compared_with_the_supervised_one_of_as_many_labels(name):
+    study, composed = read_study(name), configurations(name, "full")
+    labels = {variant: settings["data"]["labeled"] for variant, settings in composed.items()}
+    labels |= {row: labels[members[0]] for row, members in study.ensembles.items()}
+    for variant, reference in study.against.items():
+        assert labels[variant] == labels[reference] and composed[reference]["method"]["name"] == "supervised"
+    assert {variant for variant, settings in composed.items() if settings["method"]["name"] != "supervised"} <= set(
+        study.against
+    )
 
 
 # --- what does not describe a study
@@ -182,6 +205,12 @@ def test_a_file_that_describes_no_study_is_refused_by_name(tmp_path, content):
     path.write_text(content)
     with pytest.raises(DualsegError, match=rf"{path}: describes no study .*see conf/sweep/la_main\.yaml"):
         read_study("mine", tmp_path)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_study_is_noted_without_loss(name):
+    study = read_study(name)
+    assert study_of(name, json.loads(json.dumps(study.definition()))) == study
 
 
 # --- experiments/

@@ -1,7 +1,11 @@
 """`dualseg-train -m`: which runs there are, which are launched, and what becomes of the rest when one fails."""
 
 import json
-from collections.abc import Callable
+import os
+import shutil
+import signal
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +14,11 @@ import pytest
 import dualseg.audit
 import dualseg.report
 import dualseg.train
-from dualseg.processes import Ending
+from dualseg.processes import Ending, Stop
 from dualseg.runs.folder import RunFolder
+from dualseg.runs.lock import writing
 from dualseg.sweeps.index import Sweep
+from dualseg.sweeps.members import find_study
 from dualseg.sweeps.study import Study, read_study
 
 TOY_STUDY = """# @package _global_
@@ -30,6 +36,15 @@ sweep:
 SMALL = "# @package _global_\nbase_channels: 4\ntrainer: {max_iterations: 3, accelerator: cpu}\n"
 
 
+def write_finished(folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    metrics = {"status": "finished", "iterations": 3, "test": {"a": {"dice": 0.5}}}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    (folder / "manifest.json").write_text(json.dumps({"seconds": 30.0}))
+    (folder / "config.yaml").write_text("seed: 0\n")
+    (folder / "cases.csv").write_text("case\n")
+
+
 class Launches:
     """In place of `run_group`: notes the words of each launch, and finishes the run, or does what `becomes` says."""
 
@@ -38,7 +53,9 @@ class Launches:
         self.words: list[list[str]] = []
         self.becomes: Callable[[list[str]], Ending] = lambda words: Ending(0)
 
-    def __call__(self, words: list[str], processes: int, log: Path) -> Ending:
+    def __call__(self, words: Sequence[str], processes: int, log: Path, stop: Stop | None) -> Ending:
+        if stop is not None and stop.signals:
+            return Ending(128 + stop.signals[0], signal=stop.signals[0])
         self.words.append(list(words))
         assert processes == 1
         ending = self.becomes(words)
@@ -50,11 +67,7 @@ class Launches:
         for index in (self.output / "sweeps").glob("*/sweep.json"):
             for job in json.loads(index.read_text())["jobs"]:
                 if set(job["words"]) <= set(words):
-                    folder = self.output / job["run"]
-                    folder.mkdir(exist_ok=True)
-                    metrics = {"status": "finished", "iterations": 3, "test": {"a": {"dice": 0.5}}}
-                    (folder / "metrics.json").write_text(json.dumps(metrics))
-                    (folder / "manifest.json").write_text(json.dumps({"seconds": 30.0}))
+                    write_finished(self.output / job["run"])
 
     def labels(self) -> list[tuple[str, str]]:
         """(variant, seed) of each launch."""
@@ -68,7 +81,7 @@ class Launches:
 @pytest.fixture
 def launches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Launches:
     found = Launches(tmp_path / "runs")
-    monkeypatch.setattr("dualseg.processes.run_group", found)
+    monkeypatch.setattr("dualseg.sweeps.job.run_group", found)
     return found
 
 
@@ -140,10 +153,49 @@ def test_a_launchers_own_keys_fit_it(train, launches):
     assert outcome.code == 0, outcome.err
 
 
-def test_ctrl_c_ends_the_sweep(train, launches):
-    launches.becomes = lambda words: Ending(130, "stopped after iteration 2.")
-    outcome = train("sweep=toy")
-    assert (outcome.code, len(launches.words)) == (130, 1)
+@pytest.mark.parametrize("launcher", ["basic", "joblib"])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_sweep_and_is_no_failure(train, launches, tmp_path, launcher, number, code):
+    def stopped(words: list[str]) -> Ending:
+        if launcher == "joblib":  # its handler is the sweep's; of a group alone it is `run_group`'s
+            os.kill(os.getpid(), number)
+        return Ending(code, "stopped after iteration 2.", number)
+
+    launches.becomes = stopped
+    outcome = train("sweep=toy", f"launcher={launcher}", *["hydra.launcher.n_jobs=1"] * (launcher == "joblib"))
+    assert outcome.code == code, outcome.err
+    assert outcome.err.splitlines()[-1] == "stopped."
+    assert len(launches.words) == 1
+    assert not (tmp_path / "runs/sweeps/toy-cpu/failed").exists()
+
+
+def test_a_run_that_somebody_ended_alone_is_a_failure_of_that_run(train, launches):
+    launches.becomes = lambda words: Ending(143, "the process was killed by SIGTERM.")
+    outcome = train("experiment=small", "seed=0,1")
+    assert (outcome.code, len(launches.words)) == (1, 2)
+    assert "seed=1: the process was killed by SIGTERM." in outcome.err
+
+
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_a_run_that_another_sweep_trains_is_left_to_it(train, launches, tmp_path, when):
+    with ExitStack() as other:
+
+        def lock(words: list[str]) -> Ending:
+            if "seed=1" not in words:
+                return Ending(0)
+            (run,) = [job.run for job in Sweep(next((tmp_path / "runs/sweeps").iterdir())).jobs() if job.seed == 1]
+            other.enter_context(writing(tmp_path / "runs" / run))
+            return Ending(2, "is being written by process 1.")
+
+        launches.becomes = lock
+        outcome = train("experiment=small", "seed=1,0")
+        if when == "before":
+            launches.words.clear()
+            outcome = train("experiment=small", "seed=1,0")
+            assert launches.words == []
+        assert outcome.code == 0, outcome.err
+        assert "Running elsewhere, left to that: seed=1. How far: dualseg-report status " in outcome.out
+        assert not list((tmp_path / "runs/sweeps").glob("*/failed/*"))
 
 
 def test_dry_says_what_there_would_be_and_writes_nothing(train, launches, tmp_path):
@@ -157,7 +209,10 @@ def test_dry_says_what_there_would_be_and_writes_nothing(train, launches, tmp_pa
     assert train("sweep=toy", "seed=0", "variant=full").code == 0
     # 30 s for 3 iterations: 10 s each, for 3 more runs of that kind
     outcome = train("sweep=toy", "dry=true")
-    assert "1 done, 5 to do" in outcome.out and "about 1 min 30 s one after the other" in outcome.out
+    assert "1 done, 5 to do" in outcome.out and "about 1 min 30 s one after the other, for 3 of 5 runs" in outcome.out
+    outcome = train("sweep=toy", "dry=true", "variant=full", "seed=0,1")
+    assert "1 variant: full\n" in outcome.out and "about 30 s one after the other\n" in outcome.out
+    assert "seed 1; 3 iterations a run" in train("sweep=toy", "dry=true", "variant=full", "seed=1").out
 
 
 @pytest.mark.parametrize(
@@ -190,7 +245,7 @@ def test_a_study_without_m_and_an_audit_with_it_are_refused(command, tmp_path):
 def test_status_tells_the_states_apart(train, launches, tmp_path, command):
     launches.becomes = lambda words: Ending(2, "no such volume.") if "variant=supervised" in words else Ending(0)
     train("sweep=toy", "seed=0")
-    launches.becomes = lambda words: Ending(130)
+    launches.becomes = lambda words: Ending(130, signal=signal.SIGINT)
     train("sweep=toy", "seed=1", "variant=full")
     sweep = Sweep.existing("toy", tmp_path / "runs")
     job = next(job for job in sweep.jobs() if (job.variant, job.seed) == ("full", 1))
@@ -205,6 +260,45 @@ def test_status_tells_the_states_apart(train, launches, tmp_path, command):
     assert "no such volume. Output: " in lines[2] and lines[3].endswith("iteration 2 of 3")
     assert "4 runs: 2 done, 1 failed, 1 interrupted" in lines[4]
     assert "about 10 s one after the other" in outcome.out  # one iteration of the interrupted run
+
+
+DAMAGES = [
+    ("metrics.json", '{"status": "fini', "cannot be read"),
+    ("metrics.json", "[]", "not a JSON object"),
+    ("manifest.json", None, "missing, though the run is finished"),
+    ("manifest.json", '{"sec', "cannot be read"),
+    ("cases.csv", None, "missing, though the run is finished"),
+    ("config.yaml", "", "not a mapping of keys"),
+]
+
+
+@pytest.mark.parametrize(("name", "text", "why"), DAMAGES)
+def test_a_damaged_run_is_listed_left_alone_and_stops_no_other(train, launches, tmp_path, command, name, text, why):
+    assert train("sweep=toy", "seed=0", "variant=full").code == 0
+    (job,) = Sweep.existing("toy", tmp_path / "runs").jobs()
+    path = tmp_path / "runs" / job.run / name
+    path.unlink() if text is None else path.write_text(text)
+    launches.words.clear()
+    outcome = train("sweep=toy", "seed=0")
+    assert (outcome.code, len(launches.words)) == (1, 2), "the others"
+    assert "error: 1 of 3 runs failed:\n" in outcome.err
+    assert f"full seed 0: {path}: {why}" in outcome.err and f"or remove {path.parent}: " in outcome.err
+    assert text is None or path.read_text() == text
+    outcome = command(dualseg.report.main, "status", "toy", "--runs", tmp_path / "runs")
+    assert outcome.code == 0, outcome.err
+    assert [line.split()[0] for line in outcome.out.splitlines()[:3]] == ["damaged", "done", "done"]
+    assert f"{path}: {why}" in outcome.out and "3 runs: 2 done, 1 damaged" in outcome.out
+
+
+def test_a_damaged_record_of_a_failure_is_a_failure(train, launches, tmp_path, command):
+    launches.becomes = lambda words: Ending(2, "no such volume.")
+    train("sweep=toy", "seed=0", "variant=full")
+    (record,) = (tmp_path / "runs/sweeps/toy-cpu/failed").iterdir()
+    record.write_text('{"rea')
+    outcome = command(dualseg.report.main, "status", "toy", "--runs", tmp_path / "runs")
+    assert outcome.out.startswith("failed ") and f"the reason in {record} cannot be read; start" in outcome.out
+    launches.becomes = lambda words: Ending(0)
+    assert train("sweep=toy", "seed=0", "variant=full").code == 0
 
 
 def test_status_of_no_sweep_names_those_there_are(train, tmp_path, command):
@@ -224,8 +318,9 @@ def test_an_ensemble_is_evaluated_when_its_runs_are_finished(train, launches, tm
     def evaluate(words: list[str], **_: Any) -> Any:
         asked.append(words)
         folder = RunFolder(next(word for word in words if word.startswith("output=")).removeprefix("output="))
-        folder.path.mkdir()
-        folder.metrics_file.write_text('{"status": "finished"}')
+        write_finished(folder.path)
+        runs = [word.removeprefix("run=") for word in words if word.startswith("run=")]
+        folder.config_file.write_text(json.dumps({"evaluated": dict.fromkeys(runs)}))
         return type("Done", (), {"returncode": 0})
 
     monkeypatch.setattr("dualseg.sweeps.sweeper.subprocess.run", evaluate)
@@ -236,6 +331,46 @@ def test_an_ensemble_is_evaluated_when_its_runs_are_finished(train, launches, tm
     assert f"output={tmp_path / 'runs/toy-cpu-pair-seed0'}" in words
     train("sweep=toy", "seed=0")
     assert len(asked) == 1, "finished"
+    outcome = train("sweep=toy", "seed=0", "trainer.max_iterations=2")
+    assert outcome.code == 1
+    assert "toy-cpu-pair-seed0 is of earlier runs; move it and start again" in outcome.err
+    assert len(asked) == 1, "what is there is left alone"
+
+
+def test_a_run_with_another_setting_takes_the_place_of_the_earlier_one(train, launches, tmp_path):
+    assert train("sweep=toy", "seed=0", "variant=full,supervised").code == 0
+    sweep = Sweep.existing("toy", tmp_path / "runs")
+    first, kept = sweep.jobs()
+    outcome = train("sweep=toy", "seed=0", "variant=full", "trainer.max_iterations=2")
+    assert outcome.code == 0, outcome.err
+    assert (sweep.jobs()[0], sweep.jobs()[1].variant) == (kept, "full")
+    second = sweep.jobs()[1].run
+    assert f"full seed 0: {second} takes the place of {first.run}, whose folder stays" in outcome.out
+    assert (tmp_path / "runs" / first.run).is_dir()
+    outcome = train("sweep=toy", "seed=0", "variant=full")
+    assert f"{first.run} takes the place of {second}" in outcome.out
+    assert train("experiment=small", "seed=0", "trainer.max_iterations=2,3").code == 0
+    (loose,) = (tmp_path / "runs/sweeps").glob("multirun-*")
+    assert len(Sweep(loose).jobs()) == 2, "runs of no study have no rows"
+
+
+def test_a_study_of_ones_own_is_collected_by_its_name(train, launches, tmp_path, study_run, command):
+    assert train("sweep=toy", "seed=0", "variant=full,supervised").code == 0
+    assert find_study("toy", tmp_path / "runs") == read_study("toy", tmp_path / "conf/sweep")
+    for job in Sweep.existing("toy", tmp_path / "runs").jobs():
+        shutil.rmtree(tmp_path / "runs" / job.run)
+        study_run(tmp_path / "runs" / job.run, {"a": [0.8, 0.9]}, variant=job.variant, seed=job.seed)
+    words = ("--runs", tmp_path / "runs", "--output", tmp_path / "out")
+    outcome = command(dualseg.report.main, "study", "toy", *words)
+    assert outcome.code == 0, outcome.err
+    assert "toy: 2 finished runs of 2 variants" in outcome.out
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert "| without_contrast |" in table and "| supervised | full | 1 (0) |" in table
+    outcome = command(dualseg.report.main, "study", "toi", *words)
+    outcome.complains("toi: no such study", "conf/sweep", str(tmp_path / "runs"), "Did you mean toy?")
+    index = tmp_path / "runs/sweeps/toy-cpu/sweep.json"
+    index.write_text(json.dumps({"study": "toy", "definition": {"seeds": [0]}}))
+    command(dualseg.report.main, "study", "toy", *words).complains("sweep.json: damaged", "delete it")
 
 
 def test_a_study_whose_file_refers_to_no_variant_is_refused(tmp_path):

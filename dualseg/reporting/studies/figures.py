@@ -24,6 +24,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DPI = 150
 NARROWEST = 10.0  # points of Dice that an axis of means spans at least: one run's difference is no result
 PANELS_A_ROW = 3
+FIGURES = ("figure.png", "variants.png", "differences.png", "cases.png")  # every name that is drawn under
 LINE = ["method", "objective", "architecture"]  # what one line of the figure over labels is of
 
 
@@ -37,8 +38,10 @@ class Drawing:
 
 
 def draw_all(contents: StudyContents) -> dict[str, Drawing]:
-    """File name -> figure, figure.png first."""
+    """File name, of `FIGURES` -> figure, figure.png first; none where nothing was tested."""
     record = of_record(contents)
+    if record.empty:
+        return {}
     drawn = {}
     counts = record.groupby("scale")["labeled"].nunique()
     if (counts >= 3).any():  # two counts are a study's bound, and no line

@@ -8,7 +8,7 @@ from typing import Any
 from dualseg.errors import DualsegError
 from dualseg.files import replacing, write_text
 from dualseg.reporting.studies.contents import StudyContents, check_comparable, compared, read_literature, remarks_on
-from dualseg.reporting.studies.figures import draw_all
+from dualseg.reporting.studies.figures import FIGURES, draw_all
 from dualseg.reporting.studies.page import comparison_table, render_study
 from dualseg.reporting.studies.tables import latex, markdown, table_of
 from dualseg.runs.collecting import Member, RunRows, read_run
@@ -20,8 +20,9 @@ def write_study(study: Study, members: Iterable[Member], output: Path) -> StudyC
     """Add the finished `members` to what `output` has of earlier runs, and write the study's files there anew.
 
     results.csv, cases.csv and runs.csv (one row a result, a case, a run), table.md, table.tex, figure.png and further
-    figures, report.html; each appears whole or not at all. Nothing is written before all of it is made. A reported.csv
-    in `output` is read. Rows of runs that are not among the members stay.
+    figures, report.html; each appears whole or not at all. Nothing is written before all of it is made; a figure of
+    `FIGURES` or a table that there is nothing for any more is removed. A reported.csv in `output` is read. Rows of runs
+    that are not among the members stay.
 
     Returns:
         What was written. Runs whose folder is damaged are not in it, but named in its `problems`.
@@ -49,6 +50,8 @@ def write_study(study: Study, members: Iterable[Member], output: Path) -> StudyC
     for name, drawing in figures.items():
         with replacing(output / name) as temporary:
             temporary.write_bytes(drawing.png)
+    for name in set(FIGURES) - set(figures):
+        (output / name).unlink(missing_ok=True)  # of rows that are gone: it would show what results.csv does not hold
     write_text(output / "report.html", page)
     return contents
 

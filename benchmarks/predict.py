@@ -75,7 +75,11 @@ def main() -> None:
             sys.exit(os.waitstatus_to_exitcode(status))
     peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 2**30
     size = "x".join(map(str, SHAPE))
-    print(f"{size}, downsample {given.downsample:g}, memory={given.memory}: {seconds:.0f} s, peak {peak:.2f} GiB")
+    cpu = usage.ru_utime + usage.ru_stime
+    print(
+        f"{size}, downsample {given.downsample:g}, memory={given.memory}: "
+        f"{seconds:.0f} s ({cpu:.0f} s of CPU), peak {peak:.2f} GiB"
+    )
 
 
 if __name__ == "__main__":

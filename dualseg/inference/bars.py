@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from dualseg.inference.folding import fold_batch_norm
 from dualseg.inference.sliding_window import SlidingWindow
 
 
@@ -35,6 +36,7 @@ def segment_into(
         window: how the volume is cut.
         after_bar: called after each bar.
     """
+    folded = fold_batch_norm(network)  # once, and not for each bar
     starts, shares = [], []
     for axis in (0, 1):
         size, patch = image.shape[1 + axis], window.patch_size[axis]
@@ -48,7 +50,7 @@ def segment_into(
             rows, columns = slice(x, x + window.patch_size[0]), slice(y, y + window.patch_size[1])
             bar = torch.from_numpy(np.ascontiguousarray(image[:, rows, columns])).to(device)
             with torch.inference_mode():
-                p = window({"": network}, bar)[""].cpu().numpy()
+                p = window({"": folded}, bar)[""].cpu().numpy()
             store[:, rows, columns] += p * np.outer(shares[0][rows], shares[1][columns])[:, :, None]
             after_bar()
 

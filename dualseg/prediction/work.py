@@ -115,7 +115,8 @@ def _predict_scan(
     keep = [*(["probabilities"] if options.probabilities else [])]
     keep += ["entropy", "disagreement"] if options.uncertainty else ["entropy"] if page is not None else []
     prediction = predictor(image, scan.where, options.memory, folder.path, keep, progress=sys.stderr.isatty())
-    keep_largest(prediction.label, clean)
+    if clean:
+        keep_largest(prediction.label, clean)
     names = folder.class_names[1:]
     counts = [int((prediction.label == value).sum()) for value in range(1, len(names) + 1)]
     row.volumes = {name: count * grid.voxel_ml for name, count in zip(names, counts, strict=True)}

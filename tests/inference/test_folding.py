@@ -32,6 +32,7 @@ def test_a_folded_network_computes_the_same(make):
     folded = fold_batch_norm(network)
     assert norms(network) > 10
     assert norms(folded) == 0
+    assert fold_batch_norm(folded) is folded, "there is nothing left to fold"
     for ours, theirs in zip(folded(image), network(image), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
     after = network.state_dict()

@@ -1,4 +1,4 @@
-"""`dualseg-export run=RUN_FOLDER format=onnx output=DIR`: trained networks for programs without this package."""
+"""`dualseg-export run=RUN_FOLDER format=onnx|bundle output=DIR`: trained networks for programs without this package."""
 
 import sys
 from pathlib import Path
@@ -9,10 +9,11 @@ from dualseg.cli import guarded
 if TYPE_CHECKING:
     from dualseg.exporting.options import Options
 
-HELP = """dualseg-export run=RUN_FOLDER format=onnx output=DIR
+HELP = """dualseg-export run=RUN_FOLDER format=onnx|bundle output=DIR
 
   run            a run folder, wherever it lies; the dataset of the run is not needed
   format         onnx: NETWORK.onnx and NETWORK.json of each network, checked against PyTorch
+                 bundle: a MONAI Bundle, which predicts scans on a machine that has MONAI alone
   output         a new or empty folder
 """
 
@@ -32,15 +33,26 @@ def export(options: "Options") -> Path:
     source = scan_source(run)
     run.checkpoint()
     check_output(options.output)
-    check_packages()
+    if options.format == "onnx":
+        check_packages()
 
-    from dualseg.assembly import trained_networks
+    import torch
+
+    from dualseg.assembly import build_predictor
+    from dualseg.exporting.bundle import write_bundle
     from dualseg.exporting.networks import describe
-    from dualseg.exporting.onnx_files import write_onnx
+    from dualseg.prediction.options import Options as Prediction
 
-    networks = trained_networks(run, source)
+    # as dualseg-predict has them, unless it is told otherwise
+    (member,) = build_predictor([run], [source], Prediction.overlap, Prediction.mirror, torch.device("cpu")).members
+    facts = describe(run, source)
     with new_folder(options.output) as folder:
-        write_onnx(folder, networks, describe(run, source))
+        if options.format == "onnx":
+            from dualseg.exporting.onnx_files import write_onnx  # its packages are an extra
+
+            write_onnx(folder, member.networks, facts)
+        else:
+            write_bundle(folder, member, source, facts)
     return options.output
 
 

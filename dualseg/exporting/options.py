@@ -9,7 +9,7 @@ from dualseg.errors import DualsegError
 from dualseg.runs.folder import nearest
 
 KEYS = ("run", "format", "output")
-FORMATS = ("onnx",)
+FORMATS = ("onnx", "bundle")
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 

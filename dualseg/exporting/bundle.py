@@ -26,6 +26,11 @@ SCANS_OF_CHANNELS = (
     " for file in @files if not re.search(r'_(?!0000)\\d{4}\\.nii', file)]"
 )
 PREDICTED = "$lambda x: monai.data.MetaTensor(@inferer(x.as_tensor()[None], @networks::%d)[0], meta=x.meta)"
+# Shape and affine to go back to. The label map gets its metadata too: NaN says that its file has no axis of channels, as
+# that of a 4-D scan does.
+SCAN = (
+    "$lambda x: monai.data.MetaTensor(x.as_tensor()[:1], affine=x.affine, meta={'original_channel_dim': float('nan')})"
+)
 LICENSE = """The configuration in this folder was written by dualseg, which is under the Apache License 2.0.
 
 Nobody has said yet under which terms the weights in models/ may be used: that is for those who trained them. Put their
@@ -78,6 +83,7 @@ def _configuration(
     ensemble = [{"_target_": "MeanEnsembled", "keys": predictions, "output_key": "label"}] if several else []
     used = ["image", *(predictions if several else [])]
     load = {"_target_": "LoadImaged", "keys": "image", "reader": "NibabelReader", "ensure_channel_first": True}
+    keep = {"_target_": "Lambdad", "keys": "image", "func": SCAN, "overwrite": "scan"}
     inference = [
         {"_target_": "Lambdad", "keys": "image", "func": PREDICTED % number, "overwrite": key}
         for number, key in enumerate(predictions)
@@ -106,7 +112,7 @@ def _configuration(
         **entries,
         "preprocessing": {
             "_target_": "Compose",
-            "transforms": [load, {"_target_": "CopyItemsd", "keys": "image", "names": "scan"}, *transforms],
+            "transforms": [load, keep, *transforms],
         },
         # By the affines, as dualseg does; Invertd would resample once for each transform.
         "postprocessing": {

@@ -44,6 +44,7 @@ def write_run(
     for k, name in enumerate(networks):
         network = instantiate(NETWORKS[name], in_channels=record["channels"], num_classes=len(record["class_names"]))
         _unsettle(network)
+        _balance(network, record["channels"])
         state |= {f"networks.n{k}.{key}": value for key, value in network.state_dict().items()}
     checkpoint = {"state_dict": state, "dualseg": {"format": CHECKPOINT_FORMAT, "version": __version__}}
     torch.save(checkpoint, folder / "checkpoints" / "iteration-000100.ckpt")
@@ -60,3 +61,11 @@ def _unsettle(network: nn.Module) -> None:
             assert module.running_mean is not None and module.running_var is not None
             nn.init.uniform_(module.running_mean, -0.3, 0.3)
             nn.init.uniform_(module.running_var, 0.7, 1.5)
+
+
+def _balance(network: nn.Module, channels: int) -> None:
+    """Shift the logits so that every class wins somewhere."""
+    last = [module for module in network.modules() if isinstance(module, nn.Conv3d)][-1]
+    assert last.bias is not None
+    with torch.no_grad():
+        last.bias -= network.eval()(torch.randn(2, channels, 32, 32, 32)).logits.mean(dim=(0, 2, 3, 4))

@@ -26,8 +26,8 @@ SCANS_OF_CHANNELS = (
     " for file in @files if not re.search(r'_(?!0000)\\d{4}\\.nii', file)]"
 )
 PREDICTED = "$lambda x: monai.data.MetaTensor(@inferer(x.as_tensor()[None], @networks::%d)[0], meta=x.meta)"
-# Shape and affine to go back to. The label map gets its metadata too: NaN says that its file has no axis of channels, as
-# that of a 4-D scan does.
+# Shape and affine to go back to. The label map gets its metadata too: NaN says that its file has no axis of channels,
+# as that of a 4-D scan does.
 SCAN = (
     "$lambda x: monai.data.MetaTensor(x.as_tensor()[:1], affine=x.affine, meta={'original_channel_dim': float('nan')})"
 )

@@ -191,7 +191,7 @@ def build_evaluation(config: Config, runs: Sequence[RunFolder], source: VolumeSo
     """The trained networks of one run under their names, of several under <number>-<run>/<network>."""
     networks: dict[str, nn.Module] = {}
     for prefix, run in _prefixed(runs):
-        networks |= {f"{prefix}{name}": network for name, network in _trained_networks(run, source).items()}
+        networks |= {f"{prefix}{name}": network for name, network in trained_networks(run, source).items()}
     window = build_sliding_window(config)
     unit = config["inference"]["distance_unit"]
     return NetworkEvaluation(networks, source.class_names, window, unit, source.regions)
@@ -205,7 +205,8 @@ def _prefixed(runs: Sequence[RunFolder]) -> list[tuple[str, RunFolder]]:
     return [(f"{n}-{run.path.resolve().name.replace('.', '_')}/", run) for n, run in enumerate(runs, start=1)]
 
 
-def _trained_networks(run: RunFolder, source: VolumeSource) -> dict[str, nn.Module]:
+def trained_networks(run: RunFolder, source: VolumeSource) -> dict[str, nn.Module]:
+    """The run's networks with the weights of its last checkpoint."""
     networks = build_networks(run.config(), source)
     load_networks(run.checkpoint(), networks)
     return networks
@@ -226,7 +227,7 @@ def build_predictor(
         data = config["data"]
         stride = [max(1, round(size * (1 - overlap))) for size in data["patch_size"]]
         window = build_sliding_window({**config, "data": {**data, "stride": stride}}, mirror)
-        networks = {f"{prefix}{name}": network for name, network in _trained_networks(run, source).items()}
+        networks = {f"{prefix}{name}": network for name, network in trained_networks(run, source).items()}
         for network in networks.values():
             network.to(memory_format=window.memory_format)  # type: ignore[call-overload]
         seen = [data["source"]["_target_"], source.scan_record(), data["downsample"], data["patch_size"]]

@@ -64,6 +64,7 @@ def assert_quick(facts, code):
         ("report", ["one self-contained HTML page of a run"]),
         ("audit", ["dualseg-audit", "gradient"]),
         ("check", ["dualseg-check", "exit code"]),
+        ("export", ["run=RUN_FOLDER", "onnx", "bundle"]),
     ],
 )
 def test_help_answers_at_once(tmp_path, module, said):

@@ -137,7 +137,7 @@ def toy_words(words: list[str], folder: Path) -> list[str]:
     rest = [re.sub(r"\bDIR\b", "runs" if name == "dualseg-report" else str(folder / dataset), word) for word in rest]
     rest = [word.replace("DIR2", str(folder / f"{dataset}-unlabeled")) for word in rest]
     rest = [re.sub(r"iteration-\d{6}", "iteration-000002", word) for word in rest]
-    if name in ("dualseg-evaluate", "dualseg-report", "dualseg-predict") or shown_only:
+    if name in ("dualseg-evaluate", "dualseg-report", "dualseg-predict", "dualseg-export") or shown_only:
         return rest
     if not training:
         raise KeyError(f"{name}: give it toys in {__file__}")

@@ -17,6 +17,7 @@ from documentation import PAGES, ROOT, block_after, commands_of, write_own_files
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+import dualseg.exporting.options
 import dualseg.prediction.options
 import dualseg.preparation.options
 import dualseg.report
@@ -105,6 +106,8 @@ def test_every_command_of_the_documentation_is_right(
         settings_of_evaluation([trained] * len(runs), changes)
     elif name == "dualseg-predict":
         dualseg.prediction.options.parse_words(arguments)
+    elif name == "dualseg-export":
+        dualseg.exporting.options.parse_words(arguments)
     elif name == "dualseg-report":
         monkeypatch.setattr(sys, "argv", words)
         for report in ("report_run", "report_study", "report_status"):

@@ -1,0 +1,75 @@
+"""`dualseg-export run=RUN_FOLDER format=onnx|bundle output=DIR`: trained networks for programs without this package."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dualseg.cli import guarded
+
+if TYPE_CHECKING:
+    from dualseg.exporting.options import Options
+
+HELP = """dualseg-export run=RUN_FOLDER format=onnx|bundle output=DIR
+
+  run            a run folder, wherever it lies; the dataset of the run is not needed
+  format         onnx: NETWORK.onnx and NETWORK.json of each network, checked against PyTorch
+                 bundle: a MONAI Bundle, which predicts scans on a machine that has MONAI alone
+  output         a new or empty folder
+"""
+
+
+def export(options: "Options") -> Path:
+    """Write the folder; returns it.
+
+    Raises:
+        DualsegError: whatever the user can mend; nothing is then written.
+    """
+    from dualseg.exporting.folder import check_output, new_folder
+    from dualseg.exporting.options import check_packages
+    from dualseg.runs.folder import RunFolder
+    from dualseg.runs.preprocessing import scan_source
+
+    run = RunFolder.existing(options.run)
+    source = scan_source(run)
+    run.checkpoint()
+    check_output(options.output)
+    if options.format == "onnx":
+        check_packages()
+
+    import torch
+
+    from dualseg.assembly import build_predictor
+    from dualseg.exporting.bundle import write_bundle
+    from dualseg.exporting.networks import describe
+    from dualseg.prediction.options import Options as Prediction
+
+    # as dualseg-predict has them, unless it is told otherwise
+    (member,) = build_predictor([run], [source], Prediction.overlap, Prediction.mirror, torch.device("cpu")).members
+    facts = describe(run, source)
+    with new_folder(options.output) as folder:
+        if options.format == "onnx":
+            from dualseg.exporting.onnx_files import write_onnx  # its packages are an extra
+
+            write_onnx(folder, member.networks, facts)
+        else:
+            write_bundle(folder, member, source, facts)
+    return options.output
+
+
+def main() -> None:
+    """Console script."""
+    words = sys.argv[1:]
+    if not words or {"-h", "--help"} & set(words):
+        print(HELP)
+        raise SystemExit(0 if words else 2)
+
+    def command() -> None:
+        from dualseg.exporting.options import parse_words
+
+        print(f"Exported: {export(parse_words(words))}")
+
+    guarded(command)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""A MONAI Bundle: the networks as programs, and a configuration of MONAI's own transforms that runs them on scans."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import monai
+import nibabel
+import numpy as np
+import torch
+
+from dualseg import __version__
+from dualseg.data.volumes import VolumeSource
+from dualseg.errors import DualsegError
+from dualseg.exporting.networks import Inference, as_program, example_patches
+from dualseg.exporting.transforms import preparation
+from dualseg.files import write_json, write_text
+from dualseg.inference.predictor import Member
+
+TOLERANCE = 1e-4  # of a probability
+FILES = "$sorted(glob.glob(os.path.join(@dataset_dir, '*.nii')) + glob.glob(os.path.join(@dataset_dir, '*.nii.gz')))"
+SCANS = "$[{'image': file} for file in @files]"
+# of several channels: one 4-D file, or CASE_0000.nii.gz, CASE_0001.nii.gz, ...
+SCANS_OF_CHANNELS = (
+    "$[{'image': [file.replace('_0000.nii', '_%%04d.nii' %% c) for c in range(%d)] if '_0000.nii' in file else file}"
+    " for file in @files if not re.search(r'_(?!0000)\\d{4}\\.nii', file)]"
+)
+PREDICTED = "$lambda x: monai.data.MetaTensor(@inferer(x.as_tensor()[None], @networks::%d)[0], meta=x.meta)"
+# Shape and affine to go back to. The label map gets its metadata too: NaN says that its file has no axis of channels,
+# as that of a 4-D scan does.
+SCAN = (
+    "$lambda x: monai.data.MetaTensor(x.as_tensor()[:1], affine=x.affine, meta={'original_channel_dim': float('nan')})"
+)
+LICENSE = """The configuration in this folder was written by dualseg, which is under the Apache License 2.0.
+
+Nobody has said yet under which terms the weights in models/ may be used: that is for those who trained them. Put their
+licence here before you pass the folder on.
+"""
+
+
+def write_bundle(folder: Path, member: Member, source: VolumeSource, facts: Mapping[str, Any]) -> None:
+    """configs/, models/NETWORK.pt2, docs/README.md and LICENSE.
+
+    Args:
+        folder: exists.
+        member: networks and window of the run, as dualseg-predict has them, on the CPU.
+        source: of the run.
+        facts: see `describe`.
+
+    Raises:
+        DualsegError: MONAI cannot prepare scans as the run does, or a program differs from its network.
+    """
+    transforms, entries = preparation(source, facts["downsample"])
+    models = folder / "models"
+    models.mkdir()
+    for name, network in member.networks.items():
+        _write_program(models / f"{name}.pt2", Inference(network, softmax=True), facts)
+    configuration = _configuration(member, transforms, entries, source.channels)
+    write_json(folder / "configs" / "inference.json", configuration)
+    write_json(folder / "configs" / "metadata.json", _metadata(facts))
+    write_text(folder / "docs" / "README.md", _readme(facts, list(member.networks)))
+    write_text(folder / "LICENSE", LICENSE)
+
+
+def _write_program(path: Path, inference: Inference, facts: Mapping[str, Any]) -> None:
+    inference.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    torch.export.save(as_program(inference, facts["channels"], facts["patch_size"]), path)
+    program = torch.export.load(path).module()
+    for count in (1, 2):
+        patches = example_patches(count, facts["channels"], facts["patch_size"])
+        with torch.no_grad():
+            off = float((program(patches) - inference(patches)).abs().max())
+        if not off <= TOLERANCE:
+            raise DualsegError(f"{path.name}: differs from its network by {off:.1e}; report it with its settings.")
+
+
+def _configuration(
+    member: Member, transforms: Sequence[Any], entries: Mapping[str, Any], channels: int
+) -> dict[str, Any]:
+    several = len(member.networks) > 1
+    predictions = [f"prediction_{number}" for number in range(len(member.networks))] if several else ["label"]
+    # of a single network, MONAI would average the classes
+    ensemble = [{"_target_": "MeanEnsembled", "keys": predictions, "output_key": "label"}] if several else []
+    used = ["image", *(predictions if several else [])]
+    load = {"_target_": "LoadImaged", "keys": "image", "reader": "NibabelReader", "ensure_channel_first": True}
+    keep = {"_target_": "Lambdad", "keys": "image", "func": SCAN, "overwrite": "scan"}
+    inference = [
+        {"_target_": "Lambdad", "keys": "image", "func": PREDICTED % number, "overwrite": key}
+        for number, key in enumerate(predictions)
+    ]
+    return {
+        "imports": ["$import glob", "$import os", "$import re", "$import monai", "$import numpy", "$import torch"],
+        "bundle_root": ".",
+        "dataset_dir": "$@bundle_root + '/scans'",
+        "output_dir": "$@bundle_root + '/labels'",
+        "device": "$torch.device('cuda' if torch.cuda.is_available() else 'cpu')",
+        "files": FILES,
+        "scans": SCANS if channels == 1 else SCANS_OF_CHANNELS % channels,
+        "networks": [
+            f"$torch.export.load(@bundle_root + '/models/{name}.pt2').module().to(@device)" for name in member.networks
+        ],
+        "inferer": {
+            "_target_": "SlidingWindowInferer",
+            "roi_size": list(member.window.patch_size),
+            "sw_batch_size": member.window.batch_size,
+            "overlap": list(member.window.overlap),
+            "mode": "constant",
+            "padding_mode": "constant",
+            "sw_device": "@device",
+            "device": "cpu",
+        },
+        **entries,
+        "preprocessing": {
+            "_target_": "Compose",
+            "transforms": [load, keep, *transforms],
+        },
+        # By the affines, as dualseg does; Invertd would resample once for each transform.
+        "postprocessing": {
+            "_target_": "Compose",
+            "transforms": [
+                *inference,
+                *ensemble,
+                {"_target_": "DeleteItemsd", "keys": used},
+                {
+                    "_target_": "ResampleToMatchd",
+                    "keys": "label",
+                    "key_dst": "scan",
+                    "mode": "bilinear",
+                    "padding_mode": "border",
+                },
+                {"_target_": "AsDiscreted", "keys": "label", "argmax": True},
+                {
+                    "_target_": "SaveImaged",
+                    "keys": "label",
+                    "output_dir": "@output_dir",
+                    "output_postfix": "label",
+                    "output_dtype": "$numpy.uint8",
+                    "separate_folder": False,
+                    "resample": False,
+                },
+            ],
+        },
+        "dataset": {"_target_": "Dataset", "data": "@scans", "transform": "@preprocessing"},
+        "initialize": ["$torch.set_grad_enabled(False)"],
+        "run": ["$[len(@postprocessing(scan)) for scan in @dataset]"],
+    }
+
+
+def _metadata(facts: Mapping[str, Any]) -> dict[str, Any]:
+    patch = {"spatial_shape": facts["patch_size"], "dtype": "float32", "is_patch_data": True}
+    classes = {str(value): name for value, name in enumerate(facts["class_names"])}
+    image = {"type": "image", "format": "magnitude", "num_channels": facts["channels"], **patch}
+    label = {"type": "image", "format": "probabilities", "num_channels": len(classes), **patch, "channel_def": classes}
+    return {
+        "schema": "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/"
+        "meta_schema_20240725.json",
+        "version": "0.1.0",
+        "changelog": {"0.1.0": f"exported by dualseg {__version__}"},
+        "monai_version": monai.__version__,
+        "pytorch_version": torch.__version__.partition("+")[0],
+        "numpy_version": np.__version__,
+        "required_packages_version": {"nibabel": nibabel.__version__},
+        "task": f"Segmentation of {', '.join(facts['class_names'][1:])}",
+        "description": "Networks trained by dualseg; label maps on the scans' own grids",
+        "authors": "",
+        "copyright": "",
+        "intended_use": "Research",
+        "network_data_format": {"inputs": {"image": image}, "outputs": {"pred": label}},
+        "dualseg": dict(facts),
+    }
+
+
+def _readme(facts: Mapping[str, Any], networks: Sequence[str]) -> str:
+    classes = ", ".join(f"{value} {name}" for value, name in enumerate(facts["class_names"]))
+    several = "one 4-D file a scan, or `CASE_0000.nii.gz`, `CASE_0001.nii.gz`, ..."
+    return f"""# Segmentation by {len(networks)} networks
+
+Labels: {classes}.
+
+```
+pip install 'monai[fire,nibabel]'
+python -m monai.bundle run --bundle_root DIR --config_file DIR/configs/inference.json \\
+    --dataset_dir SCANS --output_dir OUT
+```
+
+DIR is this folder, SCANS a folder of NIfTI files in mm ({"one file a scan" if facts["channels"] == 1 else several}),
+as they come from the scanner. OUT/SCAN_label.nii.gz lies on the scan's own grid.
+Written with torch {torch.__version__.partition("+")[0]} and MONAI {monai.__version__}; older ones may not read it.
+"""

@@ -1,0 +1,61 @@
+"""The words of `dualseg-export`. No torch here: a mistake must answer at once."""
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dualseg.errors import DualsegError
+from dualseg.runs.folder import nearest
+
+KEYS = ("run", "format", "output")
+FORMATS = ("onnx", "bundle")
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line asks for.
+
+    Attributes:
+        run: the run folder.
+        format: one of `FORMATS`.
+        output: folder to make.
+    """
+
+    run: Path
+    format: str
+    output: Path
+
+
+def parse_words(words: Sequence[str]) -> Options:
+    """key=value words -> Options.
+
+    Raises:
+        DualsegError: an unknown key or format, or one of the three keys is missing or given twice.
+    """
+    given: dict[str, str] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise DualsegError(f"{word}: write key=value, for example run={word}.")
+        if key not in KEYS:
+            raise DualsegError(f"{key}: no such key of dualseg-export.{nearest(key, list(KEYS))}")
+        if key in given:
+            raise DualsegError(f"{key}: is given twice.")
+        if not value:
+            raise DualsegError(f"{key}=: has no value.")
+        given[key] = value
+    for key, what in (("run", "RUN_FOLDER"), ("format", "|".join(FORMATS)), ("output", "DIR")):
+        if key not in given:
+            raise DualsegError(f"{key}={what} is required.")
+    if given["format"] not in FORMATS:
+        raise DualsegError(f"format={given['format']}: choose from {', '.join(FORMATS)}.")
+    return Options(Path(given["run"]).expanduser(), given["format"], Path(given["output"]).expanduser())
+
+
+def check_packages() -> None:
+    """Raises: DualsegError where a package that `format=onnx` needs is not installed."""
+    missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise DualsegError(f"format=onnx needs {', '.join(missing)}: pip install 'dualseg[onnx]'.")

@@ -23,6 +23,7 @@ _TAGS = ["SeriesInstanceUID", "PatientID", "Rows", "Columns", "ImagePositionPati
 _TAGS += ["PixelSpacing"]
 # None: it breaks off before its kind
 _SLICES = (None, CTImageStorage, MRImageStorage, PositronEmissionTomographyImageStorage)
+_PREAMBLE = 132  # bytes before a DICOM file's first element, by which it is known
 _SAME_PLACE = 1e-3  # mm
 _UNEVEN = 0.05  # of the distance of slices; positions are written with few digits
 _TILT = 1e-3  # sine of the angle between the slices' normal and the way from slice to slice
@@ -52,9 +53,14 @@ class SeriesFound(NamedTuple):
 
 
 def find_series(folder: Path) -> SeriesFound:
-    """Every series of slices in a folder and below. Files that are not DICOM, or no slices, are passed over."""
+    """Every series of slices in a folder and below. Files that are not DICOM, or no slices, are passed over.
+
+    An empty file, or one that breaks off in its preamble, counts as damaged beside slices with its suffix: it may have
+    been the last one, which no gap would tell of.
+    """
     groups: dict[tuple, list[Path]] = {}
-    damaged = []
+    damaged: list[Path] = []
+    cut_off: list[Path] = []
     for path in files_below(folder):
         try:
             header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_TAGS)
@@ -68,11 +74,15 @@ def find_series(folder: Path) -> SeriesFound:
             shape = (int(header.Columns), int(header.Rows))
             key = (str(header.SeriesInstanceUID), str(header.get("PatientID", "")), shape, place)
         except InvalidDicomError:
+            if path.stat().st_size < _PREAMBLE and not path.read_bytes().strip(b"\0"):  # zeros, as a preamble is
+                cut_off.append(path)
             continue
         except Exception:  # pydicom raises whatever a damaged header leads to
             damaged.append(path)
             continue
         groups.setdefault(key, []).append(path)
+    of_series = {(file.parent, file.suffix) for files in groups.values() for file in files}
+    damaged += [path for path in cut_off if (path.parent, path.suffix) in of_series]
     return SeriesFound(
         [Series(uid, patient, shape, tuple(files)) for (uid, patient, shape, _), files in groups.items()], damaged
     )
@@ -133,7 +143,8 @@ def _read_slice(path: Path) -> _Slice:
         raise DualsegError(f"{path}: holds several frames; convert enhanced DICOM to one file a slice, or to NIfTI.")
     try:
         pixels = dataset.pixel_array.T.astype(np.float32)
-        pixels = pixels * np.float32(dataset.get("RescaleSlope", 1)) + np.float32(dataset.get("RescaleIntercept", 0))
+        slope, intercept = dataset.get("RescaleSlope"), dataset.get("RescaleIntercept")  # None also where left empty
+        pixels = pixels * np.float32(1 if slope is None else slope) + np.float32(intercept or 0)
         return _Slice(path, np.asarray(dataset.ImagePositionPatient, float), pixels)
     except Exception as error:  # depends on the decoder, and on where the damage is
         syntax = dataset.file_meta.get("TransferSyntaxUID")

@@ -52,9 +52,15 @@ class NiftiScan:
         """Read it.
 
         Raises:
-            DualsegError: a file is missing, damaged or no volume, or the channels do not number `channels` or are not
-                on one grid.
+            DualsegError: a file is missing, damaged or no volume, or the channels do not number `channels`, are not
+                0000, 0001, ... each once, or are not on one grid.
         """
+        if len(self.files) > 1 and [_channel(file) for file in self.files] != list(range(len(self.files))):
+            names = ", ".join(file.name for file in self.files)
+            raise DualsegError(
+                f"{self.where}: a scan's channels are _0000, _0001, ..., one file each; here are {names}. Give all "
+                "channels, and each once."
+            )
         arrays, grid = [], None
         for file in self.files:
             array, _ = read_nifti(file)
@@ -92,8 +98,8 @@ class DicomScan:
 
     @property
     def where(self) -> str:
-        """What messages call it."""
-        return str(self.folder)
+        """What messages call it: its folder, and of the several series that this may hold the one with that file."""
+        return f"{self.folder} (series of {self.series.files[0].name})" if self.series else str(self.folder)
 
     @property
     def source(self) -> str:
@@ -199,6 +205,11 @@ def _dicom_scan(
     words = [series.patient if series else "", *folder.relative_to(root).parts]
     name = re.sub(r"[^\w.-]+", "-", "_".join(word for word in words if word)) or "series"
     return DicomScan(name, folder, series, damaged, identifiers)
+
+
+def _channel(file: Path) -> int | None:
+    match = CHANNEL.match(_stem(file.name))
+    return int(match[2]) if match else None
 
 
 def _stem(name: str) -> str:

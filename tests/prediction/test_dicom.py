@@ -12,6 +12,8 @@ import SimpleITK
 from dicom_toys import SECRETS, compress, write_series, write_slice
 from predict_toys import BALLS, save, scene
 
+from dualseg.data.dicom import find_series, read_series
+
 SHAPE = (42, 36, 28)
 
 
@@ -125,8 +127,10 @@ def test_a_compressed_transfer_syntax(predict, tmp_path) -> None:
     fails_beside_a_good_one(predict, tmp_path, "JPEG 2000", "decompress the series")
 
 
-@pytest.mark.parametrize("length", [140, 500, 900])
-@pytest.mark.parametrize("share", ["one of them", "all"])
+@pytest.mark.parametrize(
+    ("length", "share"),
+    [(n, "one of them") for n in (0, 100, 140, 500, 900)] + [(n, "all") for n in (140, 500, 900)],
+)
 def test_headers_that_break_off(predict, tmp_path, length, share) -> None:
     """Also of the last slice, which no gap would tell of."""
     folder = tmp_path / "in" / "a-bad"
@@ -140,6 +144,24 @@ def test_headers_that_break_off(predict, tmp_path, length, share) -> None:
     (message,) = [line for line in outcome.err.splitlines() if ": failed." in line]
     assert str(folder) in message and "is DICOM with a damaged header" in message
     assert sorted(row["status"] for row in summary(tmp_path / "out").values()) == ["failed", "predicted"]
+
+
+def test_a_short_file_of_another_kind_is_no_slice(predict, tmp_path) -> None:
+    write_series(tmp_path / "in", 0)
+    (tmp_path / "in" / "notes.txt").write_text("ask Jane")
+    assert predict(f"input={tmp_path / 'in'}").code == 0
+
+
+def test_a_rescale_that_is_left_empty_changes_nothing(tmp_path) -> None:
+    write_series(tmp_path, 0)
+    stored = []
+    for path in tmp_path.iterdir():
+        header = pydicom.dcmread(path)
+        stored.append(header.pixel_array.ravel())
+        header.RescaleSlope = header.RescaleIntercept = None
+        header.save_as(path)
+    (series,) = find_series(tmp_path).series
+    assert (np.sort(read_series(series).array.ravel()) == np.sort(np.concatenate(stored))).all()
 
 
 def test_a_run_of_several_channels(predict, run, tmp_path) -> None:

@@ -211,6 +211,26 @@ def test_numbers_at_the_end_of_a_name_with_one_channel(tmp_path, files, names) -
     assert [scan.name for scan in find_scans([tmp_path], 1)] == names
 
 
+@pytest.mark.parametrize(
+    "files",
+    [
+        ["x_0000.nii.gz", "x_0002.nii.gz"],
+        ["x_0001.nii.gz", "x_0002.nii.gz"],
+        ["x_0000.nii", "x_0000.nii.gz"],
+        ["x_0000.nii.gz", "x_0001.nii", "x_0001.nii.gz"],
+    ],
+)
+def test_channels_must_be_there_each_once(predict, run, tmp_path, files) -> None:
+    """As many files as channels are not yet the right ones."""
+    record = {"class_names": ["background", "bright", "dark"], "channels": len(files)}
+    (run / "preprocessing.json").write_text(json.dumps(record))
+    for file in files:
+        save(tmp_path / "in" / file, scene(AFFINE, SHAPE)[0], AFFINE)
+    outcome = predict(f"input={tmp_path / 'in'}")
+    assert outcome.code == 2 and f"here are {', '.join(files)}" in outcome.err
+    assert not list((tmp_path / "out").glob("labels/*"))
+
+
 def test_several_channels_in_one_file_or_in_one_file_each(predict, run, tmp_path) -> None:
     """The networks see the mean of the channels."""
     (run / "preprocessing.json").write_text('{"class_names": ["background", "bright", "dark"], "channels": 2}')

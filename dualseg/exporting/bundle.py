@@ -1,5 +1,6 @@
 """A MONAI Bundle: the networks as programs, and a configuration of MONAI's own transforms that runs them on scans."""
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,9 @@ def write_bundle(folder: Path, member: Member, source: VolumeSource, facts: Mapp
 
 def _write_program(path: Path, inference: Inference, facts: Mapping[str, Any]) -> None:
     inference.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    torch.export.save(as_program(inference, facts["channels"], facts["patch_size"]), path)
+    content = io.BytesIO()  # torch's own writer ends the process, in C++, on a full disk
+    torch.export.save(as_program(inference, facts["channels"], facts["patch_size"]), content)
+    path.write_bytes(content.getvalue())
     program = torch.export.load(path).module()
     for count in (1, 2):
         patches = example_patches(count, facts["channels"], facts["patch_size"])

@@ -25,6 +25,9 @@ SHAPE = (16, 16, 16)
 NOT_RUN = {  # what a command looks like -> why it is not run here
     r"source |pip install|-m venv": "installs",
     r"wandb ": "sends to a server",
+    r"trainer=ddp": "tests/integration/test_ddp.py",
+    r"launcher=joblib": "tests/integration/test_multirun.py",
+    r"make (pancreas|brats)-main": "as la-main; what it trains: tests/sweeps/test_study.py",
     r"launcher=slurm": "a cluster: tests/sweeps/test_slurm.py, make test-slurm",
     r"docs/images/report\.py": "a browser",
     r"docs/reference\.py": "tests/integration/test_reference.py",
@@ -144,14 +147,12 @@ def toy_words(words: list[str], folder: Path) -> list[str]:
     study = next((word.partition("=")[2] for word in rest if word.startswith("sweep=")), None)
     if "-m" in rest:  # of each key to sweep over, the first value
         rest = [word if "[" in word else word.partition(",")[0] for word in rest]
-    toys = [*TRAINING, f"base_channels={8 if 'segresnet' in str(words) else 2}"]
-    # a group of processes for what asks for one, so that no distributed state is left in the process of the tests
-    toys += ["trainer.devices=2", "trainer.sync_batchnorm=false"] if "trainer=ddp" in rest else ["trainer.devices=1"]
+    toys = [*TRAINING, f"base_channels={8 if 'segresnet' in str(words) else 2}", "trainer.devices=1"]
     if dataset in ("phantom", "demo", "quick"):
         toys += PHANTOM
     if "basic_unet" in str(words):  # its InstanceNorm wants two voxels at the coarsest level
         toys.append("data.patch_size=[32,16,16]")
-    if dataset == "brats" and not study:  # 85 volumes to evaluate, which only a table needs
+    if dataset == "brats":  # 85 volumes to evaluate
         toys.append("evaluate_on=[]")
     if study:
         variants = read_study(study).variants

@@ -55,6 +55,15 @@ def run_with_hydra(task: Callable[[Any], Any], config_name: str, in_sweep: Calla
     guarded(hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(job))
 
 
+def run_with_words(command: Callable[[list[str]], Any], help_text: str) -> None:
+    """Call `command` with the command line's words, guarded; with --help, or without a word, print `help_text`."""
+    words = sys.argv[1:]
+    if not words or {"-h", "--help"} & set(words):
+        print(help_text)
+        raise SystemExit(0 if words else 2)
+    guarded(lambda: command(words))
+
+
 def guarded(command: Callable[[], Any]) -> None:
     """Call `command`; turn what a user can mend into one message and an exit code."""
     quiet()

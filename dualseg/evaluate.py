@@ -1,11 +1,10 @@
 """`dualseg-evaluate run=RUN_FOLDER [key=value ...]`: evaluate a trained run again, or several runs as one ensemble."""
 
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from dualseg.cli import guarded
+from dualseg.cli import run_with_words
 from dualseg.errors import DualsegError
 
 HELP = """dualseg-evaluate run=RUN_FOLDER [run=RUN_FOLDER ...] [split=test|validation] [output=DIR] [key=value ...]
@@ -67,12 +66,8 @@ def evaluate(runs: list[str], split: str, output: str | None, changes: dict[str,
 
 def main() -> None:
     """Console script."""
-    words = sys.argv[1:]
-    if not words or {"-h", "--help"} & set(words):
-        print(HELP)
-        raise SystemExit(0 if words else 2)
 
-    def command() -> None:
+    def command(words: list[str]) -> None:
         from dualseg.files import read_json
         from dualseg.runs.evaluation import parse_words
         from dualseg.runs.folder import RunFolder
@@ -82,7 +77,7 @@ def main() -> None:
         folder = RunFolder(evaluate(runs, split, output, changes))
         print(f"Evaluation: {folder.path}\n{results_table(read_json(folder.metrics_file), folder.config())}")
 
-    guarded(command)
+    run_with_words(command, HELP)
 
 
 if __name__ == "__main__":

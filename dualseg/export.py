@@ -1,10 +1,9 @@
 """`dualseg-export run=RUN_FOLDER format=onnx|bundle output=DIR`: trained networks for programs without this package."""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dualseg.cli import guarded
+from dualseg.cli import run_with_words
 
 if TYPE_CHECKING:
     from dualseg.exporting.options import Options
@@ -58,17 +57,13 @@ def export(options: "Options") -> Path:
 
 def main() -> None:
     """Console script."""
-    words = sys.argv[1:]
-    if not words or {"-h", "--help"} & set(words):
-        print(HELP)
-        raise SystemExit(0 if words else 2)
 
-    def command() -> None:
+    def command(words: list[str]) -> None:
         from dualseg.exporting.options import parse_words
 
         print(f"Exported: {export(parse_words(words))}")
 
-    guarded(command)
+    run_with_words(command, HELP)
 
 
 if __name__ == "__main__":

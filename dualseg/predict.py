@@ -1,10 +1,9 @@
 """`dualseg-predict run=RUN_FOLDER input=PATH ... output=DIR`: label maps of new scans, on the scans' own grids."""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dualseg.cli import guarded
+from dualseg.cli import run_with_words
 from dualseg.errors import DualsegError
 
 if TYPE_CHECKING:
@@ -73,17 +72,13 @@ def predict(options: "Options") -> Path:
 
 def main() -> None:
     """Console script."""
-    words = sys.argv[1:]
-    if not words or {"-h", "--help"} & set(words):
-        print(HELP)
-        raise SystemExit(0 if words else 2)
 
-    def command() -> None:
+    def command(words: list[str]) -> None:
         from dualseg.prediction.options import parse_words
 
         print(f"Predictions: {predict(parse_words(words))}")
 
-    guarded(command)
+    run_with_words(command, HELP)
 
 
 if __name__ == "__main__":

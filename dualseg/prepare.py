@@ -1,9 +1,8 @@
 """`dualseg-prepare data=la|pancreas|brats raw=DIR out=DIR`: from what one downloads to what training reads."""
 
-import sys
 from typing import TYPE_CHECKING
 
-from dualseg.cli import guarded
+from dualseg.cli import run_with_words
 from dualseg.errors import DualsegError
 
 if TYPE_CHECKING:
@@ -73,17 +72,13 @@ def _some(cases: list[str]) -> str:
 
 def main() -> None:
     """Console script."""
-    words = sys.argv[1:]
-    if not words or {"-h", "--help"} & set(words):
-        print(HELP)
-        raise SystemExit(0 if words else 2)
 
-    def command() -> None:
+    def command(words: list[str]) -> None:
         from dualseg.preparation.options import parse_words
 
         prepare(parse_words(words))
 
-    guarded(command)
+    run_with_words(command, HELP)
 
 
 if __name__ == "__main__":

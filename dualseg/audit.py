@@ -1,6 +1,5 @@
 """`dualseg-audit`: a table of loss term x network -> gradient norm, for any configuration of dualseg-train."""
 
-import sys
 from typing import Any
 
 from dualseg.cli import run_with_hydra
@@ -80,10 +79,7 @@ def audit_config(config: Any) -> None:
 
 def main() -> None:
     """Console script."""
-    if {"-h", "--help"} & set(sys.argv[1:]):  # Hydra's would be dualseg-train's
-        print(HELP)
-        return
-    run_with_hydra(audit_config, "train")
+    run_with_hydra(audit_config, "train", help_text=HELP)
 
 
 if __name__ == "__main__":

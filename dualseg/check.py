@@ -1,6 +1,5 @@
 """`dualseg-check`: what is wrong with a dataset, before a training finds out; exit code 1 if anything is."""
 
-import sys
 from typing import Any
 
 from dualseg.cli import run_with_hydra
@@ -33,10 +32,7 @@ def check_config(config: Any) -> None:
 
 def main() -> None:
     """Console script."""
-    if {"-h", "--help"} & set(sys.argv[1:]):  # Hydra's would be dualseg-train's
-        print(HELP)
-        return
-    run_with_hydra(check_config, "train")
+    run_with_hydra(check_config, "train", help_text=HELP)
 
 
 if __name__ == "__main__":

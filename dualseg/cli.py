@@ -29,7 +29,12 @@ def conf_dir() -> Path:
     return installed if installed.is_dir() else package.parent / "conf"
 
 
-def run_with_hydra(task: Callable[[Any], Any], config_name: str, in_sweep: Callable[[Any], Any] | None = None) -> None:
+def run_with_hydra(
+    task: Callable[[Any], Any],
+    config_name: str,
+    in_sweep: Callable[[Any], Any] | None = None,
+    help_text: str | None = None,
+) -> None:
     """Compose `config_name` with the command line's overrides and call `task` with it.
 
     Args:
@@ -37,7 +42,11 @@ def run_with_hydra(task: Callable[[Any], Any], config_name: str, in_sweep: Calla
         config_name: the root of the configuration tree.
         in_sweep: takes the configuration of each run of `-m`, and gives back what the sweeper wants to know; None:
             `-m` is refused.
+        help_text: what `--help` prints, where Hydra's own would be that of another command.
     """
+    if help_text is not None and {"-h", "--help"} & set(sys.argv[1:]):
+        print(help_text)
+        return
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from dualseg.data.checks import check_batch, check_patch_size
 from dualseg.data.reading import EvaluationVolume, Fingerprint, VolumeReader
 from dualseg.data.sampling import IterationBatchSampler, SampleKey, case_index, sample_seed
-from dualseg.data.splits import Split, split_cases
+from dualseg.data.splits import COUNTS, Split, split_source
 from dualseg.data.transforms import plain_tensors, training_transform
 from dualseg.data.volumes import VolumeSource
 from dualseg.errors import DualsegError
@@ -144,16 +144,8 @@ class SemiSupervisedDataModule(pl.LightningDataModule):
         self.num_workers = num_workers
         self.seed = seed
         self.reader = VolumeReader(source, downsample)
-        self.split = split_cases(
-            source.train_cases,
-            source.test_cases,
-            labeled,
-            labeled_ratio,
-            held_out_validation,
-            held_out_test,
-            source.validation_cases,
-            source.unlabeled_cases,
-        )
+        counts = (labeled, labeled_ratio, held_out_validation, held_out_test)
+        self.split = split_source(source, dict(zip(COUNTS, counts, strict=True)))
         check_batch(labeled_per_batch, unlabeled_per_batch, self.split)
         self.volumes: dict[str, tuple[Tensor, Tensor | None]] = {}
         self._validation: EvaluationDataset | None = None

@@ -3,11 +3,13 @@
 import json
 import logging
 import os
+import resource
 import signal
 import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +25,22 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED_LA = ROOT.parent / "shared" / "la2018"
 SHAPE = (40, 36, 32)
 LA_SHAPE = (36, 34, 32)
+
+
+@pytest.fixture
+def files_of_at_most() -> Callable[[int], AbstractContextManager[None]]:
+    """A block in which the kernel refuses files of more bytes, as it does on a full disk."""
+
+    @contextmanager
+    def limit(size: int) -> Iterator[None]:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return limit
 
 
 class Outcome(NamedTuple):

@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import resource
 from pathlib import Path
 
 import numpy as np
@@ -64,14 +63,10 @@ def test_a_file_that_differs_gets_no_name(export, tmp_path: Path, monkeypatch) -
 
 
 @pytest.mark.parametrize("kind", ["onnx", "bundle"])
-def test_a_full_disk_is_one_line_and_leaves_nothing(export, tmp_path: Path, kind) -> None:
+def test_a_full_disk_is_one_line_and_leaves_nothing(export, tmp_path: Path, kind, files_of_at_most) -> None:
     run = write_run(tmp_path / "run", ("vnet",))
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))  # the kernel refuses longer files
-    try:
+    with files_of_at_most(20_000):
         outcome = export(f"run={run}", f"format={kind}", f"output={tmp_path / 'out'}")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     outcome.complains("check permissions and free space")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 

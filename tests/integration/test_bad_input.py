@@ -3,7 +3,6 @@
 import errno
 import os
 import pickle
-import resource
 import shutil
 import subprocess
 import sys
@@ -501,24 +500,17 @@ def refuse(content, path):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
-def limited(save):
-    """The real torch.save under a real limit of the size of files, which the kernel enforces as it does a full disk."""
-
-    def limited_save(content, path):
-        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
-        try:
-            save(content, path)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-    return limited_save
-
-
 @pytest.mark.parametrize("how", ["ENOSPC", "kernel"])
-def test_the_disk_is_full_while_a_checkpoint_is_written(command, tiny, phantom, runs, monkeypatch, how):
+def test_the_disk_is_full_while_a_checkpoint_is_written(
+    command, tiny, phantom, runs, monkeypatch, files_of_at_most, how
+):
     real = torch.save
-    failing = refuse if how == "ENOSPC" else limited(real)
+
+    def limited(content, path):
+        with files_of_at_most(100_000):
+            real(content, path)
+
+    failing = refuse if how == "ENOSPC" else limited
     calls = []
 
     def save(content, path):

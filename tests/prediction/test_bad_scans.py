@@ -1,10 +1,8 @@
 """One message that names the file, the rest of the batch goes on, the exit code says so; nothing half-written stays."""
 
 import csv
-import resource
 import warnings
 from collections.abc import Callable
-from contextlib import contextmanager
 from pathlib import Path
 
 import nibabel as nib
@@ -129,18 +127,7 @@ def test_something_unforeseen_in_one_scan(predict, tmp_path, monkeypatch) -> Non
     others_are_there(tmp_path / "out", outcome, str(tmp_path / "in" / "bad.nii"), "KeyError", "surprise")
 
 
-@contextmanager
-def files_of_at_most(size: int):
-    """The kernel refuses longer files, as it does on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def test_the_disk_is_full_while_maps_are_written(predict, tmp_path) -> None:
+def test_the_disk_is_full_while_maps_are_written(predict, tmp_path, files_of_at_most) -> None:
     for name in ("a", "bad", "z"):
         good(tmp_path / "in" / f"{name}.nii")
     rng = np.random.default_rng(0)  # noise, whose label map does not compress
@@ -151,7 +138,7 @@ def test_the_disk_is_full_while_maps_are_written(predict, tmp_path) -> None:
     assert not [path for path in (tmp_path / "out").rglob("*") if ".tmp." in path.name]
 
 
-def test_the_disk_is_full_while_probabilities_lie_there(predict, tmp_path, monkeypatch) -> None:
+def test_the_disk_is_full_while_probabilities_lie_there(predict, tmp_path, monkeypatch, files_of_at_most) -> None:
     for name in ("a", "bad", "z"):
         good(tmp_path / "in" / f"{name}.nii")
     save(tmp_path / "in" / "bad.nii", scene(AFFINE, (60, 60, 60))[0], AFFINE)

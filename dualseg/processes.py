@@ -76,8 +76,12 @@ def processes_of(trainer: Mapping[str, Any]) -> int:
         import torch
 
         gpus = torch.cuda.device_count()
-    if not gpus:  # what cannot be had without GPUs, the trainer says
-        return devices if type(devices) is int and devices > 0 else 1
+    if not gpus:  # a list of indices, or accelerator=gpu without one: the trainer says so
+        several = type(devices) is int and devices > 1
+        if several and trainer["accelerator"] == "auto":
+            mend = "give trainer.accelerator=cpu to train in as many processes on its CPU"
+            raise DualsegError(f"trainer.devices={devices}: this machine has no GPU that torch sees; {mend}.")
+        return devices if several else 1
     if devices in (-1, "auto"):
         return gpus
     needed, count = (max(devices) + 1, len(devices)) if isinstance(devices, list) else (devices, devices)
@@ -136,14 +140,15 @@ def run_group(words: Sequence[str], processes: int, log: Path | None = None, sto
     Args:
         words: of the command line.
         processes: how many ranks.
-        log: where the output is appended; None: the terminal.
+        log: where the output is appended, of a run of a sweep; None: the terminal.
         stop: shared by groups that threads wait for; None, in the main thread alone: one of its own.
 
     Raises:
         DualsegError: MASTER_PORT is set and cannot be had.
     """
     with ExitStack() as stack:
-        port = stack.enter_context(_port())
+        # the runs of a sweep, which have a log, may stand beside one another: a free port each
+        port = stack.enter_context(_port(os.environ.get("MASTER_PORT") if log is None else None))
         console = None if log is None else stack.enter_context(log.open("w+b"))
         # a file each, for a pipe that nobody reads fills up
         said = [None, *(stack.enter_context(tempfile.TemporaryFile()) for _ in range(1, processes))]
@@ -198,13 +203,12 @@ def _environment(number: int, processes: int, port: int) -> dict[str, str]:
 
 
 @contextmanager
-def _port() -> Iterator[int]:
-    """A port for the ranks to meet at: MASTER_PORT, or a free one.
+def _port(given: str | None) -> Iterator[int]:
+    """A port for the ranks to meet at: MASTER_PORT, where `given`, or a free one.
 
     The socket stays bound meanwhile, so that the system gives its port to no other program. It does not listen, and
     allows reuse: so Linux lets rank 0 bind the port as well.
     """
-    given = os.environ.get("MASTER_PORT")
     if given is not None and not (given.isdecimal() and 0 < int(given) < 2**16):
         raise DualsegError(f"MASTER_PORT={given}: no port; give a number from 1 to 65535, or unset it.")
     with socket.socket() as held:

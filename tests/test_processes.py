@@ -254,6 +254,8 @@ def test_a_given_port_is_taken_and_a_taken_port_is_refused(ranks, tmp_path, monk
         with pytest.raises(DualsegError, match=f"MASTER_PORT={taken}: .*another program uses it"):
             run_group([], 2)
         assert not (tmp_path / "port").exists(), "before anything starts"
+        assert run_group([], 2, log=tmp_path / "log") == Ending(0), "a run of a sweep takes a free one"
+        assert (tmp_path / "port").read_text() != taken
     monkeypatch.setenv("MASTER_PORT", taken)
     assert run_group([], 1) == Ending(0)
     assert (tmp_path / "port").read_text() == taken
@@ -289,6 +291,13 @@ def test_rank_0_can_listen_at_the_port_and_nobody_else_is_given_it(ranks, tmp_pa
 )
 def test_processes_on_a_cpu(settings, expected) -> None:
     assert processes_of({**ONE, **settings}) == expected
+
+
+def test_several_processes_on_a_cpu_are_asked_for_by_name(monkeypatch) -> None:
+    """A driver that does not work would otherwise turn a run of hours into one of weeks, without a word."""
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    with pytest.raises(DualsegError, match=r"trainer\.devices=2: this machine has no GPU .*trainer\.accelerator=cpu"):
+        processes_of({**ONE, "accelerator": "auto", "devices": 2})
 
 
 @pytest.mark.parametrize(("devices", "expected"), [(1, 1), (2, 2), (4, 4), (-1, 4), ("auto", 4), ([3], 1), ([0, 2], 2)])

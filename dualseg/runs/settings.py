@@ -7,11 +7,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from dualseg.cli import conf_dir
 from dualseg.data.checks import check_batch, check_patch_size
 from dualseg.data.splits import Split, split_source
 from dualseg.data.volumes import VolumeSource
 from dualseg.errors import DualsegError
-from dualseg.runs.folder import flatten
+from dualseg.runs.folder import flatten, nearest
 
 WHOLE = {  # whole numbers and their least value; where the configuration leaves one null, null is fine
     "seed": 0,
@@ -87,6 +90,7 @@ def resolve(config: Any) -> dict[str, Any]:
 
     if config.get("sweep") is not None:
         raise DualsegError(f"sweep={config.study}: is many runs; add -m (dualseg-train -m sweep={config.study} ...).")
+    _refuse_unread(config)
     # absolute before it is resolved, so that a run evaluated from another folder finds its data
     config = config.copy()
     for key in PATHS:
@@ -99,6 +103,34 @@ def resolve(config: Any) -> dict[str, Any]:
     plain = {str(key): value for key, value in settings.items() if key not in ("sweep", "dry")}  # of other runs
     check(plain)
     return plain
+
+
+def _refuse_unread(config: Any) -> None:
+    """Hydra lets +key=... pass; a sweep over a key that nothing reads would train the same run several times.
+
+    What the other groups do not take is named where they are instantiated, by `naming_keys_of`.
+
+    Raises:
+        DualsegError: naming a key that neither dualseg nor an interpolation of the configuration reads.
+    """
+    from omegaconf import OmegaConf
+
+    root = yaml.safe_load((conf_dir() / "train.yaml").read_text())
+    groups = [key.split("/")[-1] for entry in root.pop("defaults") if isinstance(entry, dict) for key in entry]
+    known = {
+        "": [*root, *groups, "batch", "objective"],
+        "batch.": ["labeled", "unlabeled"],
+        "inference.": root["inference"],
+        "trainer.": yaml.safe_load((conf_dir() / "trainer" / "default.yaml").read_text()),
+    }
+    plain: Any = OmegaConf.to_container(config, resolve=False)
+    interpolations = " ".join(re.findall(r"\$\{[^}]*", str(plain)))
+    for prefix, keys in known.items():
+        node = plain[prefix[:-1]] if prefix else plain
+        for key in node if isinstance(node, dict) else ():
+            if key not in keys and not re.search(rf"(?<![\w.]){re.escape(prefix + str(key))}\b", interpolations):
+                close = nearest(f"{prefix}{key}", [f"{prefix}{name}" for name in keys])
+                raise DualsegError(f"{prefix}{key}: no such configuration key, nothing reads it.{close}")
 
 
 def check(settings: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from dualseg.errors import DualsegError
+from dualseg.processes import processes_of
 from dualseg.runs.folder import nearest
 from dualseg.runs.settings import check_data, resolve
 from dualseg.sweeps.index import Job, Sweep
@@ -101,6 +102,9 @@ def _of_study(study: Study, scale: str, overrides: Sequence[Any]) -> list[Combin
         DualsegError: an unknown variant, a key that the rows of the study differ in, or several values for another one.
     """
     given = {override.get_key_element(): _choices(override) for override in overrides}
+    for key in ("study", "scale"):
+        if len(given.get(key, ())) > 1:
+            raise DualsegError(f"{key}: give one value; a sweep is of one {key}, start another one for the other.")
     variants = [word.partition("=")[2] for word in given.get("variant", ())] or list(study.variants)
     for variant in variants:
         if variant not in study.variants:
@@ -138,6 +142,9 @@ def _job(sweeper: Any, combination: Combination, launcher: Sequence[str]) -> Job
         del config["hydra"]
     settings = resolve(config)
     check_data(settings)
+    there = sweeper.config.hydra.runtime.choices["hydra/launcher"] != "submitit_slurm" and not sweeper.config.dry
+    if there:  # where the runs are trained
+        processes_of(settings["trainer"])
     return Job.of(settings, combination.words, combination.label)
 
 

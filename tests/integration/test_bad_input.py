@@ -265,6 +265,20 @@ def test_a_key_that_was_forced_in_with_a_plus(command, tiny, phantom, runs, key)
     assert not runs.exists()
 
 
+@pytest.mark.parametrize("key", ["foo", "trainer.max_iteration", "batch.foo", "inference.foo"])
+def test_a_forced_key_that_nothing_reads(command, tiny, phantom, runs, key):
+    """Nothing is instantiated from these: the key would make another run folder of the same run."""
+    command(train.main, *tiny(phantom.root, runs), f"+{key}=1").complains(f"{key}: no such configuration key, nothing")
+    assert not runs.exists()
+
+
+def test_a_key_of_ones_own_is_read_by_interpolation():
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        words = ["+width=4", "base_channels=${width}", "+trainer.length=5", "trainer.max_iterations=${trainer.length}"]
+        settings = resolve(compose("train", words))
+    assert (settings["base_channels"], settings["trainer"]["max_iterations"]) == (4, 5)
+
+
 def test_the_audit_answers_mistakes_in_the_same_way(command, tiny, tiny_la, small_la, phantom, runs):
     command(audit.main, *tiny(phantom.root, runs), "data.labelled=4").complains("Did you mean data.labeled?")
     shutil.rmtree(small_la / UNLABELED)

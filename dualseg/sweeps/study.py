@@ -23,6 +23,7 @@ class Study:
         variants: row of the table -> {key or group: value} that is changed for it.
         ensembles: row of the table -> the variants whose runs are evaluated together for it.
         against: row -> the row that it is compared with; empty: no comparison.
+        notes: what a reader of the table has to know of its rows; sentences without the full stop.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Study:
     variants: Mapping[str, Mapping[str, Any]]
     ensembles: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     against: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def rows(self) -> tuple[str, ...]:
@@ -91,7 +93,7 @@ def study_of(name: str, sweep: Mapping[str, Any]) -> Study:
     """The study `name` of the content of its `sweep` key.
 
     Raises:
-        DualsegError: a reference to a variant that is not there.
+        DualsegError: a reference to a variant that is not there, or notes that are no list.
     """
     variants = {key: dict(value or {}) for key, value in sweep["variants"].items()}
     ensembles = {key: tuple(value) for key, value in (sweep.get("ensembles") or {}).items()}
@@ -102,4 +104,7 @@ def study_of(name: str, sweep: Mapping[str, Any]) -> Study:
     for reference in (*(v for group in ensembles.values() for v in group), *against, *against.values()):
         if reference not in rows:
             raise DualsegError(f"sweep {name}: {reference} is none of its variants.{nearest(reference, rows)}")
-    return Study(name, dict(sweep["experiments"]), tuple(sweep["seeds"]), variants, ensembles, dict(against))
+    notes = sweep.get("notes") or []
+    if not isinstance(notes, list | tuple):
+        raise DualsegError(f"sweep {name}: notes: give a list of sentences.")
+    return Study(name, dict(sweep["experiments"]), tuple(sweep["seeds"]), variants, ensembles, dict(against), tuple(notes))

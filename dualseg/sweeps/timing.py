@@ -10,6 +10,8 @@ from statistics import mean
 from dualseg.errors import DualsegError
 from dualseg.files import read_json
 from dualseg.sweeps.index import STATES, Job, State, Sweep, iterations_done
+from dualseg.sweeps.members import ensemble_folder
+from dualseg.sweeps.study import study_of
 
 
 @dataclass(frozen=True)
@@ -98,9 +100,23 @@ def status(sweep: Sweep) -> str:
     states = {job.run: sweep.state(job) for job in jobs}
     wide = max((len(job.label) for job in jobs), default=0)
     lines = [f"{states[job.run]:11}  {job.label:{wide}}  {_note(sweep, job, states[job.run])}".rstrip() for job in jobs]
+    lines += _evaluated_together(sweep, jobs)
     lines.append(f"{sweep.path}: {overview(states.values())}")
     lines.append(time_left(sweep, jobs, measured_rates(sweep, jobs, sweep.scale)))
     return "\n".join(line for line in lines if line)
+
+
+def _evaluated_together(sweep: Sweep, jobs: Sequence[Job]) -> list[str]:
+    """A line for each ensemble row and seed of the sweep's study."""
+    noted = read_json(sweep.file)
+    if not noted.get("definition"):
+        return []
+    study, lines = study_of(noted["study"], noted["definition"]), []
+    for row, variants in study.ensembles.items():
+        for seed in sorted({job.seed for job in jobs}):
+            folder = ensemble_folder(sweep.output, study.name, sweep.scale, row, seed)
+            lines.append(f"{'done' if folder.finished else 'to do':11}  {row} seed {seed}  {' + '.join(variants)}")
+    return lines
 
 
 def _note(sweep: Sweep, job: Job, state: State) -> str:

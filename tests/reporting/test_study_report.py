@@ -112,6 +112,13 @@ def test_a_study_may_give_each_variant_a_reference_of_its_own(members: list[Memb
     assert "full - less +3.00" in Page(tmp_path / "report.html").source
 
 
+def test_what_a_study_notes_of_its_rows_is_said(members: list[Member], tmp_path: Path) -> None:
+    contents = write_study(replace(STUDY, notes=("less is another kind of run",)), members, tmp_path)
+    assert contents.remarks[0] == "less is another kind of run"
+    assert "- less is another kind of run.\n" in (tmp_path / "table.md").read_text()
+    assert "less is another kind of run" in Page(tmp_path / "report.html").source
+
+
 def test_latex_is_a_booktabs_table(members: list[Member], tmp_path: Path) -> None:
     write_study(STUDY, members, tmp_path)
     text = (tmp_path / "table.tex").read_text()

@@ -197,6 +197,12 @@ def test_each_row_may_have_a_reference_of_its_own():
     assert study.against == {"two": "three"}
 
 
+def test_notes_are_a_list():
+    assert study_of("mine", {**SWEEP, "notes": ["one is odd"]}).notes == ("one is odd",)
+    with pytest.raises(DualsegError, match="sweep mine: notes: give a list of sentences"):
+        study_of("mine", {**SWEEP, "notes": "one is odd"})
+
+
 @pytest.mark.parametrize(
     "content", ["", "study: mine", "study: mine\nsweep: {seeds: [0]}", "study: [", "study: mine\nsweep: 3"]
 )

@@ -315,7 +315,7 @@ def test_status_of_no_sweep_names_those_there_are(train, tmp_path, command):
     outcome.complains("sweep.json: damaged", "delete it")
 
 
-def test_an_ensemble_is_evaluated_when_its_runs_are_finished(train, launches, tmp_path, monkeypatch):
+def test_an_ensemble_is_evaluated_when_its_runs_are_finished(train, launches, tmp_path, monkeypatch, command):
     path = tmp_path / "conf/sweep/toy.yaml"
     path.write_text(TOY_STUDY + "  ensembles: {pair: [full, supervised]}\n")
     asked: list[list[str]] = []
@@ -331,15 +331,22 @@ def test_an_ensemble_is_evaluated_when_its_runs_are_finished(train, launches, tm
     monkeypatch.setattr("dualseg.sweeps.sweeper.subprocess.run", evaluate)
     outcome = train("sweep=toy", "seed=0")
     assert outcome.code == 0, outcome.err
-    (words,) = asked
+    status = command(dualseg.report.main, "status", "toy", "--runs", tmp_path / "runs").out.splitlines()
+    assert "done         pair seed 0  full + supervised" in status
+    shutil.rmtree(tmp_path / "runs/toy-cpu-pair-seed0")
+    status = command(dualseg.report.main, "status", "toy", "--runs", tmp_path / "runs").out.splitlines()
+    assert "to do        pair seed 0  full + supervised" in status
+    train("sweep=toy", "seed=0")
+    words, again = asked
+    assert words == again
     assert sum(word.startswith("run=") for word in words) == 2
     assert f"output={tmp_path / 'runs/toy-cpu-pair-seed0'}" in words
     train("sweep=toy", "seed=0")
-    assert len(asked) == 1, "finished"
+    assert len(asked) == 2, "finished"
     outcome = train("sweep=toy", "seed=0", "trainer.max_iterations=2")
     assert outcome.code == 1
     assert "toy-cpu-pair-seed0 is of earlier runs; move it and start again" in outcome.err
-    assert len(asked) == 1, "what is there is left alone"
+    assert len(asked) == 2, "what is there is left alone"
 
 
 def test_a_run_with_another_setting_takes_the_place_of_the_earlier_one(train, launches, tmp_path):

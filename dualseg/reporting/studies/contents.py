@@ -102,7 +102,7 @@ def check_comparable(name: str, tables: StudyTables) -> None:
 
 def remarks_on(contents: StudyContents) -> list[str]:
     """What a reader has to know of the runs behind the tables: what is missing, unequal or not recorded."""
-    found = []
+    found = list(contents.study.notes)
     several, asked = len(contents.scales) > 1, len(contents.study.seeds)
     for scale in contents.scales:
         place = f"scale={scale}: " if several and scale else ""

@@ -51,8 +51,11 @@ def run_with_hydra(
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    if in_sweep is None and {"-m", "--multirun"} & set(sys.argv[1:]):
+    several = [word for word in sys.argv[1:] if word in ("-m", "--multirun")]
+    if several and in_sweep is None:
         _exit("error: -m: this command takes one configuration at a time; leave it out.", 2)
+    # argparse refuses what follows a flag that stands between Hydra's words
+    sys.argv[1:] = several + [word for word in sys.argv[1:] if word not in several]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through to `guarded`
 
     def job(config: Any) -> Any:

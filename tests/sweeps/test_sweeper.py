@@ -92,7 +92,8 @@ def train(command: Callable[..., Any], tmp_path: Path, launches: Launches) -> Ca
         (tmp_path / "conf" / group).mkdir(parents=True)
         (tmp_path / "conf" / group / f"{name}.yaml").write_text(text)
     words = ["--config-dir", tmp_path / "conf", f"data.root={tmp_path / 'phantom'}", f"output={tmp_path / 'runs'}"]
-    return lambda *more: command(dualseg.train.main, "-m", *words, *more)
+    # -m between the words, where one writes it and argparse alone would refuse what follows
+    return lambda *more: command(dualseg.train.main, *words, "-m", *more)
 
 
 def test_a_study_is_every_variant_with_every_seed_one_seed_after_the_other(train, launches, tmp_path):

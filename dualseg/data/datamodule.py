@@ -165,7 +165,7 @@ class SemiSupervisedDataModule(pl.LightningDataModule):
             return
         unlabeled = self.split.unlabeled if self.unlabeled_per_batch else ()
         volumes: dict[str, tuple[Tensor, Tensor | None]] = {}
-        for case in tqdm([*self.split.labeled, *unlabeled], desc="Reading volumes", leave=False):
+        for case in tqdm([*self.split.labeled, *unlabeled], desc="Reading volumes", leave=False, disable=None):
             labeled = len(volumes) < len(self.split.labeled)
             volumes[case] = self.reader.read_pair(case) if labeled else (self.reader.read_image(case), None)
         self.volumes = volumes
@@ -189,7 +189,7 @@ class SemiSupervisedDataModule(pl.LightningDataModule):
             dataset = datasets[stage]
             assert dataset is not None, "setup comes first"
             digest = Fingerprint()
-            for index in tqdm(range(len(dataset)), desc=f"Checking {stage} volumes", leave=False):
+            for index in tqdm(range(len(dataset)), desc=f"Checking {stage} volumes", leave=False, disable=None):
                 volume = dataset[index]
                 digest.add(volume.case, volume.image, volume.label, torch.tensor(volume.spacing))
             if len(dataset):

@@ -107,4 +107,5 @@ def study_of(name: str, sweep: Mapping[str, Any]) -> Study:
     notes = sweep.get("notes") or []
     if not isinstance(notes, list | tuple):
         raise DualsegError(f"sweep {name}: notes: give a list of sentences.")
-    return Study(name, dict(sweep["experiments"]), tuple(sweep["seeds"]), variants, ensembles, dict(against), tuple(notes))
+    seeds = tuple(sweep["seeds"])
+    return Study(name, dict(sweep["experiments"]), seeds, variants, ensembles, dict(against), tuple(notes))

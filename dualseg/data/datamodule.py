@@ -145,6 +145,7 @@ class SemiSupervisedDataModule(pl.LightningDataModule):
         self.seed = seed
         self.reader = VolumeReader(source, downsample)
         counts = (labeled, labeled_ratio, held_out_validation, held_out_test)
+        source.check_cases()
         self.split = split_source(source, dict(zip(COUNTS, counts, strict=True)))
         check_batch(labeled_per_batch, unlabeled_per_batch, self.split)
         self.volumes: dict[str, tuple[Tensor, Tensor | None]] = {}

@@ -65,14 +65,20 @@ class Folder(VolumeSource):
         if not any(labels.values()):
             raise DualsegError(f"{root / 'labelsTr'}: holds no label of an image; a label is named CASE.nii.gz.")
         path = place_of(root, None if splits is None else Path(splits).expanduser())
-        split = SplitFile(path, labels, layout.test)
+        faulty = [name for name, case in self._cases.items() if case.faults]
+        split = SplitFile(path, labels, layout.test, faulty)
         self.train_cases, self.validation_cases = split.cases("labeled"), split.cases("validation")
         if fold is not None:
             self.train_cases, self.validation_cases = split.fold(fold, folds)
         self.unlabeled_cases, self.test_cases = split.cases("unlabeled"), split.cases("test")
         self.spacing = self._spacing(spacing, split)
 
+    def check_cases(self) -> None:
+        for case in (*self.train_cases, *self.unlabeled_cases, *self.validation_cases, *self.test_cases):
+            self._refuse_faults(case)
+
     def read_image(self, case: str) -> Image:
+        self._refuse_faults(case)
         files = self._cases[case].images
         parts = [read_nifti(path) for path in files]
         for path, (array, affine) in zip(files[1:], parts[1:], strict=True):
@@ -118,8 +124,15 @@ class Folder(VolumeSource):
         assert files.label is not None, "asked for the label of a case that has none"
         return files.label
 
+    def _refuse_faults(self, case: str) -> None:
+        """Raises: VolumeError where files of the case do not fit the others by their names."""
+        if faults := self._cases[case].faults:
+            raise VolumeError(faults[0].kind, " ".join(fault.text for fault in faults))
+
     def _own_label(self, case: str) -> Reference:
         """The label on its own voxels, turned to right, anterior, superior, with the affine of its image."""
+        if not self._path(case, "image").is_file():
+            self._refuse_faults(case)
         path, grid = self._path(case, "label"), self.stored_grid(case, "image")
         array, affine = read_nifti(path)
         if len(array) != 1:

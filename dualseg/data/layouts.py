@@ -2,10 +2,11 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dualseg.data.problems import Problem
 from dualseg.errors import DualsegError
 from dualseg.files import read_json
 
@@ -16,10 +17,17 @@ EXAMPLE = '{"channel_names": {"0": "MRI"}, "labels": {"background": 0, "organ": 
 
 @dataclass(frozen=True)
 class Case:
-    """Files of a case. `images`: one file a channel, or one file for all. `label`: None where there is no such file."""
+    """Files of a case.
+
+    Attributes:
+        images: one file a channel, or one file for all; at least one, which may be missing where there are faults.
+        label: None where there is no such file.
+        faults: what is wrong with the files' names, in sentences that name a file; a case that has any cannot be read.
+    """
 
     images: tuple[Path, ...]
-    label: Path | None
+    label: Path | None = None
+    faults: tuple[Problem, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -42,14 +50,14 @@ class Layout:
 
 
 def read_layout(root: Path, unlabeled: Path | None = None) -> Layout:
-    """Find the cases of a dataset folder.
+    """Find the cases of a dataset folder; files that do not fit the others are faults of their cases.
 
     Args:
         root: holds dataset.json, imagesTr and labelsTr.
         unlabeled: a second folder of unlabeled images, named as those of imagesTr.
 
     Raises:
-        DualsegError: naming the file or folder that is missing or does not fit the others.
+        DualsegError: naming dataset.json or the folder that is missing or says nothing that can be used.
     """
     if not root.is_dir():
         raise DualsegError(f"data.root={root}: no such folder; give the one that holds dataset.json and imagesTr.")
@@ -63,26 +71,17 @@ def read_layout(root: Path, unlabeled: Path | None = None) -> Layout:
     if one_file and listed:
         training = _listed_cases(root, listed)
     else:
-        images = _images(root / "imagesTr", channels, one_file)
-        labels = _files(root / "labelsTr")
-        for name, path in labels.items():
-            if name not in images:
-                raise DualsegError(f"{path}: has no image in {root / 'imagesTr'}; a label is named CASE.nii.gz.")
-        training = {name: Case(files, labels.get(name)) for name, files in images.items()}
-    test_labels = _files(root / "labelsTs")
-    test_images = _images(root / "imagesTs", channels, one_file) if test_labels else {}
-    for name, path in test_labels.items():
-        if name not in test_images:
-            raise DualsegError(f"{path}: has no image in {root / 'imagesTs'}; a label is named CASE.nii.gz.")
-    test = {name: Case(test_images[name], path) for name, path in test_labels.items()}
+        images = _some_images(root / "imagesTr", channels, one_file)
+        training = _with_labels(images, root / "imagesTr", root / "labelsTr")
     further = [root / "imagesUn"] if (root / "imagesUn").is_dir() else []
     if unlabeled is not None:
         further.append(_second_folder(root, unlabeled))
     for folder in further:
-        found = {name: Case(files, None) for name, files in _images(folder, channels, one_file).items()}
-        _refuse_twins(found, training)
-        training = {**training, **found}
-    _refuse_twins(test, training)
+        training = _joined(training, _some_images(folder, channels, one_file))
+    test_images = _images(root / "imagesTs", channels, one_file) if _files(root / "labelsTs") else {}
+    test = {name: c for name, c in _with_labels(test_images, root / "imagesTs", root / "labelsTs").items() if c.label}
+    both = _joined(training, test)
+    training, test = {n: both[n] for n in training}, {n: both[n] for n in test if n not in training}
     title = described.get("name")
     name = title if isinstance(title, str) and title else root.resolve().name
     return Layout(name, _class_names(root / "dataset.json", described), channels, training, test)
@@ -156,17 +155,16 @@ def _listed_cases(root: Path, listed: Mapping[Path, Path]) -> dict[str, Case]:
     """The Decathlon's training list, and the images of imagesTr beside it, which count as unlabeled."""
     training: dict[str, Case] = {}
     for image, label in listed.items():
-        if not image.is_file():
-            raise DualsegError(f"{image}: missing, but dataset.json lists it for training; put it there.")
         if image.resolve().is_relative_to((root / "imagesTs").resolve()):
             raise DualsegError(f"{image}: lies in imagesTs, which is never trained on, but dataset.json lists it.")
-        found = {_stem(image): Case((image,), label if label.is_file() else None)}
-        _refuse_twins(found, training)
-        training.update(found)
+        missing = f"{image}: missing, but dataset.json lists it for training; put it there."
+        faults = () if image.is_file() else (Problem("unreadable", missing),)
+        training = _joined(training, {_stem(image): Case((image,), label if label.is_file() else None, faults)})
     taken = {image.resolve() for image in listed}
-    others = {n: Case((path,), None) for n, path in _files(root / "imagesTr").items() if path.resolve() not in taken}
-    _refuse_twins(others, training)
-    return {**training, **others}
+    beside = [path for paths in _files(root / "imagesTr").values() for path in paths if path.resolve() not in taken]
+    for path in beside:
+        training = _joined(training, {_stem(path): Case((path,))})
+    return training
 
 
 def _second_folder(root: Path, folder: Path) -> Path:
@@ -177,49 +175,81 @@ def _second_folder(root: Path, folder: Path) -> Path:
     return folder
 
 
-def _refuse_twins(found: Mapping[str, Case], earlier: Mapping[str, Case]) -> None:
+def _joined(earlier: Mapping[str, Case], found: Mapping[str, Case]) -> dict[str, Case]:
+    """Both; a case of `found` with the name of an earlier one is a fault of that one."""
+    joined = dict(earlier)
     for name, case in found.items():
-        if name in earlier:
-            twin = earlier[name].images[0]
-            raise DualsegError(f"{case.images[0]}: is case {name}, as {twin} is; give one of them another name.")
+        if name not in joined:
+            joined[name] = case
+            continue
+        twin = joined[name]
+        text = f"{case.images[0]}: is case {name}, as {twin.images[0]} is; give one of them another name."
+        joined[name] = replace(twin, faults=(*twin.faults, *case.faults, Problem("duplicate", text)))
+    return joined
 
 
-def _images(folder: Path, channels: tuple[str, ...], one_file: bool) -> dict[str, tuple[Path, ...]]:
-    """Case -> its files, one a channel unless `one_file`."""
-    files = _files(folder)
-    if not files:
+def _some_images(folder: Path, channels: tuple[str, ...], one_file: bool) -> dict[str, Case]:
+    """`_images` of a folder that must have some."""
+    images = _images(folder, channels, one_file)
+    if not images:
         raise DualsegError(f"{folder}: holds no .nii.gz or .nii file; put the images there.")
+    return images
+
+
+def _images(folder: Path, channels: tuple[str, ...], one_file: bool) -> dict[str, Case]:
+    """The cases of a folder, none with a label, of one file a channel unless `one_file`."""
     if one_file:
-        return {name: (path,) for name, path in files.items()}
-    cases: dict[str, dict[int, Path]] = {}
-    for stem, path in files.items():
+        return {name: Case(tuple(paths[:1]), faults=_twins(paths)) for name, paths in _files(folder).items()}
+    cases: dict[str, Case] = {}
+    numbers: dict[str, list[int]] = {}
+    for stem, paths in _files(folder).items():
         match = CHANNEL.fullmatch(stem)
-        if match is None:
-            raise DualsegError(
-                f"{path}: the name does not end in a channel number, as other files' do; name it {stem}_0000.nii.gz."
-            )
-        cases.setdefault(match[1], {})[int(match[2])] = path
-    for name, own in cases.items():
-        if sorted(own) != list(range(len(channels))):
-            there = ", ".join(f"{number:04d}" for number in sorted(own))
-            wanted = ", ".join(f"{number:04d}" for number in range(len(channels)))
-            raise DualsegError(
-                f"{folder / name}: has the channels {there}, dataset.json names {wanted} ({', '.join(channels)}); "
-                "complete the files or correct channel_names."
-            )
-    return {name: tuple(own[number] for number in sorted(own)) for name, own in sorted(cases.items())}
+        name, faults = stem, _twins(paths)
+        if match:
+            name = match[1]
+            numbers.setdefault(name, []).append(int(match[2]))
+        else:
+            text = f"{paths[0]}: the name does not end in a channel number, as other files' do; name it "
+            faults += (Problem("channels", f"{text}{stem}_0000.nii.gz."),)
+        earlier = cases.get(name, Case(()))
+        cases[name] = Case((*earlier.images, paths[0]), faults=(*earlier.faults, *faults))
+    wanted = [*range(len(channels))]
+    for name, own in numbers.items():
+        if own != wanted:  # files are in the order of their names, and so of their numbers
+            there, needed = (", ".join(f"{number:04d}" for number in some) for some in (own, wanted))
+            text = f"{folder / name}: has the channels {there}, dataset.json names {needed} ({', '.join(channels)}); "
+            problem = Problem("channels", f"{text}complete the files or correct channel_names.")
+            cases[name] = replace(cases[name], faults=(*cases[name].faults, problem))
+    return cases
 
 
-def _files(folder: Path) -> dict[str, Path]:
-    """Name without suffix -> NIfTI file; none where the folder is missing. macOS leaves hidden twins beside files."""
-    if not folder.is_dir():
-        return {}
-    found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
+def _with_labels(images: Mapping[str, Case], image_folder: Path, label_folder: Path) -> dict[str, Case]:
+    """The cases with the labels of a folder; a label without an image is a case too, which cannot be read."""
+    cases = dict(images)
+    for name, paths in _files(label_folder).items():
+        text = f"{paths[0]}: has no image in {image_folder}; a label is named CASE.nii.gz."
+        case = cases.get(name) or Case((image_folder / paths[0].name,), faults=(Problem("unreadable", text),))
+        cases[name] = replace(case, label=paths[0], faults=(*case.faults, *_twins(paths)))
+    return cases
+
+
+def _twins(paths: list[Path]) -> tuple[Problem, ...]:
+    """What is wrong with files that differ in their suffix alone."""
+    first, *others = paths
+    return tuple(
+        Problem("duplicate", f"{path}: is the same case as {first.name} beside it; remove one.") for path in others
+    )
+
+
+def _files(folder: Path) -> dict[str, list[Path]]:
+    """Name without suffix -> its NIfTI files, one unless the names are at fault; none where the folder is missing.
+
+    macOS leaves hidden twins beside files.
+    """
+    found: dict[str, list[Path]] = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if SUFFIX.search(path.name) and not path.name.startswith("."):
-            if _stem(path) in found:
-                raise DualsegError(f"{path}: is the same case as {found[_stem(path)].name} beside it; remove one.")
-            found[_stem(path)] = path
+            found.setdefault(_stem(path), []).append(path)
     return found
 
 

@@ -44,20 +44,32 @@ class SplitFile:
     Written where it is missing: labeled cases in random order, so that the first N are a fair sample. From then on only
     folds and a spacing that were not asked for before are added. It may be edited or written by hand.
 
+    A dataset with faulty cases can be checked but not trained on: nothing is written, and roles are those of the file
+    as far as they fit.
+
     Args:
         path: the file.
         cases: case -> whether it has a label file, of all that can be trained on.
         test: cases of the dataset's own test split.
+        faulty: those of all cases whose files are missing or named wrongly; excluded ones do not count.
 
     Raises:
         DualsegError: naming the file, if it cannot be read or written, or does not fit the cases that are there.
     """
 
-    def __init__(self, path: Path, cases: Mapping[str, bool], test: Collection[str]) -> None:
+    def __init__(
+        self, path: Path, cases: Mapping[str, bool], test: Collection[str], faulty: Collection[str] = ()
+    ) -> None:
         self.path = path
+        has_label = {**cases, **dict.fromkeys(test, True)}
         if path.exists():
             self._content = read_json(path)
-            self._check(cases, test)
+            self._check_form()
+            self._kept = {*faulty} <= {*self.cases("excluded")}
+            if self._kept:
+                self._check_cases(has_label, test)
+            else:
+                self._make_fit(has_label, test)
             return
         order = [str(case) for case in np.random.default_rng(_SEED).permutation(sorted(cases))]
         self._content = {
@@ -65,8 +77,10 @@ class SplitFile:
             "unlabeled": [case for case in order if not cases[case]],
             "test": sorted(test),
         }
-        self._write()
-        print(f"The split was written to {path} and is read from there from now on.", file=sys.stderr)
+        self._kept = not faulty
+        if self._kept:
+            self._write()
+            print(f"The split was written to {path} and is read from there from now on.", file=sys.stderr)
 
     def cases(self, role: str) -> tuple[str, ...]:
         """The cases of one of `ROLES`, in their order."""
@@ -115,12 +129,14 @@ class SplitFile:
         self._write()
 
     def _write(self) -> None:
+        if not self._kept:
+            return
         try:
             write_json(self.path, self._content)
         except DualsegError as error:
             raise DualsegError(f"{error} Or give data.source.splits=FILE, a copy or a new file elsewhere.") from error
 
-    def _check(self, cases: Mapping[str, bool], test: Collection[str]) -> None:
+    def _check_form(self) -> None:
         known = (*ROLES, "folds", "median_spacing")
         content: Any = self._content
         if not isinstance(content, dict) or not {*content} <= {*known}:
@@ -140,10 +156,11 @@ class SplitFile:
         spacing = content.get("median_spacing")
         if spacing is not None and not is_spacing(spacing):
             raise DualsegError(f"{self.path}: 'median_spacing' is not three positive numbers; correct or delete it.")
-        has_label = {**cases, **dict.fromkeys(test, True)}
+
+    def _check_cases(self, has_label: Mapping[str, bool], test: Collection[str]) -> None:
         mend = "correct it, or delete it for a new split"
         for role in ROLES:
-            for case in content.get(role, []):
+            for case in self.cases(role):
                 if case not in has_label and role != "excluded":
                     raise DualsegError(
                         f"{self.path}: lists {case}, which the dataset does not have (any more); {mend}."
@@ -152,7 +169,7 @@ class SplitFile:
                     raise DualsegError(f"{self.path}: {case} is {role} but has no label file; {mend}.")
                 if case in test and role not in ("test", "excluded"):
                     raise DualsegError(f"{self.path}: {case} is of imagesTs, which is never trained on; {mend}.")
-        listed = Counter(case for role in ROLES for case in content.get(role, []))
+        listed = Counter(case for role in ROLES for case in self.cases(role))
         if twice := [case for case, times in listed.items() if times > 1]:
             raise DualsegError(f"{self.path}: lists {twice[0]} more than once; give each case one role.")
         new = sorted({*has_label} - {*listed})
@@ -161,6 +178,22 @@ class SplitFile:
                 f"{self.path}: lacks {len(new)} cases that the dataset has ({', '.join(new[:3])}); add each to one of "
                 f"{', '.join(ROLES)}, or delete the file for a new split."
             )
+
+    def _make_fit(self, has_label: Mapping[str, bool], test: Collection[str]) -> None:
+        """Give each case one role: that of the file where it fits, else that which its files tell."""
+        left = dict(has_label)
+        fitting: dict[str, list[str]] = {role: [] for role in ROLES}
+        for role in ROLES:
+            for case in self.cases(role):
+                fits = role in ("test", "excluded") or case not in test
+                fits &= role not in WITH_LABEL or has_label.get(case, False)
+                if fits and left.pop(case, None) is not None:
+                    fitting[role].append(case)
+        for case, own in left.items():
+            fitting["test" if case in test else "labeled" if own else "unlabeled"].append(case)
+        if any(tuple(fitting[role]) != self.cases(role) for role in ROLES):
+            self._content.pop("folds", None)  # they part other cases
+        self._content |= fitting
 
 
 def is_spacing(value: Any) -> bool:

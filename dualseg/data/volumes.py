@@ -58,6 +58,12 @@ class VolumeSource(ABC):
     unlabeled_cases: tuple[str, ...] = ()
     scan_attributes: tuple[str, ...] = ("class_names", "channels")
 
+    def check_cases(self) -> None:  # noqa: B027 - most sources know nothing before they read
+        """Raise a DualsegError for a case of the split that is known to be unusable before any volume is read.
+
+        Training calls it first; dualseg-check does not, but finds the same error on reading the case.
+        """
+
     @abstractmethod
     def read_image(self, case: str) -> Image:
         """Read one image. Must not touch the label file. Raises DualsegError naming the file if it cannot."""

@@ -245,12 +245,13 @@ def source_and_split(settings: Mapping[str, Any]) -> tuple[VolumeSource, Split]:
 
 
 def check_data(settings: Mapping[str, Any]) -> None:
-    """The dataset is there and can be split as asked; no volume is read.
+    """The dataset is there, without faults that show before a volume is read, and can be split as asked.
 
     Raises:
-        DualsegError: as `source_and_split`; the split cannot serve the batch or the validation.
+        DualsegError: as `source_and_split`; such a fault; the split cannot serve the batch or the validation.
     """
-    _, split = source_and_split(settings)
+    source, split = source_and_split(settings)
+    source.check_cases()
     check_batch(settings["batch"]["labeled"], settings["batch"]["unlabeled"], split)
     every = settings["trainer"]["validate_every"]
     if every and not split.validation:

@@ -371,6 +371,26 @@ def test_labels_that_do_not_fit_are_named(tmp_path, defect):
     assert [finding.kind for finding in check_dataset(source, split).found] == [kinds.get(defect, "shape")]
 
 
+@pytest.mark.parametrize("role", ["labeled", "unlabeled", "test", "excluded"])
+def test_training_refuses_files_that_do_not_fit_whoever_would_read_them(command, tmp_path, role):
+    root = write_nnunet(tmp_path / "set", 3, 1, test=1)
+    words = [*WORDS, f"data.root={root}", f"output={tmp_path / 'runs'}"]
+    case = {"unlabeled": "c03", "test": "c04"}.get(role, "c01")
+    (path,) = root.glob(f"images*/{case}_0001.nii.gz")
+    path.rename(tmp_path / "elsewhere.nii.gz")
+    if role == "excluded":
+        content = {"labeled": ["c00", "c02"], "unlabeled": ["c03"], "test": ["c04"], "excluded": ["c01"]}
+        (root / "dualseg-split.json").write_text(json.dumps(content))
+        Folder(root, fold=0, folds=2).check_cases()
+        return
+    command(train.main, *words).complains(f"{path.parent / case}: has the channels 0000", "complete the files")
+    assert not (tmp_path / "runs").exists() and not (root / "dualseg-split.json").exists()
+    with pytest.raises(DualsegError, match=f"{case}: has the channels"):
+        SemiSupervisedDataModule(Folder(root), (16, 16, 16))
+    (tmp_path / "elsewhere.nii.gz").rename(path)
+    assert Folder(root).train_cases and (root / "dualseg-split.json").exists()
+
+
 def test_channels_that_do_not_fit_are_named(tmp_path):
     root = write_nnunet(tmp_path / "a", 2, 1)
     array, _, affine = volume(0)

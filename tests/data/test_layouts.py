@@ -126,13 +126,71 @@ def test_a_folder_that_does_not_fit(tmp_path):
     broken(lambda r: describe(r, training=["c00"]), "'training' has an entry")
     broken(lambda r: shutil.rmtree(r / "imagesTr"), "imagesTr: no such folder")
     broken(lambda r: [p.unlink() for p in (r / "imagesTr").iterdir()], "imagesTr: holds no .nii.gz")
-    broken(lambda r: (r / "imagesTr" / "c01_0001.nii.gz").unlink(), "c01", "0000, 0001 (T1, T2)")
-    broken(lambda r: (r / "imagesTr" / "c01_0001.nii.gz").rename(r / "imagesTr" / "c01.nii.gz"), "c01_0000.nii.gz")
-    broken(lambda r: (r / "imagesTr" / "c00_0000.nii").touch(), "same case as", "remove one")
-    broken(lambda r: (r / "labelsTr" / "c01.nii.gz").rename(r / "labelsTr" / "c1.nii.gz"), "c1.nii.gz", "no image")
-    broken(lambda r: shutil.copytree(r / "imagesTr", r / "imagesUn"), "imagesUn", "another name")
-    broken(lambda r: save(r / "labelsTs" / "x.nii.gz", *volume(0)[1:]), "imagesTs", "holds no .nii.gz")
     fails(root, "data.source.unlabeled", "no such folder", unlabeled=tmp_path / "nowhere")
-    listed = write_decathlon(tmp_path / "listed", 2, 0)
-    (listed / "imagesTr" / "c01.nii.gz").unlink()
-    fails(listed, "c01.nii.gz", "missing, but dataset.json lists it")
+
+
+def faults(root):
+    """(case, kind, text) of the faulty cases, training before test."""
+    layout = read_layout(root)
+    cases = [*layout.training.items(), *layout.test.items()]
+    return [(name, fault.kind, fault.text) for name, case in cases for fault in case.faults]
+
+
+@pytest.mark.parametrize(
+    "change, case, kind, words",
+    [
+        (lambda r: (r / "imagesTr" / "c01_0001.nii.gz").unlink(), "c01", "channels", "0000, 0001 (T1, T2)"),
+        (lambda r: save(r / "imagesTr" / "c01_0002.nii.gz", *volume(0)[1:]), "c01", "channels", "0000, 0001, 0002,"),
+        (lambda r: save(r / "imagesTr" / "x.nii.gz", *volume(0)[1:]), "x", "channels", "name it x_0000.nii.gz"),
+        (
+            lambda r: (r / "imagesTr" / "c00_0000.nii").touch(),
+            "c00",
+            "duplicate",
+            "c00_0000.nii.gz: is the same case as",
+        ),
+        (lambda r: (r / "labelsTr" / "c00.nii").touch(), "c00", "duplicate", "c00.nii.gz: is the same case as c00.nii"),
+        (
+            lambda r: save(r / "labelsTr" / "c9.nii.gz", *volume(0)[1:]),
+            "c9",
+            "unreadable",
+            "c9.nii.gz: has no image in",
+        ),
+        (lambda r: save(r / "labelsTs" / "x.nii.gz", *volume(0)[1:]), "x", "unreadable", "x.nii.gz: has no image in"),
+    ],
+)
+def test_files_that_do_not_fit_the_others_are_faults_of_their_case(tmp_path, change, case, kind, words):
+    root = write_nnunet(tmp_path, 2, 1)
+    assert faults(root) == []
+    change(root)
+    ((name, found, text),) = faults(root)
+    assert (name, found) == (case, kind) and words in text and str(root) in text
+
+
+def test_every_faulty_case_is_kept(tmp_path):
+    root = write_nnunet(tmp_path / "set", 3, 1, test=1)
+    (root / "imagesTr" / "c01_0001.nii.gz").rename(root / "imagesTr" / "c01.nii.gz")
+    (root / "labelsTr" / "c02.nii.gz").rename(root / "labelsTr" / "c2.nii.gz")
+    for channel in range(2):
+        shutil.copy(root / "imagesTr" / f"c03_000{channel}.nii.gz", root / "imagesTs")
+        save(root / "imagesUn" / f"c00_000{channel}.nii.gz", volume(7)[0][channel], volume(7)[2])
+    shutil.copy(root / "labelsTr" / "c00.nii.gz", root / "labelsTs" / "c03.nii.gz")
+    found = faults(root)
+    assert [(name, kind) for name, kind, _ in found] == [
+        ("c00", "duplicate"),  # of imagesUn
+        ("c01", "channels"),  # a name without a number
+        ("c01", "channels"),  # and so a number that is not there
+        ("c03", "duplicate"),  # of imagesTs
+        ("c2", "unreadable"),
+    ]
+    assert "c00_0000.nii.gz: is case c00, as" in found[0][2] and "imagesTs" in found[3][2]
+    layout = read_layout(root)
+    assert {*layout.training} == {"c00", "c01", "c02", "c03", "c2"} and {*layout.test} == {"c04"}
+    assert layout.training["c02"].label is None and layout.training["c2"].label
+
+
+def test_faults_of_a_decathlon(tmp_path):
+    root = write_decathlon(tmp_path, 2, 1)
+    (root / "imagesTr" / "c01.nii.gz").unlink()
+    shutil.copy(root / "imagesTr" / "c02.nii.gz", root / "imagesTr" / "c00.nii")
+    assert [(name, kind) for name, kind, _ in faults(root)] == [("c00", "duplicate"), ("c01", "unreadable")]
+    assert "c01.nii.gz: missing, but dataset.json lists it" in faults(root)[1][2]

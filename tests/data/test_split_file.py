@@ -138,3 +138,37 @@ def test_folds_that_part_nothing_and_validation_twice(path):
     change(path, labeled=labeled[2:], validation=labeled[:2])
     with pytest.raises(DualsegError, match="keep one"):
         SplitFile(path, CASES, TEST).fold(0, 5)
+
+
+def test_nothing_is_written_of_a_dataset_with_faulty_cases(tmp_path, path, capsys):
+    capsys.readouterr()
+    new = SplitFile(tmp_path / "other.json", CASES, TEST, faulty=["c03"])
+    new.keep_median_spacing((1, 1, 1))
+    assert new.median_spacing == (1, 1, 1) and len(new.fold(0, 5)[0]) == 13
+    assert not new.path.exists() and capsys.readouterr().err == ""
+    before = path.read_bytes()
+    old = SplitFile(path, CASES, TEST, faulty=["c03"])
+    old.keep_median_spacing((1, 1, 1))
+    old.fold(0, 4)
+    assert path.read_bytes() == before
+    assert all(old.cases(role) == SplitFile(path, CASES, TEST).cases(role) for role in ("labeled", "unlabeled", "test"))
+
+
+def test_roles_fit_a_dataset_with_faulty_cases_as_far_as_they_can(path):
+    """A label that was named wrongly leaves a case without one, and makes another; a case of the test set is a twin."""
+    SplitFile(path, CASES, TEST).fold(0, 5)
+    order = SplitFile(path, CASES, TEST).cases("labeled")
+    split = SplitFile(path, {**CASES, "c03": False, "c3": True, "t1": True}, ("t0",), faulty=["c3", "t1"])
+    assert split.cases("labeled") == (*(case for case in order if case != "c03"), "c3")
+    assert split.cases("unlabeled")[-1] == "c03" and split.cases("test") == ("t0", "t1")
+    rest, own = split.fold(0, 5)
+    assert sorted((*rest, *own)) == sorted(split.cases("labeled"))
+
+
+def test_faulty_cases_that_are_excluded_do_not_count(path):
+    labeled = SplitFile(path, CASES, TEST).cases("labeled")
+    change(path, labeled=labeled[1:], excluded=labeled[:1])
+    SplitFile(path, CASES, TEST, faulty=labeled[:1]).keep_median_spacing((1, 1, 2))
+    assert SplitFile(path, CASES, TEST).median_spacing == (1, 1, 2)
+    with pytest.raises(DualsegError, match="no label file"):
+        SplitFile(path, {**CASES, labeled[1]: False}, TEST, faulty=labeled[:1])

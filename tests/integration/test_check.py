@@ -261,3 +261,35 @@ def test_a_folder_of_nnunets(kind, file, role, defect, tmp_path, command):
     outcome = command(dualseg.check.main, *words)
     assert outcome.code == 1, outcome
     assert findings(outcome) == [(kind, role, case)], outcome.out
+
+
+def test_files_of_a_folder_that_do_not_fit_one_another_are_rows_too(tmp_path, command):
+    """All at once, beside what is wrong inside the other files, and without a split that would outlive them."""
+    root = tmp_path / "lab"
+    write_folder(root)
+    images, labels = root / "imagesTr", root / "labelsTr"
+    (images / "c00_0001.nii.gz").unlink()
+    shutil.copy(images / "c01_0001.nii.gz", images / "c01_0002.nii.gz")
+    (images / "c02_0001.nii.gz").rename(images / "c02.nii.gz")
+    nib.save(nib.load(images / "c03_0000.nii.gz"), images / "c03_0000.nii")
+    (labels / "c04.nii.gz").rename(labels / "c4.nii.gz")
+    (root / "labelsTs").mkdir()
+    shutil.copy(labels / "c05.nii.gz", root / "labelsTs" / "t0.nii.gz")
+    edit(labels / "c00.nii.gz", poke(7))  # a label is read where one of its image's channels is missing
+    truncate(images / "c11_0000.nii.gz")
+    outcome = command(dualseg.check.main, "data=folder", f"data.root={root}")
+    assert outcome.code == 1, outcome
+    assert sorted(findings(outcome)) == sorted(
+        [
+            ("unreadable", "labeled", "c4"),  # without an image
+            ("unreadable", "unlabeled", "c11"),
+            ("unreadable", "test", "t0"),
+            ("channels", "labeled", "c00"),
+            ("channels", "labeled", "c01"),
+            ("channels", "labeled", "c02"),
+            ("label values", "labeled", "c00"),
+            ("duplicate", "labeled", "c03"),
+        ]
+    )  # the order is that of a random split
+    assert "c04" not in outcome.out, "its image alone is in order: it is unlabeled"
+    assert not (root / "dualseg-split.json").exists()

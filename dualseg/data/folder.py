@@ -60,17 +60,18 @@ class Folder(VolumeSource):
         self.class_names = layout.class_names
         self.channels = len(layout.channel_names)
         self.intensity = _intensities(intensity, layout.channel_names)
-        self._cases: dict[str, Case] = {**layout.training, **layout.test}
+        self._cases: dict[str, Case] = {**layout.training, **layout.test, **layout.unscored}
         labels = {name: case.label is not None for name, case in layout.training.items()}
         if not any(labels.values()):
             raise DualsegError(f"{root / 'labelsTr'}: holds no label of an image; a label is named CASE.nii.gz.")
         path = place_of(root, None if splits is None else Path(splits).expanduser())
-        faulty = [name for name, case in self._cases.items() if case.faults]
+        faulty = [name for name in (*layout.training, *layout.test) if self._cases[name].faults]
         split = SplitFile(path, labels, layout.test, faulty)
         self.train_cases, self.validation_cases = split.cases("labeled"), split.cases("validation")
         if fold is not None:
             self.train_cases, self.validation_cases = split.fold(fold, folds)
         self.unlabeled_cases, self.test_cases = split.cases("unlabeled"), split.cases("test")
+        self.unscored_cases = tuple(layout.unscored)
         self.spacing = self._spacing(spacing, split)
 
     def check_cases(self) -> None:

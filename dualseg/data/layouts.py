@@ -40,6 +40,7 @@ class Layout:
         channel_names: of all C channels.
         training: name -> case of imagesTr, imagesUn and a second folder, with or without a label.
         test: name -> case of imagesTs that has a label in labelsTs.
+        unscored: imagesTs/NAME -> case of imagesTs that has none.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Layout:
     channel_names: tuple[str, ...]
     training: Mapping[str, Case]
     test: Mapping[str, Case]
+    unscored: Mapping[str, Case]
 
 
 def read_layout(root: Path, unlabeled: Path | None = None) -> Layout:
@@ -78,13 +80,16 @@ def read_layout(root: Path, unlabeled: Path | None = None) -> Layout:
         further.append(_second_folder(root, unlabeled))
     for folder in further:
         training = _joined(training, _some_images(folder, channels, one_file))
-    test_images = _images(root / "imagesTs", channels, one_file) if _files(root / "labelsTs") else {}
-    test = {name: c for name, c in _with_labels(test_images, root / "imagesTs", root / "labelsTs").items() if c.label}
+    test_images = _images(root / "imagesTs", channels, one_file)
+    all_test = _with_labels(test_images, root / "imagesTs", root / "labelsTs")
+    test = {name: case for name, case in all_test.items() if case.label}
+    # a folder of training cases may have the same names: these are of no role, and need none of their own
+    unscored = {f"imagesTs/{name}": case for name, case in all_test.items() if not case.label}
     both = _joined(training, test)
     training, test = {n: both[n] for n in training}, {n: both[n] for n in test if n not in training}
     title = described.get("name")
     name = title if isinstance(title, str) and title else root.resolve().name
-    return Layout(name, _class_names(root / "dataset.json", described), channels, training, test)
+    return Layout(name, _class_names(root / "dataset.json", described), channels, training, test, unscored)
 
 
 def _read_description(path: Path) -> dict[str, Any]:

@@ -44,6 +44,8 @@ class VolumeSource(ABC):
         regions: name -> labels whose union is scored under that name, in the place of the classes, which are trained;
             most datasets have none.
         unlabeled_cases: further training cases, which have no labels; they are neither counted nor held out.
+        unscored_cases: cases of the test set that have no label: neither trained on nor scored, but dualseg-check looks
+            whether other cases are copies of them.
         scan_attributes: names of the attributes that prediction reads: the classes, the channels, and whatever
             `prepare_scan` reads of the object. Their values are numbers, text, None, or lists and mappings of such.
     """
@@ -56,6 +58,7 @@ class VolumeSource(ABC):
     validation_cases: tuple[str, ...] = ()
     regions: Mapping[str, Sequence[int]] = MappingProxyType({})
     unlabeled_cases: tuple[str, ...] = ()
+    unscored_cases: tuple[str, ...] = ()
     scan_attributes: tuple[str, ...] = ("class_names", "channels")
 
     def check_cases(self) -> None:  # noqa: B027 - most sources know nothing before they read

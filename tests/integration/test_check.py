@@ -14,7 +14,7 @@ import pytest
 from doc_toys import write_folder
 
 import dualseg.check
-from dualseg.data import Phantom
+from dualseg.data import Folder, Phantom
 from dualseg.data.h5 import shipped_list
 from dualseg.data.left_atrium import case_list
 from dualseg.data.problems import KINDS
@@ -293,3 +293,28 @@ def test_files_of_a_folder_that_do_not_fit_one_another_are_rows_too(tmp_path, co
     )  # the order is that of a random split
     assert "c04" not in outcome.out, "its image alone is in order: it is unlabeled"
     assert not (root / "dualseg-split.json").exists()
+
+
+def test_copies_of_test_images_that_have_no_label(tmp_path, command):
+    """imagesTs is looked at for its voxels alone; what is wrong with it stops no training."""
+    root = tmp_path / "lab"
+    write_folder(root)
+    (root / "imagesTs").mkdir()
+    for channel in range(2):
+        names = [("c02", "t0"), ("c10", "t1"), ("c05", "c05"), ("c11", "t2")]  # one has its name from imagesTr, too
+        for source, name in names:
+            end = f"_000{channel}.nii.gz"
+            shutil.copy(root / "imagesTr" / f"{source}{end}", root / "imagesTs" / f"{name}{end}")
+    (root / "imagesTs" / "t2_0001.nii.gz").unlink()
+    outcome = command(dualseg.check.main, "data=folder", f"data.root={root}")
+    assert outcome.code == 1, outcome
+    assert sorted(findings(outcome)) == [
+        ("channels", "unscored", "imagesTs/t2"),
+        ("duplicate", "labeled", "c02"),
+        ("duplicate", "labeled", "c05"),
+        ("unlabeled duplicate", "unlabeled", "c10"),
+    ]
+    assert "16 volumes (10 labeled, 2 unlabeled, 4 unscored) and 10 labels" in outcome.out
+    assert "imagesTs/t0" in outcome.out and "labelsTs" not in outcome.out
+    Folder(root).check_cases()
+    assert "imagesTs" not in (root / "dualseg-split.json").read_text()

@@ -14,7 +14,8 @@ from dualseg.data.splits import Split
 from dualseg.data.volumes import Grid, Image, VolumeSource
 from dualseg.errors import DualsegError
 
-ROLES = ("labeled", "unlabeled", "validation", "test")
+ROLES = ("labeled", "unlabeled", "validation", "unscored", "test")
+WITHOUT_LABEL = ("unlabeled", "unscored")
 SPACING_FACTOR = (
     1.5  # a header that lost its spacing says 1 mm; scanners' own protocols differ by less in one direction
 )
@@ -49,18 +50,19 @@ class Findings:
 
 
 def check_dataset(source: VolumeSource, split: Split) -> Findings:
-    """Read the volumes of a split once and say everything that is wrong with them.
+    """Read the volumes of a split, and the source's unscored ones, once and say everything that is wrong with them.
 
     A volume that cannot be read is a finding and stops nothing. Labels of unlabeled cases are never opened.
     """
     walk = _Walk(source)
-    cases = [(case, role) for role in ROLES for case in getattr(split, role)]
+    cases_of = {role: source.unscored_cases if role == "unscored" else getattr(split, role) for role in ROLES}
+    cases = [(case, role) for role in ROLES for case in cases_of[role]]
     for case, role in tqdm(cases, desc="Checking volumes", unit="volume", leave=False, delay=1):
         walk.visit(case, role)
     walk.compare()
     walk.found.sort(key=lambda finding: KINDS.index(finding.kind))  # stable: within a kind as they were found
-    images = {role: len(getattr(split, role)) for role in ROLES if getattr(split, role)}
-    return Findings(walk.found, images, sum(count for role, count in images.items() if role != "unlabeled"))
+    images = {role: len(cases) for role, cases in cases_of.items() if cases}
+    return Findings(walk.found, images, sum(count for role, count in images.items() if role not in WITHOUT_LABEL))
 
 
 class _Walk:
@@ -87,7 +89,7 @@ class _Walk:
                 self.spacings[case] = spacing_by_direction(affine)
             else:
                 self._say("affine", case, "image", f"has an affine that is not invertible ({affine.tolist()}).")
-        if role != "unlabeled":
+        if role not in WITHOUT_LABEL:
             self._visit_label(case, image, grid)
 
     def _visit_label(self, case: str, image: Image | None, image_grid: Grid | None) -> None:
@@ -130,10 +132,10 @@ class _Walk:
                 self._say("spacing", case, "image", f"has voxels of {mm} mm; the median is {others} mm.")
 
     def _tell_duplicates(self, cases: list[str]) -> None:
-        # beside the test volume, then the validation volume, if there is one among them
+        # beside the test volume, then the unscored or validation volume, if there is one among them
         first, *others = sorted(cases, key=lambda case: -ROLES.index(self.roles[case]))
         for case in others:
-            leak = self.roles[case] == "unlabeled" and self.roles[first] in ("test", "validation")
+            leak = self.roles[case] == "unlabeled" and self.roles[first] in ("test", "unscored", "validation")
             kind: Kind = "unlabeled duplicate" if leak else "duplicate"
             self._say(
                 kind, case, "image", f"has the same voxels as the {self.roles[first]} case {first}; leave one out."

@@ -14,6 +14,7 @@ from dualseg.data.volumes import Grid
 from dualseg.errors import DualsegError
 from dualseg.files import replacing
 
+_MILLIMETRES = {1: 1000.0, 2: 1.0, 3: 0.001}  # of NIfTI's codes for metre, millimetre, micrometre; unknown is mm
 _UNREADABLE = (
     ImageFileError,
     HeaderDataError,
@@ -34,7 +35,7 @@ def read_nifti(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
 
     Returns:
         array: (C, W, H, D) float32, C-contiguous, the file's scale and offset applied; C = 1 for a 3-D file.
-        affine: (4, 4) float64, voxel indices -> millimetres (RAS+).
+        affine: (4, 4) float64, voxel indices -> millimetres (RAS+), whatever the file's unit of length.
 
     Raises:
         DualsegError: the file is missing, truncated, unreadable or not NIfTI; is not a 3-D volume; holds NaN or
@@ -54,18 +55,24 @@ def read_nifti(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     if not np.isfinite(array).all():
         raise VolumeError("NaN", f"{path}: holds NaN or infinite voxels; replace them by numbers")
     array = array[None] if array.ndim == 3 else np.moveaxis(array, -1, 0)
-    return np.ascontiguousarray(array), _checked_affine(path, image.affine)
+    return np.ascontiguousarray(array), _checked_affine(path, affine_in_mm(image.header))
 
 
 def read_grid(path: str | Path) -> Grid:
-    """Shape and affine as the file's header has them; no voxel is read.
+    """Shape and affine, in millimetres, as the file's header has them; no voxel is read.
 
     Raises:
         DualsegError: the file is missing or not NIfTI, or its affine is not invertible.
     """
     path = Path(path)
     image = _opened(path)
-    return Grid(tuple(map(int, image.shape[:3])), _checked_affine(path, image.affine))
+    return Grid(tuple(map(int, image.shape[:3])), _checked_affine(path, affine_in_mm(image.header)))
+
+
+def affine_in_mm(header: nib.Nifti1Header) -> np.ndarray:
+    """(4, 4) float64, voxel indices -> millimetres (RAS+), by a header whose unit of length may be another."""
+    scale = _MILLIMETRES.get(int(header["xyzt_units"]) & 7, 1.0)
+    return np.diag([scale, scale, scale, 1.0]) @ header.get_best_affine()
 
 
 def write_nifti(path: str | Path, array: np.ndarray, affine: np.ndarray) -> None:

@@ -7,9 +7,9 @@ from typing import Self
 import nibabel as nib
 import numpy as np
 
+from dualseg.data.nifti import affine_in_mm
 from dualseg.files import replacing
 
-MILLIMETRES = {1: 1000.0, 2: 1.0, 3: 0.001}  # of NIfTI's codes for metre, millimetre, micrometre; unknown is mm
 # what says where the voxels lie; names and descriptions stay behind, which may tell of the patient
 QFORM = ("qform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z")
 GEOMETRY = (*QFORM, "sform_code", "srow_x", "srow_y", "srow_z", "xyzt_units")
@@ -38,8 +38,7 @@ class ScanGrid:
         for name in GEOMETRY:
             header[name] = given[name]
         header["pixdim"][:4] = given["pixdim"][:4]
-        scale = MILLIMETRES.get(int(given["xyzt_units"]) & 7, 1.0)
-        return cls(shape, np.diag([scale, scale, scale, 1.0]) @ given.get_best_affine(), header)
+        return cls(shape, affine_in_mm(given), header)
 
     @classmethod
     def of_affine(cls, shape: tuple[int, int, int], affine: np.ndarray) -> Self:

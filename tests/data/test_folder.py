@@ -108,6 +108,56 @@ def test_intensities_of_each_channel(tmp_path):
     assert Folder(root, intensity=[-100, 200]).intensity == ([-100.0, 200.0],) * 2
 
 
+def test_units_of_the_files_do_not_matter(tmp_path):
+    """One image in micrometres, one in metres, their labels in mm: mm everywhere, and nothing new for the check."""
+
+    def found(source):
+        split = split_cases(source.train_cases, (), unlabeled_cases=["c05"])
+        return sorted((finding.kind, finding.case) for finding in check_dataset(source, split).found)
+
+    root = write_nnunet(tmp_path, 5, 1)
+    before = found(Folder(root))
+    expected = [Folder(root).read_image("c00"), Folder(root).read_image("c01")]
+    label = Folder(root).read_label("c00")
+    for case, unit, per_mm in (("c00", "micron", 1000), ("c01", "meter", 0.001)):
+        for path in (root / "imagesTr").glob(f"{case}_*"):
+            array, affine = loaded(path)
+            image = nib.Nifti1Image(array.astype(np.int16), np.diag([per_mm, per_mm, per_mm, 1]) @ affine)
+            image.header.set_xyzt_units(unit)
+            nib.save(image, path)
+    (root / "dualseg-split.json").unlink()
+    source = Folder(root)
+    for case, image in zip(("c00", "c01"), expected, strict=True):
+        np.testing.assert_allclose(source.read_image(case).affine, image.affine, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(source.read_image(case).array, image.array, atol=1e-3)
+    np.testing.assert_array_equal(source.read_label("c00"), label)
+    assert found(source) == before
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_landmarks_of_random_affines(tmp_path, seed):
+    """Rotations, spacings and flips at random: a bright ball and its label lie where they lay, to half a voxel."""
+    rng = np.random.default_rng(seed)
+    affine = np.eye(4)
+    rotation = np.linalg.qr(rng.normal(size=(3, 3)))[0]
+    spacing, target = rng.uniform(0.7, 3, 3), rng.uniform(1, 2.5, 3)
+    affine[:3, :3] = rotation @ np.diag(spacing * rng.choice([-1, 1], 3))
+    affine[:3, 3] = rng.uniform(-200, 200, 3)
+    shape = tuple(np.ceil(50 / spacing).astype(int))
+    landmark = apply_affine(affine, (np.array(shape) - 1) * rng.uniform(0.4, 0.6, 3))
+    distance = np.linalg.norm(apply_affine(affine, np.moveaxis(np.indices(shape), 0, -1)) - landmark, axis=-1)
+    save(tmp_path / "imagesTr" / "a_0000.nii.gz", (1000 * np.clip(1 - distance / 12, 0, 1)).astype(np.float32), affine)
+    save(tmp_path / "labelsTr" / "a.nii.gz", (distance < 9).astype(np.uint8), affine)
+    (tmp_path / "dataset.json").write_text(json.dumps(ONE))
+    source = Folder(tmp_path, spacing=target.tolist(), intensity=None)
+    image, label = source.read_image("a"), source.read_label("a")
+    indices = np.moveaxis(np.indices(label.shape), 0, -1).reshape(-1, 3)
+    for weights in (image.array, label):
+        centre = np.average(indices, axis=0, weights=weights.ravel())
+        off = np.linalg.solve(image.affine[:3, :3], apply_affine(image.affine, centre) - landmark)
+        assert np.abs(off).max() < 0.5, "voxels of the target grid"
+
+
 # --- splits
 
 

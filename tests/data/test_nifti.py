@@ -6,7 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from dualseg.data.nifti import read_nifti, write_nifti
+from dualseg.data.nifti import read_grid, read_nifti, write_nifti
 from dualseg.errors import DualsegError
 
 AFFINE = np.array([[-1.2, 0.1, 0, 30], [0.1, 1.1, 0.2, -20], [0, -0.2, 1.5, 5], [0, 0, 0, 1.0]])
@@ -62,6 +62,17 @@ def test_scale_and_offset_of_the_file_are_applied(tmp_path):
     path.write_bytes(raw)
     stored = np.frombuffer(raw[352:], "<i2").reshape(4, 3, 2, order="F")
     np.testing.assert_allclose(read_nifti(path)[0][0], stored * 0.5 - 3)
+
+
+@pytest.mark.parametrize("unit, per_mm", [("micron", 1000), ("meter", 0.001), ("mm", 1), ("unknown", 1)])
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+def test_affines_are_in_millimetres_whatever_the_unit_of_the_file(tmp_path, volume, unit, per_mm, kind):
+    image = kind(volume, np.diag([per_mm, per_mm, per_mm, 1]) @ AFFINE)
+    image.header.set_xyzt_units(unit, "sec")
+    path = tmp_path / "u.nii"
+    nib.save(image, path)
+    for affine in (read_nifti(path)[1], read_grid(path).affine):
+        np.testing.assert_allclose(affine, AFFINE, rtol=1e-6, atol=1e-6)
 
 
 def test_same_input_gives_same_bytes(tmp_path, volume):

@@ -22,7 +22,7 @@ from dualseg.runs.lock import LOCK, writing
 
 PICTURES = "pictures"
 THREADS = "OMP_NUM_THREADS"
-EVERY = 10  # cases of which the first has a picture
+EVERY = 10  # cases that are there, of which the first has a picture
 
 
 @dataclass
@@ -81,9 +81,7 @@ def _prepare(preparation: Preparation, raw: Path, out: Path, workers: int) -> Ou
     for case, reason in outcome.failed.items():
         print(f"{case}: {reason}")
     tasks = {}
-    for index, case in enumerate(listed):
-        if case not in found.cases:
-            continue
+    for index, case in enumerate(case for case in listed if case in found.cases):
         if is_finished(preparation.file(out, case)):
             outcome.kept += 1
         else:

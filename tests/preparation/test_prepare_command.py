@@ -78,6 +78,15 @@ def test_all_cases_a_summary_and_a_picture_of_every_tenth(raw, tmp_path, command
     assert (record["data"], record["crop"], record["missing"]) == ("la", "ground_truth", [])
 
 
+def test_pictures_are_of_every_tenth_case_that_is_there(raw, tmp_path, command):
+    """A partial download may lack just those that would be the tenth of the list."""
+    (lost,) = {path.parent for path in raw.rglob("lgemri.nrrd") if CASES[0] in str(path)}
+    lost.rename(tmp_path / "not downloaded")
+    out = tmp_path / "out"
+    command(prepare.main, "data=la", f"raw={raw}", f"out={out}", "workers=1")
+    assert {p.stem for p in (out / "pictures").iterdir()} == {CASES[1], CASES[11]}
+
+
 def test_the_same_bytes_whatever_the_number_of_workers(raw, tmp_path, command):
     for workers in (1, 3):
         assert (

@@ -5,10 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dualseg.cli import read_words
 from dualseg.errors import DualsegError
-from dualseg.runs.folder import nearest
 
-KEYS = ("run", "format", "output")
 FORMATS = ("onnx", "bundle")
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
@@ -34,21 +33,8 @@ def parse_words(words: Sequence[str]) -> Options:
     Raises:
         DualsegError: an unknown key or format, or one of the three keys is missing or given twice.
     """
-    given: dict[str, str] = {}
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not equals:
-            raise DualsegError(f"{word}: write key=value, for example run={word}.")
-        if key not in KEYS:
-            raise DualsegError(f"{key}: no such key of dualseg-export.{nearest(key, list(KEYS))}")
-        if key in given:
-            raise DualsegError(f"{key}: is given twice.")
-        if not value:
-            raise DualsegError(f"{key}=: has no value.")
-        given[key] = value
-    for key, what in (("run", "RUN_FOLDER"), ("format", "|".join(FORMATS)), ("output", "DIR")):
-        if key not in given:
-            raise DualsegError(f"{key}={what} is required.")
+    required = {"run": "RUN_FOLDER", "format": "|".join(FORMATS), "output": "DIR"}
+    given = read_words(words, "dualseg-export", required)
     if given["format"] not in FORMATS:
         raise DualsegError(f"format={given['format']}: choose from {', '.join(FORMATS)}.")
     return Options(Path(given["run"]).expanduser(), given["format"], Path(given["output"]).expanduser())

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dualseg.cli import read_words
 from dualseg.data.brats2019 import MODALITIES
 from dualseg.errors import DualsegError
 from dualseg.preparation.base import Preparation
@@ -18,7 +19,6 @@ DATASETS: dict[str, type[Preparation]] = {
     "pancreas": PancreasPreparation,
     "brats": BraTS2019Preparation,
 }
-KEYS = ("data", "raw", "out", "crop", "workers", "modalities", "regions")
 
 
 @dataclass(frozen=True)
@@ -37,19 +37,8 @@ def parse_words(words: Sequence[str]) -> Options:
     Raises:
         DualsegError: an unknown or repeated key, an impossible value, or data, raw or out is missing.
     """
-    given: dict[str, str] = {}
-    for word in words:
-        key, equals, value = word.partition("=")
-        if key not in KEYS:
-            raise DualsegError(f"{key}: no such key of dualseg-prepare.{nearest(key, list(KEYS))}")
-        if not equals or not value:
-            raise DualsegError(f"{word}: has no value; write {key}=...")
-        if key in given:
-            raise DualsegError(f"{key}: is given twice.")
-        given[key] = value
-    for key, what in (("data", "|".join(DATASETS)), ("raw", "DIR"), ("out", "DIR")):
-        if key not in given:
-            raise DualsegError(f"{key}={what} is required.")
+    required = {"data": "|".join(DATASETS), "raw": "DIR", "out": "DIR"}
+    given = read_words(words, "dualseg-prepare", required, ("crop", "workers", "modalities", "regions"))
     raw, out = (Path(given[key]).expanduser() for key in ("raw", "out"))
     return Options(_preparation(given), raw, out, _workers(given.get("workers")))
 

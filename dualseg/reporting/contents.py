@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from dualseg.errors import DualsegError
-from dualseg.files import read_json
+from dualseg.files import read_object
 from dualseg.runs.folder import RunFolder
 from dualseg.runs.reading import PLANES, CaseRow, PlaneSlice, case_row, curve_row, read_rows, read_slices
 
@@ -167,14 +167,10 @@ def _reason(error: DualsegError, path: Path) -> str:
 
 def _read_object(run: RunContents, path: Path) -> dict[str, Any]:
     try:
-        content = read_json(path)
+        return read_object(path)
     except DualsegError as error:
         run.problems[path.name] = _reason(error, path)
         return {}
-    if not isinstance(content, dict):
-        run.problems[path.name] = "not a JSON object"
-        return {}
-    return content
 
 
 def _read_table(run: RunContents, path: Path, parse: Callable[[dict[str, str]], Row]) -> list[Row]:

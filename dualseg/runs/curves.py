@@ -14,7 +14,10 @@ from dualseg.runs.reading import curve_row, read_rows
 
 HEADER = ["iteration", "name", "value"]
 ENOUGH = 5  # points of the curves in the last tenth of a run, below which chance decides what its patches hold
-COLLAPSED = 0.25  # a run is told of when its share of foreground is below that part of the labels'
+COLLAPSED, FLOODED = (
+    0.25,
+    3.0,
+)  # a run is told of when its share of foreground is below or above as many times the labels'
 
 
 def read_curves(path: Path) -> list[tuple[int, str, float]]:
@@ -23,9 +26,9 @@ def read_curves(path: Path) -> list[tuple[int, str, float]]:
 
 
 def collapse(path: Path) -> str | None:
-    """What to say of a run whose networks find hardly any foreground in unlabeled patches, at the end of its curves.
+    """What to say of a run whose networks end with far less or more foreground in unlabeled patches than in labels.
 
-    Background everywhere minimises every unlabeled loss, so no loss shows it; see docs/method.md. None where the shares
+    One class everywhere minimises every unlabeled loss, so no loss shows it; see docs/method.md. None where the shares
     of foreground in pseudo-labels and labels, over the last tenth of the run, are alike.
     """
     rows = [row for row in read_curves(path) if row[1].startswith("foreground/")]
@@ -34,14 +37,16 @@ def collapse(path: Path) -> str | None:
         return None
     shares = {name: mean(v for _, other, v in last if other == name) for name in sorted({row[1] for row in last})}
     labels = shares.pop("foreground/labels", 0.0)
-    learned = {name for _, name, share in rows if share > labels / 2}  # others never found any: the run was too short
-    fallen = [name for name, share in shares.items() if share < COLLAPSED * labels and name in learned]
-    if not fallen:
+    # others were never near: the run was too short
+    learned = {name for _, name, share in rows if labels / 2 < share < 2 * labels}
+    lost = [name for name in shares if name in learned and not COLLAPSED <= shares[name] / labels <= FLOODED]
+    if not lost:
         return None
-    found = " and ".join(f"{name.removeprefix('foreground/')} {100 * shares[name]:.1f} %" for name in fallen)
+    found = " and ".join(f"{name.removeprefix('foreground/')} {100 * shares[name]:.1f} %" for name in lost)
     return (
         f"the pseudo-labels have won over the labels: at the end network {found} of the unlabeled voxels are "
-        f"foreground, of the labeled ones {100 * labels:.1f} %. Try method=dual_gentle; docs/method.md says why."
+        f"foreground, of the labeled ones {100 * labels:.1f} %. Try method=dual_gentle, smaller method.terms.*.weight "
+        "of the unlabeled terms, or more labels; docs/method.md says why."
     )
 
 

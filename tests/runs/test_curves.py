@@ -106,6 +106,11 @@ def shares(path: Path, a: float, b: float, labels: float = 0.2) -> Path:
     return path
 
 
+def test_networks_that_end_on_foreground_are_told_of(tmp_path):
+    """As a run with 4 labels did (experiments/la_label_count)."""
+    assert "network b 70.0 % of the unlabeled" in str(collapse(shares(tmp_path / "curves.csv", a=0.5, b=0.7)))
+
+
 def test_networks_that_end_on_background_are_told_of(tmp_path):
     said = collapse(shares(tmp_path / "curves.csv", a=0.002, b=0.15))
     assert said is not None

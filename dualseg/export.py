@@ -12,7 +12,8 @@ HELP = """dualseg-export run=RUN_FOLDER format=onnx|bundle output=DIR
 
   run            a run folder, wherever it lies; the dataset of the run is not needed
   format         onnx: NETWORK.onnx and NETWORK.json of each network, checked against PyTorch
-                 bundle: a MONAI Bundle, which predicts scans on a machine that has MONAI alone
+                 bundle: a MONAI Bundle, which predicts scans on a machine that has MONAI alone; of runs of
+                 data=folder, brats and phantom: what la and pancreas do to a scan takes more than MONAI
   output         a new or empty folder
 """
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dualseg.errors import DualsegError
+from dualseg.exporting.words import KEYS
 from dualseg.runs.folder import nearest
 
-KEYS = ("run", "format", "output")
 FORMATS = ("onnx", "bundle")
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 

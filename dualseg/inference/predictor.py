@@ -21,8 +21,8 @@ MAPS = ("probabilities", "entropy", "disagreement")  # what is kept on request
 MEASURES = ("mean_entropy", "mean_entropy_foreground", "disagreement", "disagreement_foreground")
 SLAB_BYTES = 1 << 27  # of the arrays of one slab
 BASE_BYTES = 3 << 28  # Python, torch and its kernels
-# Of the scan, or of what it becomes where that is larger, while it is turned, resampled, cropped and normalised. The copy
-# for a page is made when all but the scan itself are gone, and takes less than these.
+# Of the scan, or of what it becomes where that is larger, while it is turned, resampled, cropped and normalised. The
+# copy for a page is made when all but the scan itself are gone, and takes less than these.
 SCAN_COPIES = 5
 VOXEL_BYTES = 512  # of feature maps of full width, for each voxel of the windows in one pass
 

@@ -11,6 +11,7 @@ from dualseg.preparation.base import Preparation
 from dualseg.preparation.brats2019 import BraTS2019Preparation
 from dualseg.preparation.left_atrium import LeftAtriumPreparation
 from dualseg.preparation.pancreas_ct import PancreasPreparation
+from dualseg.preparation.words import KEYS
 from dualseg.runs.folder import nearest
 
 DATASETS: dict[str, type[Preparation]] = {
@@ -18,7 +19,6 @@ DATASETS: dict[str, type[Preparation]] = {
     "pancreas": PancreasPreparation,
     "brats": BraTS2019Preparation,
 }
-KEYS = ("data", "raw", "out", "crop", "workers", "modalities", "regions")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,5 @@
-"""Write docs/reference.md: every configuration key, from conf/, the classes it builds and dualseg/runs/settings.py.
+"""Write docs/reference.md: every configuration key, from conf/, the classes it builds and dualseg/runs/settings.py; and
+the words of the other commands, from their tables.
 
 A key is described by the comment on its line in conf/, else by one on the same key of another option of its group,
 else by the docstring of the class that takes it. One that has none of these is an error: the page has no gaps.
@@ -6,7 +7,7 @@ else by the docstring of the class that takes it. One that has none of these is 
 
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,11 @@ import yaml
 from hydra.utils import get_object
 
 from dualseg.data import SemiSupervisedDataModule
+from dualseg.exporting import words as export
+from dualseg.prediction import words as predict
+from dualseg.preparation import words as prepare
 from dualseg.runs import settings
+from dualseg.words import Word
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
@@ -30,8 +35,11 @@ PACKAGE = re.compile(r"^# @package (\S+)$", re.MULTILINE)
 HEAD = """# Configuration keys
 
 Written by `docs/reference.py` from `conf/` and the code; change those, not this page.
-[configuration.md](configuration.md) says how options are chosen and keys changed.
+[configuration.md](configuration.md) says how options are chosen and keys changed. At the end stand the words of
+[dualseg-predict](#dualseg-predict), [dualseg-prepare](#dualseg-prepare) and [dualseg-export](#dualseg-export);
+dualseg-check takes the keys of dualseg-train.
 """
+COMMANDS = {"dualseg-predict": predict.KEYS, "dualseg-prepare": prepare.KEYS, "dualseg-export": export.KEYS}
 
 
 @dataclass(frozen=True)
@@ -199,6 +207,15 @@ def group_of(group: str) -> list[str]:
     return [*lines, "", *rows_of(found, len(files))] if found else lines
 
 
+def words_of(command: str, words: Mapping[str, Word]) -> list[str]:
+    """The section of a command that takes words of its own."""
+    lines = [f"## {command}", "", "| key | default | meaning |", "| --- | --- | --- |"]
+    for key, word in words.items():
+        default = "required" if word.required else f"`{word.default}`" if word.default else ""
+        lines.append(f"| `{key}` | {default} | {cell(word.meaning)} |")
+    return lines
+
+
 def reference() -> str:
     """The page.
 
@@ -207,6 +224,7 @@ def reference() -> str:
     """
     train = {key.path: [("", key)] for key in keys_of(CONF / "train.yaml", "")}
     sections = [["## In no group", "", *rows_of(train, 1)], *(group_of(group) for group in GROUPS)]
+    sections += [words_of(command, words) for command, words in COMMANDS.items()]
     return "\n".join([HEAD, "\n\n".join("\n".join(section) for section in sections), ""])
 
 

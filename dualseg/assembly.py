@@ -234,7 +234,9 @@ def build_predictor(
         key = json.dumps([*seen, config["inference"]["batch_size"], config["trainer"]["channels_last"]])
         earlier = members.get(key)
         if earlier is None:
-            members[key] = Member(VolumeReader(source, data["downsample"]).prepare_scan, networks, window)
+            members[key] = Member(
+                VolumeReader(source, data["downsample"]).prepare_scan, source.prepared_voxels, networks, window
+            )
         else:
             members[key] = replace(earlier, networks={**earlier.networks, **networks})
     return Predictor(list(members.values()), len(sources[0].class_names), device)

@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
@@ -74,40 +74,6 @@ def run_with_words(command: Callable[[list[str]], Any], help_text: str) -> None:
         print(help_text)
         raise SystemExit(0 if words else 2)
     guarded(lambda: command(words))
-
-
-def read_words(
-    words: Sequence[str], command: str, required: Mapping[str, str], optional: Sequence[str] = ()
-) -> dict[str, str]:
-    """key=value words -> their values, each key once and none without a value.
-
-    Args:
-        words: of the command line.
-        command: what messages call it.
-        required: key -> what stands for its value in a message, such as DIR.
-        optional: further keys.
-
-    Raises:
-        DualsegError: a word that is no such thing, or a required key is missing.
-    """
-    from dualseg.runs.folder import nearest
-
-    keys = [*required, *optional]
-    given: dict[str, str] = {}
-    for word in words:
-        key, equals, value = word.partition("=")
-        if key not in keys:
-            mend = nearest(key, keys) if equals else f" Write key=value, for example {keys[0]}={word}."
-            raise DualsegError(f"{key}: no such key of {command}.{mend}")
-        if not value:
-            raise DualsegError(f"{word}: has no value; write {key}=...")
-        if key in given:
-            raise DualsegError(f"{key}: is given twice.")
-        given[key] = value
-    for key, what in required.items():
-        if key not in given:
-            raise DualsegError(f"{key}={what} is required.")
-    return given
 
 
 def guarded(command: Callable[[], Any]) -> None:

@@ -4,17 +4,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dualseg.cli import run_with_words
+from dualseg.exporting.words import KEYS
+from dualseg.words import help_of
 
 if TYPE_CHECKING:
     from dualseg.exporting.options import Options
 
-HELP = """dualseg-export run=RUN_FOLDER format=onnx|bundle output=DIR
-
-  run            a run folder, wherever it lies; the dataset of the run is not needed
-  format         onnx: NETWORK.onnx and NETWORK.json of each network, checked against PyTorch
-                 bundle: a MONAI Bundle, which predicts scans on a machine that has MONAI alone
-  output         a new or empty folder
-"""
+USAGE = "dualseg-export run=RUN_FOLDER format=onnx|bundle output=DIR"
 
 
 def export(options: "Options") -> Path:
@@ -63,7 +59,7 @@ def main() -> None:
 
         print(f"Exported: {export(parse_words(words))}")
 
-    run_with_words(command, HELP)
+    run_with_words(command, help_of(USAGE, KEYS))
 
 
 if __name__ == "__main__":

@@ -5,27 +5,14 @@ from typing import TYPE_CHECKING
 
 from dualseg.cli import run_with_words
 from dualseg.errors import DualsegError
+from dualseg.prediction.words import KEYS
+from dualseg.words import help_of
 
 if TYPE_CHECKING:
     from dualseg.prediction.options import Options
 
-HELP = """dualseg-predict run=RUN_FOLDER [run=RUN_FOLDER ...] input=PATH [PATH ...] output=DIR [key=value ...]
-
-  run            a run folder, wherever it lies; of several, all networks are one ensemble
-  input          NIfTI files, folders of them, folders of DICOM series; the dataset of the run is not needed
-  output         a new or empty folder: labels/, summary.csv, prediction.json
-  overlap=0.5            share of a window that its neighbour covers again
-  mirror=false           true: average over the eight mirror images of each window, eight times as long
-  probabilities=false    true: also write probabilities/, the mean of the networks
-  uncertainty=false      true: also write entropy/ and disagreement/
-  report=false           true: also write report.html, a page to look through the scans, the uncertain ones first
-  keep_largest=[A,B]     of these classes (or: all) only the largest connected component is kept
-  memory=8GiB            what does not fit lies in files of DIR meanwhile; the result is the same
-  device=auto            cpu, cuda, cuda:N
-  identifiers=false      true: outputs of DICOM series may be named after them
-
-  A scan that fails does not stop the others; the exit code is then 2.
-"""
+USAGE = "dualseg-predict run=RUN_FOLDER [run=RUN_FOLDER ...] input=PATH [PATH ...] output=DIR [key=value ...]"
+NOTE = "A scan that fails does not stop the others; the exit code is then 2."
 
 
 def predict(options: "Options") -> Path:
@@ -78,7 +65,7 @@ def main() -> None:
 
         print(f"Predictions: {predict(parse_words(words))}")
 
-    run_with_words(command, HELP)
+    run_with_words(command, help_of(USAGE, KEYS, NOTE))
 
 
 if __name__ == "__main__":

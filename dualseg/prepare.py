@@ -4,26 +4,15 @@ from typing import TYPE_CHECKING
 
 from dualseg.cli import run_with_words
 from dualseg.errors import DualsegError
+from dualseg.preparation.words import KEYS
+from dualseg.words import help_of
 
 if TYPE_CHECKING:
     from dualseg.preparation.options import Options
     from dualseg.preparation.work import Outcome
 
-HELP = """dualseg-prepare data=la|pancreas|brats raw=DIR out=DIR [key=value ...]
-
-  data           la: folders CASE/lgemri.nrrd + laendo.nrrd; pancreas: DICOM series + label00NN.nii.gz;
-                 brats: CASE_flair.nii.gz ... CASE_seg.nii.gz; anywhere below raw
-  raw            folder of the download; nothing in it is changed
-  out            folder to train from (data.root); cases that are finished there are kept
-  crop           ground_truth: around the label, the usual protocol (default of la and pancreas)
-                 foreground: by intensity alone, as a new scan is cropped (default and only choice of brats)
-  workers        processes (default: one for each core; a CT takes 2 GB of memory in each)
-  modalities=[flair]     brats: channels, of [flair,t1,t1ce,t2]
-  regions=false          brats: true: necrotic core, edema and enhancing tumour are trained, and whole tumour, tumour
-                         core and enhancing tumour, their unions, scored
-
-  A case that fails does not stop the others; the exit code is then 2, and the same command goes on where it was.
-"""
+USAGE = "dualseg-prepare data=la|pancreas|brats raw=DIR out=DIR [key=value ...]"
+NOTE = "A case that fails does not stop the others; the exit code is then 2, and the same command goes on where it was."
 
 
 def prepare(options: "Options") -> "Outcome":
@@ -78,7 +67,7 @@ def main() -> None:
 
         prepare(parse_words(words))
 
-    run_with_words(command, HELP)
+    run_with_words(command, help_of(USAGE, KEYS, NOTE))
 
 
 if __name__ == "__main__":

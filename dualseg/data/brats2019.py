@@ -47,8 +47,10 @@ class BraTS2019(H5Source):
 
     def prepare_scan(self, scan: Image) -> Image:
         """The protocol, which needs no label. The scan is skull-stripped, as BraTS is: 0 outside the brain."""
-        image = resample_to_spacing(to_lps(scan), (self.spacing,) * 3)
-        return normalised(cropped(image, foreground(image)))
+        image = to_lps(scan)
+        # resampled last: its rounding makes some of the zeros around the brain a little more
+        brain = normalised(cropped(image, foreground(image)))
+        return resample_to_spacing(brain, (self.spacing,) * 3)
 
 
 def foreground(image: Image) -> Box:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import h5py
 import numpy as np
 
-from dualseg.data.volumes import Image, VolumeSource
+from dualseg.data.volumes import Grid, Image, VolumeSource
 from dualseg.errors import DualsegError
 from dualseg.files import read_json
 
@@ -70,6 +70,9 @@ class H5Source(VolumeSource):
             raise DualsegError(f"data.root={root}: no such folder. Give the one that holds {layout}.")
         self.record = preparation_record(self.root, self.name)
         self.crop = self.record.get("crop", self.crop)
+
+    def prepared_voxels(self, grid: Grid) -> int:
+        return grid.voxels_of((self.spacing,) * 3)
 
     def read_image(self, case: str) -> Image:
         array = self._read(case, "image").astype(np.float32, copy=False)

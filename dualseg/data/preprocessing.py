@@ -88,8 +88,10 @@ def _beyond(to_array: np.ndarray, shape: Sequence[int], sizes: Sequence[int]) ->
     """Which voxels of a grid of `shape` have their centre beyond the faces of an array of `sizes`; None: not one."""
     beyond = np.zeros(shape, bool)
     for axis, size in enumerate(sizes):
-        steps = [to_array[axis, k] * np.arange(n) for k, n in enumerate(shape)]
-        place = steps[0][:, None, None] + steps[1][:, None] + steps[2] + to_array[axis, 3]
+        place = np.array(to_array[axis, 3]).reshape(1, 1, 1)
+        for k, n in enumerate(shape):
+            if abs(to_array[axis, k]) * n > _DIAGONAL:  # of parallel axes one counts, and takes next to no memory
+                place = place + to_array[axis, k] * np.arange(n).reshape([-1 if i == k else 1 for i in range(3)])
         beyond |= (place < -0.5 - _DIAGONAL) | (place > size - 0.5 + _DIAGONAL)
     return beyond if beyond.any() else None
 

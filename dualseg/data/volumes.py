@@ -1,5 +1,6 @@
 """What a dataset on disk offers, whatever its files are: ordered case names, images and labels."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -22,6 +23,11 @@ class Grid(NamedTuple):
 
     shape: tuple[int, ...]
     affine: np.ndarray
+
+    def voxels_of(self, spacing: Sequence[float]) -> int:
+        """How many voxels with these three edges in mm have its volume."""
+        volume = math.prod(self.shape) * abs(float(np.linalg.det(self.affine[:3, :3])))
+        return math.ceil(volume / math.prod(spacing))
 
 
 class Reference(NamedTuple):
@@ -102,6 +108,15 @@ class VolumeSource(ABC):
         prediction finds its way back. A source whose files are read as they are returns the scan unchanged.
         """
         return scan
+
+    def prepared_voxels(self, grid: Grid) -> int:
+        """How many voxels of a channel `prepare_scan` makes of a scan on this grid, at most: memory is foreseen by it.
+
+        As many as the scan has or, where `scan_attributes` has a `spacing` (three edges in mm), as that makes. Override
+        it where something else makes a scan finer.
+        """
+        spacing = self.scan_record().get("spacing")
+        return math.prod(grid.shape) if spacing is None else grid.voxels_of(spacing)
 
     def scan_record(self) -> dict[str, Any]:
         """The values of `scan_attributes`: training leaves them in the run folder."""

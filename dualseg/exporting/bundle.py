@@ -14,7 +14,7 @@ from dualseg import __version__
 from dualseg.data.volumes import VolumeSource
 from dualseg.errors import DualsegError
 from dualseg.exporting.networks import Inference, as_program, example_patches
-from dualseg.exporting.transforms import preparation
+from dualseg.exporting.transforms import Preparation, preparation
 from dualseg.files import write_json, write_text
 from dualseg.inference.predictor import Member
 
@@ -51,13 +51,12 @@ def write_bundle(folder: Path, member: Member, source: VolumeSource, facts: Mapp
     Raises:
         DualsegError: MONAI cannot prepare scans as the run does, or a program differs from its network.
     """
-    transforms, entries = preparation(source, facts["downsample"])
+    prepared = preparation(source, facts["downsample"])
     models = folder / "models"
     models.mkdir()
     for name, network in member.networks.items():
         _write_program(models / f"{name}.pt2", Inference(network, softmax=True), facts)
-    configuration = _configuration(member, transforms, entries, source.channels)
-    write_json(folder / "configs" / "inference.json", configuration)
+    write_json(folder / "configs" / "inference.json", _configuration(member, prepared, source.channels))
     write_json(folder / "configs" / "metadata.json", _metadata(facts))
     write_text(folder / "docs" / "README.md", _readme(facts, list(member.networks)))
     write_text(folder / "LICENSE", LICENSE)
@@ -77,9 +76,7 @@ def _write_program(path: Path, inference: Inference, facts: Mapping[str, Any]) -
             raise DualsegError(f"{path.name}: differs from its network by {off:.1e}; report it with its settings.")
 
 
-def _configuration(
-    member: Member, transforms: Sequence[Any], entries: Mapping[str, Any], channels: int
-) -> dict[str, Any]:
+def _configuration(member: Member, prepared: Preparation, channels: int) -> dict[str, Any]:
     several = len(member.networks) > 1
     predictions = [f"prediction_{number}" for number in range(len(member.networks))] if several else ["label"]
     # of a single network, MONAI would average the classes
@@ -112,10 +109,10 @@ def _configuration(
             "sw_device": "@device",
             "device": "cpu",
         },
-        **entries,
+        **prepared.entries,
         "preprocessing": {
             "_target_": "Compose",
-            "transforms": [load, keep, *transforms],
+            "transforms": [load, keep, *prepared.transforms],
         },
         # By the affines, as dualseg does; Invertd would resample once for each transform.
         "postprocessing": {
@@ -124,13 +121,7 @@ def _configuration(
                 *inference,
                 *ensemble,
                 {"_target_": "DeleteItemsd", "keys": used},
-                {
-                    "_target_": "ResampleToMatchd",
-                    "keys": "label",
-                    "key_dst": "scan",
-                    "mode": "bilinear",
-                    "padding_mode": "border",
-                },
+                *_to_scan(prepared.crops),
                 {"_target_": "AsDiscreted", "keys": "label", "argmax": True},
                 {
                     "_target_": "SaveImaged",
@@ -147,6 +138,22 @@ def _configuration(
         "initialize": ["$torch.set_grad_enabled(False)"],
         "run": ["$[len(@postprocessing(scan)) for scan in @dataset]"],
     }
+
+
+def _to_scan(crops: bool) -> list[dict[str, Any]]:
+    """Probabilities of the key `label` to the grid of `scan`; beyond what was cropped all are 0, so background wins."""
+    onto = {"_target_": "ResampleToMatchd", "keys": "label", "key_dst": "scan"}
+    interpolated = {**onto, "mode": "bilinear", "padding_mode": "border"}
+    if not crops:
+        return [interpolated]
+    ones = "$lambda x: monai.data.MetaTensor(torch.ones_like(x.as_tensor()[:1]), meta=x.meta)"
+    return [
+        {"_target_": "Lambdad", "keys": "label", "func": ones, "overwrite": "inside"},
+        interpolated,
+        # the nearest voxel: up to the faces of the outermost ones
+        {**onto, "keys": "inside", "mode": "nearest", "padding_mode": "zeros"},
+        {"_target_": "MaskIntensityd", "keys": "label", "mask_key": "inside"},
+    ]
 
 
 def _metadata(facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dualseg.cli import read_words
 from dualseg.errors import DualsegError
+from dualseg.exporting.words import KEYS
+from dualseg.words import read_words
 
 FORMATS = ("onnx", "bundle")
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -33,8 +34,7 @@ def parse_words(words: Sequence[str]) -> Options:
     Raises:
         DualsegError: an unknown key or format, or one of the three keys is missing or given twice.
     """
-    required = {"run": "RUN_FOLDER", "format": "|".join(FORMATS), "output": "DIR"}
-    given = read_words(words, "dualseg-export", required)
+    given = read_words(words, "dualseg-export", KEYS)
     if given["format"] not in FORMATS:
         raise DualsegError(f"format={given['format']}: choose from {', '.join(FORMATS)}.")
     return Options(Path(given["run"]).expanduser(), given["format"], Path(given["output"]).expanduser())

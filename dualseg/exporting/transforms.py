@@ -1,8 +1,9 @@
 """How a run prepares a scan, in the transforms of MONAI alone: entries of a bundle's configuration."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+from dualseg.data.brats2019 import PERCENTILE, BraTS2019
 from dualseg.data.folder import Folder
 from dualseg.data.volumes import VolumeSource
 from dualseg.errors import DualsegError
@@ -27,33 +28,78 @@ RESAMPLED = (
 SHRUNK = (
     "$lambda x: monai.transforms.Resize(tuple(max(1, round(n / @downsample)) for n in x.shape[1:]), mode='area')(x)"
 )
+# Not NormalizeIntensity's nonzero: what is 0 is scored too.
+BRAIN_SCORED = (
+    "$lambda x: monai.data.MetaTensor(torch.stack([(c - b.mean()) / b.std(correction=0)"
+    " for c in x.as_tensor() for b in [c[c > 0].double()]]).float(), meta=x.meta)"
+)
 
 
-def preparation(source: VolumeSource, downsample: float) -> tuple[list[Transform], dict[str, Any]]:
-    """Transforms of the key `image` that do what `prepare_scan` does, and the entries that they refer to.
+class Preparation(NamedTuple):
+    """What is done to the key `image` of a scan.
+
+    Attributes:
+        transforms: in their order.
+        entries: of the configuration, which the transforms refer to.
+        crops: parts of the scan are cut away; they are background.
+    """
+
+    transforms: list[Transform]
+    entries: dict[str, Any]
+    crops: bool = False
+
+
+def preparation(source: VolumeSource, downsample: float) -> Preparation:
+    """What `prepare_scan` does, and reading at `downsample`.
 
     Raises:
         DualsegError: MONAI has no transforms for what the source does.
     """
-    transforms: list[Transform] = []
-    entries: dict[str, Any] = {}
-    if isinstance(source, Folder) and type(source).prepare_scan is Folder.prepare_scan:
-        transforms += _intensities(source.intensity)
-        axes = {"axcodes": "RAS", "labels": [["L", "R"], ["P", "A"], ["I", "S"]]}
-        transforms.append({"_target_": "Orientationd", "keys": "image", **axes})
-        if source.spacing is not None:
-            entries |= {"spacing": list(source.spacing), "kernels": KERNELS, "smoothed": SMOOTHED}
-            entries |= {"resampled_size": RESAMPLED_SIZE, "resampled": RESAMPLED}
-            transforms.append({"_target_": "Lambdad", "keys": "image", "func": "@resampled"})
-    elif type(source).prepare_scan is not VolumeSource.prepare_scan:
+    how = type(source).prepare_scan
+    if isinstance(source, Folder) and how is Folder.prepare_scan:
+        done = _as_folder(source)
+    elif isinstance(source, BraTS2019) and how is BraTS2019.prepare_scan:
+        done = _as_brats(source)
+    elif how is VolumeSource.prepare_scan:
+        done = Preparation([], {})
+    else:
         raise DualsegError(
             f"format=bundle: MONAI's transforms cannot do what {type(source).__name__}.prepare_scan does to a scan. "
-            "Use format=onnx and prepare scans yourself, or train through data=folder on the prepared volumes."
+            "Use format=onnx and prepare scans yourself, or train through data=folder on the raw scans as NIfTI."
         )
     if downsample != 1:
-        entries |= {"downsample": downsample, "shrunk": SHRUNK}
-        transforms.append({"_target_": "Lambdad", "keys": "image", "func": "@shrunk"})
-    return transforms, entries
+        shrunk = [{"_target_": "Lambdad", "keys": "image", "func": "@shrunk"}]
+        entries = {"downsample": downsample, "shrunk": SHRUNK}
+        done = Preparation([*done.transforms, *shrunk], done.entries | entries, done.crops)
+    return done
+
+
+def _as_folder(source: Folder) -> Preparation:
+    transforms = [*_intensities(source.intensity), _turn("RAS")]
+    if source.spacing is None:
+        return Preparation(transforms, {})
+    resample, entries = _resample(source.spacing)
+    return Preparation([*transforms, resample], entries)
+
+
+def _as_brats(source: BraTS2019) -> Preparation:
+    resample, entries = _resample((source.spacing,) * 3)
+    crop = {"_target_": "CropForegroundd", "keys": "image", "source_key": "image", "select_fn": "$lambda x: x != 0"}
+    clip = {"_target_": "ClipIntensityPercentilesd", "keys": "image", "lower": None, "upper": PERCENTILE}
+    scored = {"_target_": "Lambdad", "keys": "image", "func": BRAIN_SCORED}
+    return Preparation([_turn("LPS"), crop, {**clip, "channel_wise": True}, scored, resample], entries, crops=True)
+
+
+def _turn(axes: str) -> Transform:
+    labels = [["L", "R"], ["P", "A"], ["I", "S"]]  # MONAI's own default depends on the metadata
+    return {"_target_": "Orientationd", "keys": "image", "axcodes": axes, "labels": labels}
+
+
+def _resample(spacing: Sequence[float]) -> tuple[Transform, dict[str, Any]]:
+    """The transform, and the entries that it refers to."""
+    entries = {"spacing": list(spacing), "kernels": KERNELS, "smoothed": SMOOTHED}
+    entries |= {"resampled_size": RESAMPLED_SIZE, "resampled": RESAMPLED}
+    return {"_target_": "Lambdad", "keys": "image", "func": "@resampled"}, entries
 
 
 def _intensities(each: Sequence[Any]) -> list[Transform]:

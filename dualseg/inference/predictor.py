@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dualseg.data.volumes import Image
+from dualseg.data.volumes import Grid, Image
 from dualseg.errors import DualsegError
 from dualseg.inference.bars import bar_count, segment_into
 from dualseg.inference.mapping import to_slab
@@ -21,7 +21,9 @@ MAPS = ("probabilities", "entropy", "disagreement")  # what is kept on request
 MEASURES = ("mean_entropy", "mean_entropy_foreground", "disagreement", "disagreement_foreground")
 SLAB_BYTES = 1 << 27  # of the arrays of one slab
 BASE_BYTES = 3 << 28  # Python, torch and its kernels
-SCAN_COPIES = 5  # of a scan's float32 voxels while it is read, turned, resampled, cropped
+# Of the scan, or of what it becomes where that is larger, while it is turned, resampled, cropped and normalised. The
+# copy for a page is made when all but the scan itself are gone, and takes less than these.
+SCAN_COPIES = 5
 VOXEL_BYTES = 512  # of feature maps of full width, for each voxel of the windows in one pass
 
 
@@ -31,11 +33,13 @@ class Member:
 
     Attributes:
         prepare: (scan, what messages call it) -> what the networks see.
+        prepared_voxels: grid of a scan -> voxels of a channel that `prepare` makes of it, at most.
         networks: name -> network that returns (logits, features).
         window: how a volume is cut.
     """
 
     prepare: Callable[[Image, str], Image]
+    prepared_voxels: Callable[[Grid], int]
     networks: Mapping[str, nn.Module]
     window: SlidingWindow
 
@@ -82,10 +86,16 @@ class Predictor:
     def network_names(self) -> list[str]:
         return [name for member in self.members for name in member.networks]
 
-    def needs(self, scan_bytes: int) -> int:
+    def needs(self, scan: Image) -> int:
         """Bytes of memory that a scan takes at the least, wherever the probabilities lie."""
         windows = max(math.prod(member.window.patch_size) * member.window.batch_size for member in self.members)
-        return BASE_BYTES + SLAB_BYTES + windows * VOXEL_BYTES + SCAN_COPIES * scan_bytes
+        voxels = max(math.prod(scan.array.shape[1:]), self._prepared_voxels(scan))
+        copies = SCAN_COPIES * len(scan.array) * voxels * 4  # float32
+        return BASE_BYTES + SLAB_BYTES + windows * VOXEL_BYTES + copies
+
+    def _prepared_voxels(self, scan: Image) -> int:
+        grid = Grid(scan.array.shape[1:], scan.affine)
+        return max(member.prepared_voxels(grid) for member in self.members)
 
     def __call__(
         self,
@@ -109,10 +119,13 @@ class Predictor:
             DualsegError: the scan cannot be prepared, or takes more than the budget as it is.
             OSError: `folder` has no room.
         """
-        needed = self.needs(scan.array.nbytes)
+        needed = self.needs(scan)
         if needed > budget:
-            size = " x ".join(map(str, scan.array.shape[1:]))
-            raise DualsegError(f"{where}: {size} voxels take at least {needed / 2**30:.1f} GiB; give memory=... more.")
+            size = f"{' x '.join(map(str, scan.array.shape[1:]))} voxels"
+            prepared = self._prepared_voxels(scan)
+            if prepared > math.prod(scan.array.shape[1:]):
+                size += f", {prepared / 1e6:.3g} million once resampled,"
+            raise DualsegError(f"{where}: {size} take at least {needed / 2**30:.1f} GiB; give memory=... more.")
         scratch = Scratch(folder, budget - needed)
         stores = self._segment(scan, where, scratch, progress)
         return self._combine(stores, scan.array.shape[1:], scratch, keep)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dualseg.errors import DualsegError
+from dualseg.prediction.words import KEYS
 from dualseg.runs.folder import nearest
 
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -15,22 +16,7 @@ UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line asks for.
-
-    Attributes:
-        run: run folders, all of whose networks form one ensemble.
-        input: NIfTI files, folders of them, DICOM folders.
-        output: folder for the results.
-        overlap: share of a window that its neighbour covers again, per axis, 0..1 (exclusive).
-        mirror: average over the eight mirror images of each window.
-        probabilities: also write the mean probabilities.
-        uncertainty: also write the maps of predictive entropy and of the networks' disagreement.
-        report: also write a page to look through the scans.
-        keep_largest: classes of which the largest connected component alone is kept; ("all",): every one.
-        memory: bytes that predicting may take.
-        device: auto, cpu, cuda or cuda:N.
-        identifiers: outputs of DICOM series may be named after them.
-    """
+    """What the command line asks for: `KEYS` says what each means. `memory` is in bytes."""
 
     run: tuple[str, ...]
     input: tuple[str, ...]
@@ -65,9 +51,9 @@ def parse_words(words: Sequence[str]) -> Options:
             raise DualsegError(f"{key}: is given twice.")
         else:
             given[key] = READERS[key](key, value)
-    for key, what in (("run", "RUN_FOLDER"), ("input", "SCAN"), ("output", "DIR")):
-        if not given.get(key):
-            raise DualsegError(f"{key}={what} is required.")
+    for key, word_of in KEYS.items():
+        if word_of.required and not given.get(key):
+            raise DualsegError(f"{key}={word_of.required} is required.")
     given["run"], given["input"] = tuple(given["run"]), tuple(given["input"])
     return Options(**given)
 
@@ -132,7 +118,7 @@ READERS = {
     "device": _device,
     "identifiers": _switch,
 }
-assert READERS.keys() == {field.name for field in fields(Options)}
+assert READERS.keys() == KEYS.keys() == {field.name for field in fields(Options)}
 
 
 def classes_to_clean(keep_largest: Sequence[str], class_names: Sequence[str]) -> list[int]:

@@ -5,14 +5,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dualseg.cli import read_words
 from dualseg.data.brats2019 import MODALITIES
 from dualseg.errors import DualsegError
 from dualseg.preparation.base import Preparation
 from dualseg.preparation.brats2019 import BraTS2019Preparation
 from dualseg.preparation.left_atrium import LeftAtriumPreparation
 from dualseg.preparation.pancreas_ct import PancreasPreparation
+from dualseg.preparation.words import KEYS
 from dualseg.runs.folder import nearest
+from dualseg.words import read_words
 
 DATASETS: dict[str, type[Preparation]] = {
     "la": LeftAtriumPreparation,
@@ -37,8 +38,7 @@ def parse_words(words: Sequence[str]) -> Options:
     Raises:
         DualsegError: an unknown or repeated key, an impossible value, or data, raw or out is missing.
     """
-    required = {"data": "|".join(DATASETS), "raw": "DIR", "out": "DIR"}
-    given = read_words(words, "dualseg-prepare", required, ("crop", "workers", "modalities", "regions"))
+    given = read_words(words, "dualseg-prepare", KEYS)
     raw, out = (Path(given[key]).expanduser() for key in ("raw", "out"))
     return Options(_preparation(given), raw, out, _workers(given.get("workers")))
 

@@ -53,6 +53,7 @@ def test_onnxruntime_gives_the_logits_of_each_network(export, tmp_path: Path, ne
         for told in (inside, beside):
             assert told["class_names"] == record["class_names"] and told["patch_size"] == [32, 16, 16]
             assert told["spacing"] == record.get("spacing") and told["intensity"] == record.get("intensity")
+        assert 0 < beside["checked"]["largest_logit_difference"] <= beside["checked"]["tolerance"] == 1e-4
 
 
 def test_a_file_that_differs_gets_no_name(export, tmp_path: Path, monkeypatch) -> None:

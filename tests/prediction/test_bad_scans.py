@@ -142,7 +142,7 @@ def test_the_disk_is_full_while_probabilities_lie_there(predict, tmp_path, monke
     for name in ("a", "bad", "z"):
         good(tmp_path / "in" / f"{name}.nii")
     save(tmp_path / "in" / "bad.nii", scene(AFFINE, (60, 60, 60))[0], AFFINE)
-    monkeypatch.setattr(Predictor, "needs", lambda self, scan_bytes: 0)
+    monkeypatch.setattr(Predictor, "needs", lambda self, scan: 0)
     with files_of_at_most(2_000_000):
         outcome = predict(f"input={tmp_path / 'in'}", "memory=1B")
     others_are_there(tmp_path / "out", outcome, "disk of the output is full", str(tmp_path / "in" / "bad.nii"))

@@ -43,16 +43,17 @@ def summary(out: Path) -> dict[str, dict[str, str]]:
 
 def predictor(*thresholds: float) -> Predictor:
     networks = {f"n{t}": Threshold(1, 3, t) for t in thresholds}
-    prepare = VolumeReader(Rising.for_scans({})).prepare_scan
+    source = Rising.for_scans({})
     window = SlidingWindow((16, 16, 16), (8, 8, 8))
-    return Predictor([Member(prepare, networks, window)], 3, torch.device("cpu"))
+    member = Member(VolumeReader(source).prepare_scan, source.prepared_voxels, networks, window)
+    return Predictor([member], 3, torch.device("cpu"))
 
 
 def test_on_disk_the_result_is_bit_for_bit_that_in_memory(tmp_path) -> None:
     image = Image(scene(AFFINE, SHAPE)[0][None], AFFINE)
     ours = predictor(0.4, 0.5, 0.6)
     in_memory = ours(image, "scan", 2**34, tmp_path / "never", MAPS)  # a file there could not be made
-    on_disk = ours(image, "scan", ours.needs(image.array.nbytes), tmp_path, MAPS)
+    on_disk = ours(image, "scan", ours.needs(image), tmp_path, MAPS)
     for name in ("label", *MAPS):
         got, expected = getattr(on_disk, name), getattr(in_memory, name)
         np.testing.assert_array_equal(got, expected)
@@ -60,7 +61,7 @@ def test_on_disk_the_result_is_bit_for_bit_that_in_memory(tmp_path) -> None:
     assert on_disk.measures == in_memory.measures
     assert not any(tmp_path.iterdir())
     with pytest.raises(DualsegError, match="42 x 30 x 25 voxels take at least"):
-        ours(image, "scan", ours.needs(image.array.nbytes) - 1, tmp_path)
+        ours(image, "scan", ours.needs(image) - 1, tmp_path)
 
 
 def test_entropy_disagreement_and_measures_by_hand(tmp_path, monkeypatch) -> None:

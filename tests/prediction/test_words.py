@@ -15,6 +15,7 @@ from predict_toys import save, scene, write_run
 
 from dualseg.errors import DualsegError
 from dualseg.prediction.options import parse_words
+from dualseg.prediction.words import KEYS
 
 AFFINE = np.diag([2.0, 2, 2, 1])
 WORDS = ["run=r", "input=i", "output=o"]
@@ -66,8 +67,13 @@ def test_help_is_quick_and_no_words_are_an_error(tmp_path) -> None:
         [sys.executable, "-m", "dualseg.predict", "--help"], capture_output=True, text=True, check=True
     )
     assert time.perf_counter() - began < 3
-    for key in ("overlap", "mirror", "probabilities", "uncertainty", "keep_largest", "memory", "device", "identifiers"):
-        assert f"  {key}=" in shown.stdout
+    for key, word in KEYS.items():
+        assert f"\n  {key}={word.default} " in shown.stdout or f"\n  {key} " in shown.stdout
+
+
+def test_the_defaults_that_help_and_docs_tell_are_true() -> None:
+    told = [f"{key}={word.default}" for key, word in KEYS.items() if word.default]
+    assert len(told) == 8 and parse_words([*WORDS, *told]) == parse_words(WORDS)
 
 
 def fails(predict, tmp_path, *words, **kinds) -> str:

@@ -89,11 +89,11 @@ class _Full(NamedTuple):
 
 
 def _copy(full: _Full, block: np.ndarray) -> DisplayCopy:
-    along = [
-        np.diff([*range(0, n, size), n]).astype(np.float32) for n, size in zip(full.label.shape, block, strict=True)
-    ]
-    voxels = np.einsum("i,j,k->ijk", *along)  # of each block: those at the far ends may be partial
-    means = _over_blocks(full.image, block, np.add, np.float32) / voxels
+    means = _over_blocks(full.image, block, np.add, np.float32)
+    for axis, (n, size) in enumerate(zip(full.label.shape, block, strict=True)):
+        if size > 1:  # the blocks at the far ends may be partial
+            voxels = np.diff([*range(0, n, size), n]).astype(np.float32)
+            means /= voxels.reshape([-1 if k == axis else 1 for k in range(3)])
     labels = _frequent(full.label, block)
     doubt = np.round(255 * _over_blocks(full.entropy, block, np.maximum)).astype(np.uint8)
     low, high = _window(means, labels)

@@ -9,7 +9,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -51,11 +51,9 @@ def run_with_hydra(
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    several = [word for word in sys.argv[1:] if word in ("-m", "--multirun")]
-    if several and in_sweep is None:
+    if in_sweep is None and {"-m", "--multirun"} & set(sys.argv[1:]):
         _exit("error: -m: this command takes one configuration at a time; leave it out.", 2)
-    # argparse refuses what follows a flag that stands between Hydra's words
-    sys.argv[1:] = several + [word for word in sys.argv[1:] if word not in several]
+    sys.argv[1:] = _flags_first(sys.argv[1:])
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through to `guarded`
 
     def job(config: Any) -> Any:
@@ -65,6 +63,19 @@ def run_with_hydra(
         return guarded(lambda: task(config))
 
     guarded(hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(job))
+
+
+def _flags_first(words: list[str]) -> list[str]:
+    """The words with -m and --config-dir in front: argparse refuses what follows a flag between Hydra's words."""
+    flags: list[str] = []
+    others: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        if word in ("--config-dir", "-cd"):
+            flags += [word, *islice(rest, 1)]
+        else:
+            (flags if word in ("-m", "--multirun") or word.startswith("--config-dir=") else others).append(word)
+    return [*flags, *others]
 
 
 def run_with_words(command: Callable[[list[str]], Any], help_text: str) -> None:

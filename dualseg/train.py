@@ -61,7 +61,7 @@ def train_here(settings: dict[str, Any]) -> None:
         DualsegError: as `train`.
     """
     from dualseg.processes import rank
-    from dualseg.runs.curves import collapse
+    from dualseg.runs.collapse import ADVICE, collapse
     from dualseg.runs.folder import RunFolder
     from dualseg.runs.lock import writing
 
@@ -80,7 +80,7 @@ def train_here(settings: dict[str, Any]) -> None:
     _show(folder)
     warning = collapse(folder.curves_file)
     if warning:
-        print(f"warning: {warning}", file=sys.stderr)
+        print(f"warning: {warning}. {ADVICE}", file=sys.stderr)
 
 
 def _train(settings: dict[str, Any], folder: Any) -> None:

@@ -67,8 +67,10 @@ def normalised(image: Image) -> Image:
     channels = []
     for channel in image.array:
         clipped = np.minimum(channel, np.percentile(channel, PERCENTILE))
-        brain = clipped[clipped > 0].astype(np.float64)
-        if not brain.size or not brain.std():
+        brain = clipped[clipped > 0]
+        # floats of Python: NumPy's own would make a float64 array of the channel
+        mean, deviation = (float(of(dtype=np.float64)) for of in (brain.mean, brain.std)) if brain.size else (0.0, 0.0)
+        if not deviation:
             raise DualsegError("BraTS scan: a channel has no brain: skull-stripped MR, 0 outside the brain, is needed.")
-        channels.append(((clipped - brain.mean()) / brain.std()).astype(np.float32))
+        channels.append(((clipped - mean) / deviation).astype(np.float32, copy=False))
     return Image(np.stack(channels), image.affine)

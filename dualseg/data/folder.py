@@ -72,9 +72,12 @@ class Folder(VolumeSource):
             self.train_cases, self.validation_cases = split.fold(fold, folds)
         self.unlabeled_cases, self.test_cases = split.cases("unlabeled"), split.cases("test")
         self.unscored_cases = tuple(layout.unscored)
+        self._without_header: list[str] = []
         self.spacing = self._spacing(spacing, split)
 
     def check_cases(self) -> None:
+        for case in self._without_header:  # the median spacing would be another one with it
+            self.stored_grid(case, "image")
         for case in (*self.train_cases, *self.unlabeled_cases, *self.validation_cases, *self.test_cases):
             self._refuse_faults(case)
 
@@ -164,13 +167,15 @@ class Folder(VolumeSource):
         if split.median_spacing is None:
             cases = [case for role in ("labeled", "unlabeled") for case in split.cases(role)]
             headers = tqdm(cases, desc="Reading headers", unit="volume", leave=False, delay=1)
-            spacings = [edges for case in headers if (edges := self._header_spacing(case)) is not None]
+            found = {case: self._header_spacing(case) for case in headers}
+            spacings = [edges for edges in found.values() if edges is not None]
+            self._without_header = [case for case, edges in found.items() if edges is None]
             if not spacings:
                 raise DualsegError(f"{self._path(cases[0], 'image')}: no image of the dataset has a header to read.")
             edges = np.median(spacings, axis=0)
             # headers hold float32: more digits say nothing
             median = (float(f"{edges[0]:.6g}"), float(f"{edges[1]:.6g}"), float(f"{edges[2]:.6g}"))
-            if len(spacings) < len(cases):  # a training will stop at the bad file, dualseg-check goes on to the others
+            if self._without_header:  # a training stops at `check_cases`, dualseg-check goes on to the others
                 return median
             split.keep_median_spacing(median)
         return split.median_spacing

@@ -162,8 +162,8 @@ def _listed_cases(root: Path, listed: Mapping[Path, Path]) -> dict[str, Case]:
     for image, label in listed.items():
         if image.resolve().is_relative_to((root / "imagesTs").resolve()):
             raise DualsegError(f"{image}: lies in imagesTs, which is never trained on, but dataset.json lists it.")
-        missing = f"{image}: missing, but dataset.json lists it for training; put it there."
-        faults = () if image.is_file() else (Problem("unreadable", missing),)
+        missing = "missing, but dataset.json lists it for training; put it there, or take the entry out of 'training'."
+        faults = tuple(Problem("unreadable", f"{p}: {missing}") for p in (image, label) if not p.is_file())
         training = _joined(training, {_stem(image): Case((image,), label if label.is_file() else None, faults)})
     taken = {image.resolve() for image in listed}
     beside = [path for paths in _files(root / "imagesTr").values() for path in paths if path.resolve() not in taken]
@@ -188,7 +188,8 @@ def _joined(earlier: Mapping[str, Case], found: Mapping[str, Case]) -> dict[str,
             joined[name] = case
             continue
         twin = joined[name]
-        text = f"{case.images[0]}: is case {name}, as {twin.images[0]} is; give one of them another name."
+        text = f"{case.images[0]}: is case {name}, as {twin.images[0]} is; give one of them another name"
+        text += " (to exclude the case would leave out both)."
         joined[name] = replace(twin, faults=(*twin.faults, *case.faults, Problem("duplicate", text)))
     return joined
 
@@ -214,8 +215,9 @@ def _images(folder: Path, channels: tuple[str, ...], one_file: bool) -> dict[str
             name = match[1]
             numbers.setdefault(name, []).append(int(match[2]))
         else:
-            text = f"{paths[0]}: the name does not end in a channel number, as other files' do; name it "
-            faults += (Problem("channels", f"{text}{stem}_0000.nii.gz."),)
+            text = f"{paths[0]}: the name does not end in a channel number, as other files' do; "
+            text += "remove it" if (folder / f"{stem}_0000.nii.gz").exists() else f"name it {stem}_0000.nii.gz"
+            faults += (Problem("channels", f"{text}."),)
         earlier = cases.get(name, Case(()))
         cases[name] = Case((*earlier.images, paths[0]), faults=(*earlier.faults, *faults))
     wanted = [*range(len(channels))]
@@ -233,6 +235,10 @@ def _with_labels(images: Mapping[str, Case], image_folder: Path, label_folder: P
     cases = dict(images)
     for name, paths in _files(label_folder).items():
         text = f"{paths[0]}: has no image in {image_folder}; a label is named CASE.nii.gz."
+        if (image_folder / paths[0].name).is_file():  # whose last four digits were read as its channel
+            text = (
+                f"{image_folder / paths[0].name}: the last digits are its channel's number; name it {name}_0000.nii.gz."
+            )
         case = cases.get(name) or Case((image_folder / paths[0].name,), faults=(Problem("unreadable", text),))
         cases[name] = replace(case, label=paths[0], faults=(*case.faults, *_twins(paths)))
     return cases

@@ -183,7 +183,9 @@ class SplitFile:
         """Give each case one role: that of the file where it fits, else that which its files tell."""
         left = dict(has_label)
         fitting: dict[str, list[str]] = {role: [] for role in ROLES}
-        for role in ROLES:
+        for role in sorted(
+            ROLES, key=("excluded", "unlabeled").__contains__, reverse=True
+        ):  # in doubt no label is opened
             for case in self.cases(role):
                 fits = role in ("test", "excluded") or case not in test
                 fits &= role not in WITH_LABEL or has_label.get(case, False)

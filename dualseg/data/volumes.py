@@ -110,7 +110,7 @@ class VolumeSource(ABC):
         return scan
 
     def prepared_voxels(self, grid: Grid) -> int:
-        """How many voxels of a channel `prepare_scan` makes of a scan on this grid, at most: memory is foreseen by it.
+        """How many voxels of a channel `prepare_scan` makes of a scan on this grid, about: memory is foreseen by it.
 
         As many as the scan has or, where `scan_attributes` has a `spacing` (three edges in mm), as that makes. Override
         it where something else makes a scan finer.

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dualseg.errors import DualsegError
-from dualseg.exporting.words import KEYS
+from dualseg.exporting.words import FORMATS, KEYS
 from dualseg.words import read_words
 
-FORMATS = ("onnx", "bundle")
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 

@@ -33,7 +33,7 @@ class Member:
 
     Attributes:
         prepare: (scan, what messages call it) -> what the networks see.
-        prepared_voxels: grid of a scan -> voxels of a channel that `prepare` makes of it, at most.
+        prepared_voxels: grid of a scan -> voxels of a channel that `prepare` makes of it, about.
         networks: name -> network that returns (logits, features).
         window: how a volume is cut.
     """

@@ -24,7 +24,9 @@ KEYS = {
     "keep_largest": Word(
         "classes, such as [liver,spleen], or all, of which only the largest connected component is kept"
     ),
-    "memory": Word("what does not fit lies in unnamed files of output until the scan is done; same result", "8GiB"),
+    "memory": Word(
+        "of RAM, at most: what does not fit lies in unnamed files of output until the scan is done; same result", "8GiB"
+    ),
     "device": Word("auto, cpu, cuda, cuda:N", "auto"),
     "identifiers": Word("true: outputs of DICOM series may be named after the patient and the folder", "false"),
 }

@@ -12,6 +12,7 @@ from typing import Any
 
 from dualseg.errors import DualsegError
 from dualseg.files import read_object
+from dualseg.runs.collapse import collapse
 from dualseg.runs.folder import RunFolder, identity
 from dualseg.runs.reading import CASE_COLUMNS, METRICS, CaseRow, case_row, read_rows
 from dualseg.runs.tables import distance_unit
@@ -24,7 +25,7 @@ STUDY_CASE_COLUMNS = ("run", "variant", "scale", "seed", *CASE_COLUMNS)
 RUN_COLUMNS = (
     "run", "variant", "scale", "seed", "evaluated", "revision", "uncommitted", "fingerprint", "configuration",
     "dualseg", "torch", "hardware", "threads", "distance_unit", "seconds", "seconds_per_iteration", "started",
-    "command",
+    "command", "warning",
 )  # fmt: skip
 SPLITS = ("validation", "test")
 MEND = "restore it, or train the run again with overwrite=true"
@@ -194,6 +195,7 @@ def _provenance(folder: RunFolder, manifest: Mapping[str, Any], trained: Sequenc
         "seconds_per_iteration": None if trained else _seconds_per_iteration(folder.curves_file),
         "started": _need(manifest, path, "started"),
         "command": _need(manifest, path, "command"),
+        "warning": collapse(folder.curves_file),
     }
 
 

@@ -3,7 +3,6 @@
 import csv
 import io
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 from pytorch_lightning.loggers.logger import Logger, rank_zero_experiment
@@ -13,41 +12,11 @@ from dualseg.files import write_text
 from dualseg.runs.reading import curve_row, read_rows
 
 HEADER = ["iteration", "name", "value"]
-ENOUGH = 5  # points of the curves in the last tenth of a run, below which chance decides what its patches hold
-COLLAPSED, FLOODED = (
-    0.25,
-    3.0,
-)  # a run is told of when its share of foreground is below or above as many times the labels'
 
 
 def read_curves(path: Path) -> list[tuple[int, str, float]]:
     """Whole rows of a curves file, none where there is no file."""
     return read_rows(path, curve_row)[0] if path.is_file() else []
-
-
-def collapse(path: Path) -> str | None:
-    """What to say of a run whose networks end with far less or more foreground in unlabeled patches than in labels.
-
-    One class everywhere minimises every unlabeled loss, so no loss shows it; see docs/method.md. None where the shares
-    of foreground in pseudo-labels and labels, over the last tenth of the run, are alike.
-    """
-    rows = [row for row in read_curves(path) if row[1].startswith("foreground/")]
-    last = [row for row in rows if row[0] > 0.9 * rows[-1][0]] if rows else []
-    if len({iteration for iteration, _, _ in last}) < ENOUGH:
-        return None
-    shares = {name: mean(v for _, other, v in last if other == name) for name in sorted({row[1] for row in last})}
-    labels = shares.pop("foreground/labels", 0.0)
-    # others were never near: the run was too short
-    learned = {name for _, name, share in rows if labels / 2 < share < 2 * labels}
-    lost = [name for name in shares if name in learned and not COLLAPSED <= shares[name] / labels <= FLOODED]
-    if not lost:
-        return None
-    found = " and ".join(f"{name.removeprefix('foreground/')} {100 * shares[name]:.1f} %" for name in lost)
-    return (
-        f"the pseudo-labels have won over the labels: at the end network {found} of the unlabeled voxels are "
-        f"foreground, of the labeled ones {100 * labels:.1f} %. Try method=dual_gentle, smaller method.terms.*.weight "
-        "of the unlabeled terms, or more labels; docs/method.md says why."
-    )
 
 
 class CurveLogger(Logger):

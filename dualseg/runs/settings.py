@@ -67,6 +67,8 @@ NULLABLE = (
     "method.gradient_clip_norm",
     "method.rampup_iterations",
 )
+# top-level keys of groups, beside those of conf/train.yaml itself
+NODES = ("data", "method", "networks", "optimizer", "lr_schedule", "trainer", "logger", "batch", "objective")
 PATHS = ("data.root", "data.source.splits", "data.source.unlabeled")
 TERM_WEIGHT = re.compile(r"method\.terms\.\w+\.weight")
 NETWORKS = {"dual": ["a", "b"], "dual_gentle": ["a", "b"], "supervised": ["a"]}  # of the methods that take no others
@@ -116,21 +118,23 @@ def _refuse_unread(config: Any) -> None:
     from omegaconf import OmegaConf
 
     root = yaml.safe_load((conf_dir() / "train.yaml").read_text())
-    groups = [key.split("/")[-1] for entry in root.pop("defaults") if isinstance(entry, dict) for key in entry]
     known = {
-        "": [*root, *groups, "batch", "objective"],
+        "": [*root, *NODES],
         "batch.": ["labeled", "unlabeled"],
         "inference.": root["inference"],
         "trainer.": yaml.safe_load((conf_dir() / "trainer" / "default.yaml").read_text()),
     }
     plain: Any = OmegaConf.to_container(config, resolve=False)
-    interpolations = " ".join(re.findall(r"\$\{[^}]*", str(plain)))
+    references = re.findall(r"\$\{([^}]*)", str(plain))
+    relative = {part for reference in references if reference.startswith(".") for part in reference.split(".")}
     for prefix, keys in known.items():
         node = plain[prefix[:-1]] if prefix else plain
         for key in node if isinstance(node, dict) else ():
-            if key not in keys and not re.search(rf"(?<![\w.]){re.escape(prefix + str(key))}\b", interpolations):
-                close = nearest(f"{prefix}{key}", [f"{prefix}{name}" for name in keys])
-                raise DualsegError(f"{prefix}{key}: no such configuration key, nothing reads it.{close}")
+            name = re.compile(rf"(?<![\w.]){re.escape(f'{prefix}{key}')}\b")
+            if key not in keys and key not in relative and not any(map(name.search, references)):
+                close = nearest(f"{prefix}{key}", [f"{prefix}{other}" for other in keys])
+                mend = f"leave it out, or let another key read it (${{{prefix}{key}}})"
+                raise DualsegError(f"{prefix}{key}: no such configuration key, nothing reads it; {mend}.{close}")
 
 
 def check(settings: Mapping[str, Any]) -> None:

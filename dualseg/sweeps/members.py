@@ -1,6 +1,6 @@
 """A study as its sweeps know it: what it is, and their run folders as rows of its table."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,15 @@ def find_study(name: str, runs: Path) -> Study:
 def ensemble_folder(runs: Path, study: str, scale: str | None, row: str, seed: int) -> RunFolder:
     """Where the runs of an ensemble row are evaluated together: <runs>/<study>-<scale>-<row>-seed<seed>."""
     return RunFolder(runs / f"{study}-{scale}-{row}-seed{seed}")
+
+
+def ensemble_problem(folder: RunFolder, runs: Sequence[RunFolder]) -> str | None:
+    """Why what was evaluated together in `folder` is not an evaluation of `runs`; None where it is, or nothing was."""
+    if (damage := folder.damage()) is not None:
+        return damage
+    if not folder.finished or {Path(path).name for path in folder.config()["evaluated"]} == {r.path.name for r in runs}:
+        return None
+    return f"{folder.path} is of earlier runs; move it and start again"
 
 
 def members_of(study: Study, runs: Path) -> list[Member]:

@@ -9,6 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from dualseg.errors import DualsegError
 from dualseg.files import read_json
+from dualseg.runs.collapse import collapse
 from dualseg.sweeps.index import Job, State, Sweep, iterations_done
 from dualseg.sweeps.timing import duration, measured_rates, overview, seconds_left
 
@@ -89,7 +90,8 @@ class Monitor:
             return start
         scores = test.get("ensemble") or test.get("a")
         dice = f"  Dice {100 * scores['dice']:.2f} %" if scores else ""
-        return f"{start}{dice}  {duration(seconds)}"
+        warning = collapse(folder.curves_file)
+        return f"{start}{dice}  {duration(seconds)}" + (f"\n  warning: {warning}" if warning else "")
 
     def _now(self) -> str:
         running = [job for job in self.jobs if self._known[job.run] == "running"]

@@ -23,7 +23,7 @@ class Study:
         variants: row of the table -> {key or group: value} that is changed for it.
         ensembles: row of the table -> the variants whose runs are evaluated together for it.
         against: row -> the row that it is compared with; empty: no comparison.
-        notes: what a reader of the table has to know of its rows; sentences without the full stop.
+        notes: what a reader of the table has to know of its rows; a sentence each.
     """
 
     name: str
@@ -89,6 +89,11 @@ def read_study(name: str, folder: Path | None = None) -> Study:
         raise DualsegError(f"{path}: describes no study ({reason}); see conf/sweep/la_main.yaml for one.") from error
 
 
+def _one_line(sentence: str) -> str:
+    """Without a full stop: the tables add it."""
+    return " ".join(sentence.split()).removesuffix(".")
+
+
 def study_of(name: str, sweep: Mapping[str, Any]) -> Study:
     """The study `name` of the content of its `sweep` key.
 
@@ -105,7 +110,9 @@ def study_of(name: str, sweep: Mapping[str, Any]) -> Study:
         if reference not in rows:
             raise DualsegError(f"sweep {name}: {reference} is none of its variants.{nearest(reference, rows)}")
     notes = sweep.get("notes") or []
-    if not isinstance(notes, list | tuple):
+    if not isinstance(notes, list | tuple) or not all(isinstance(note, str) for note in notes):
         raise DualsegError(f"sweep {name}: notes: give a list of sentences.")
     seeds = tuple(sweep["seeds"])
-    return Study(name, dict(sweep["experiments"]), seeds, variants, ensembles, dict(against), tuple(notes))
+    return Study(
+        name, dict(sweep["experiments"]), seeds, variants, ensembles, dict(against), tuple(map(_one_line, notes))
+    )

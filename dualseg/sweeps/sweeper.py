@@ -13,7 +13,7 @@ from dualseg.processes import processes_of
 from dualseg.runs.folder import nearest
 from dualseg.runs.settings import check_data, resolve
 from dualseg.sweeps.index import Job, Sweep
-from dualseg.sweeps.members import ensemble_folder
+from dualseg.sweeps.members import ensemble_folder, ensemble_problem
 from dualseg.sweeps.monitor import Monitor
 from dualseg.sweeps.study import Study, study_of
 from dualseg.sweeps.timing import plan
@@ -52,7 +52,8 @@ def sweep(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
         study = study_of(config.study, cast(dict[str, Any], OmegaConf.to_container(config.sweep, resolve=True)))
         combinations = _of_study(study, config.scale, overrides)
     launcher = [word for word in arguments if word.startswith("launcher=")]  # hydra.launcher.* fits no other one
-    jobs = [_job(sweeper, combination, launcher) for combination in combinations]
+    settings = [_settings(sweeper, combination, launcher) for combination in combinations]
+    jobs = [Job.of(own, one.words, one.label) for own, one in zip(settings, combinations, strict=True)]
     _check_folders(jobs, config.output)
     every_word = sorted({word for combination in combinations for word in combination.words})
     target = Sweep.named(config.output, study.name if study else None, config.scale, every_word)
@@ -60,10 +61,14 @@ def sweep(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
         print(plan(target, jobs, config.scale))
         return []
 
+    waiting = [job for job in jobs if config.overwrite or target.state(job) not in ("done", "damaged")]
+    if config.hydra.runtime.choices["hydra/launcher"] != "submitit_slurm":  # else they are trained elsewhere
+        trainers = {job.run: own["trainer"] for job, own in zip(jobs, settings, strict=True)}
+        for job in waiting:
+            processes_of(trainers[job.run])
     named = (study.name, config.scale, study.definition()) if study else (None, config.scale, None)
     for sentence in target.write(jobs, *named):
         print(sentence)
-    waiting = [job for job in jobs if config.overwrite or target.state(job) not in ("done", "damaged")]
     for job in waiting:
         target.forget_failure(job.run)  # a failure of an earlier launch
     with Monitor(target, jobs, config.scale):
@@ -133,7 +138,8 @@ def _choices(override: Any) -> list[str]:
     return [f"{key}={override.get_value_element_as_str()}"]
 
 
-def _job(sweeper: Any, combination: Combination, launcher: Sequence[str]) -> Job:
+def _settings(sweeper: Any, combination: Combination, launcher: Sequence[str]) -> dict[str, Any]:
+    """The checked configuration of one run."""
     from omegaconf import open_dict
 
     words = [*combination.words, *launcher]
@@ -142,10 +148,7 @@ def _job(sweeper: Any, combination: Combination, launcher: Sequence[str]) -> Job
         del config["hydra"]
     settings = resolve(config)
     check_data(settings)
-    there = sweeper.config.hydra.runtime.choices["hydra/launcher"] != "submitit_slurm" and not sweeper.config.dry
-    if there:  # where the runs are trained
-        processes_of(settings["trainer"])
-    return Job.of(settings, combination.words, combination.label)
+    return settings
 
 
 def _check_folders(jobs: Sequence[Job], output: str) -> None:
@@ -191,14 +194,11 @@ def evaluate_ensembles(study: Study, scale: str, target: Sweep, jobs: Sequence[J
         for seed in sorted({job.seed for job in jobs}):
             runs = [done[variant, seed] for variant in variants if (variant, seed) in done]
             folder = ensemble_folder(target.output, study.name, scale, row, seed)
-            if (damage := folder.damage()) is not None:
-                failures.append(f"{row} seed {seed}: {damage}")
-                continue
             if len(runs) < len(variants):
                 continue
-            if folder.finished:
-                if {Path(path).name for path in folder.config()["evaluated"]} != {run.path.name for run in runs}:
-                    failures.append(f"{row} seed {seed}: {folder.path} is of earlier runs; move it and start again")
+            if (problem := ensemble_problem(folder, runs)) is not None:
+                failures.append(f"{row} seed {seed}: {problem}")
+            if problem is not None or folder.finished:
                 continue
             words = [*(f"run={run.path}" for run in runs), f"output={folder.path}", "trainer.progress_bar=false"]
             log = target.log_file(folder.path.name)

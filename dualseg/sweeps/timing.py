@@ -10,8 +10,7 @@ from statistics import mean
 from dualseg.errors import DualsegError
 from dualseg.files import read_json
 from dualseg.sweeps.index import STATES, Job, State, Sweep, iterations_done
-from dualseg.sweeps.members import ensemble_folder
-from dualseg.sweeps.study import study_of
+from dualseg.sweeps.members import ensemble_folder, ensemble_problem
 
 
 @dataclass(frozen=True)
@@ -107,15 +106,20 @@ def status(sweep: Sweep) -> str:
 
 
 def _evaluated_together(sweep: Sweep, jobs: Sequence[Job]) -> list[str]:
-    """A line for each ensemble row and seed of the sweep's study."""
+    """A line for each ensemble row and seed of the sweep's study of which the sweep has all runs."""
     noted = read_json(sweep.file)
-    if not noted.get("definition"):
-        return []
-    study, lines = study_of(noted["study"], noted["definition"]), []
-    for row, variants in study.ensembles.items():
+    definition = noted.get("definition") or {}
+    runs = {(job.variant, job.seed): sweep.run_folder(job) for job in jobs}
+    lines = []
+    for row, variants in definition.get("ensembles", {}).items():
         for seed in sorted({job.seed for job in jobs}):
-            folder = ensemble_folder(sweep.output, study.name, sweep.scale, row, seed)
-            lines.append(f"{'done' if folder.finished else 'to do':11}  {row} seed {seed}  {' + '.join(variants)}")
+            own = [runs[variant, seed] for variant in variants if (variant, seed) in runs]
+            if len(own) < len(variants):
+                continue
+            folder = ensemble_folder(sweep.output, noted["study"], sweep.scale, row, seed)
+            problem = ensemble_problem(folder, own)
+            state = "failed" if problem else "done" if folder.finished else "to do"
+            lines.append(f"{state:11}  {row} seed {seed}  {problem or ' + '.join(variants)}")
     return lines
 
 

@@ -76,6 +76,11 @@ def test_the_target_is_the_median_of_the_training_images_from_their_headers(tmp_
     for path in (root / "imagesTr").iterdir():
         path.write_bytes(b"")
     assert Folder(root).spacing == source.spacing, "headers are read once"
+    (root / "dualseg-split.json").unlink()
+    (write_nnunet(tmp_path / "again", 4, 1) / "imagesTr" / "c01_0000.nii.gz").write_bytes(b"")
+    damaged = Folder(tmp_path / "again")  # to be checked
+    with pytest.raises(DualsegError, match="c01_0000"):
+        damaged.check_cases()
 
 
 @pytest.mark.parametrize("write", [write_nnunet, write_decathlon])

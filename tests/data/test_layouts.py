@@ -189,8 +189,13 @@ def test_every_faulty_case_is_kept(tmp_path):
 
 
 def test_faults_of_a_decathlon(tmp_path):
-    root = write_decathlon(tmp_path, 2, 1)
+    root = write_decathlon(tmp_path, 3, 1)
     (root / "imagesTr" / "c01.nii.gz").unlink()
-    shutil.copy(root / "imagesTr" / "c02.nii.gz", root / "imagesTr" / "c00.nii")
-    assert [(name, kind) for name, kind, _ in faults(root)] == [("c00", "duplicate"), ("c01", "unreadable")]
-    assert "c01.nii.gz: missing, but dataset.json lists it" in faults(root)[1][2]
+    (root / "labelsTr" / "c02.nii.gz").rename(root / "labelsTr" / "c2.nii.gz")
+    shutil.copy(root / "imagesTr" / "c03.nii.gz", root / "imagesTr" / "c00.nii")
+    found = faults(root)
+    assert [(name, kind) for name, kind, _ in found] == [
+        ("c00", "duplicate"), ("c01", "unreadable"), ("c02", "unreadable")
+    ]  # fmt: skip
+    assert "imagesTr/c01.nii.gz: missing, but dataset.json lists it" in found[1][2]
+    assert "labelsTr/c02.nii.gz: missing, but dataset.json lists it" in found[2][2], "it would train as unlabeled"

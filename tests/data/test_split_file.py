@@ -165,6 +165,14 @@ def test_roles_fit_a_dataset_with_faulty_cases_as_far_as_they_can(path):
     assert sorted((*rest, *own)) == sorted(split.cases("labeled"))
 
 
+def test_of_two_roles_of_a_case_the_one_that_opens_no_label_is_taken(path):
+    """While something else is at fault; else the file is refused."""
+    labeled = SplitFile(path, CASES, TEST).cases("labeled")
+    change(path, unlabeled=[*SplitFile(path, CASES, TEST).cases("unlabeled"), labeled[0]])
+    split = SplitFile(path, CASES, TEST, faulty=[labeled[1]])
+    assert labeled[0] in split.cases("unlabeled") and labeled[0] not in split.cases("labeled")
+
+
 def test_faulty_cases_that_are_excluded_do_not_count(path):
     labeled = SplitFile(path, CASES, TEST).cases("labeled")
     change(path, labeled=labeled[1:], excluded=labeled[:1])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from predict_toys import Threshold
 
-from dualseg.data import LeftAtrium, PancreasCT, Phantom
+from dualseg.data import BraTS2019, LeftAtrium, PancreasCT, Phantom
 from dualseg.data.folder import Folder
 from dualseg.data.reading import VolumeReader
 from dualseg.data.volumes import Grid, Image, VolumeSource
@@ -55,6 +55,8 @@ def peak(act: Callable[[], object]) -> int:
         (folder(), (1, 1, 4), 1),
         (LeftAtrium.for_scans({}), (0.625, 0.625, 2.5), 4),
         (PancreasCT.for_scans({}), (1, 1, 4), 4),
+        (BraTS2019.for_scans({}), (1, 1, 4), 4),
+        (BraTS2019.for_scans({}), (1, 1, 1), 1),
         (Phantom.for_scans({}), (1, 1, 4), 1),
     ],
 )

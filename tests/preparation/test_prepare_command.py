@@ -23,7 +23,9 @@ from dualseg.data.left_atrium import case_list
 from dualseg.preparation import work
 from dualseg.preparation.brats2019 import BraTS2019Preparation
 from dualseg.preparation.left_atrium import LeftAtriumPreparation
+from dualseg.preparation.options import DATASETS, parse_words
 from dualseg.preparation.pancreas_ct import PancreasPreparation
+from dualseg.preparation.words import KEYS
 
 CASES = case_list("train")[:12]
 AFFINE = lps_affine((0.625,) * 3, (-60.0, -75.5, 31.0))
@@ -276,6 +278,13 @@ def test_mistakes_are_answered(words, complaint, tmp_path, command, monkeypatch)
     monkeypatch.chdir(tmp_path)
     command(prepare.main, *words).complains(complaint)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_defaults_that_help_and_docs_tell_are_true():
+    assert KEYS["data"].required == "|".join(DATASETS)
+    told = [f"{key}={word.default}" for key, word in KEYS.items() if word.default]
+    words = ["data=brats", "raw=R", "out=O"]
+    assert len(told) == 2 and parse_words([*words, *told]) == parse_words(words)
 
 
 def test_folders_that_cannot_be_used(raw, tmp_path, command, contents):

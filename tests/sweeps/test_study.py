@@ -198,7 +198,7 @@ def test_each_row_may_have_a_reference_of_its_own():
 
 
 def test_notes_are_a_list():
-    assert study_of("mine", {**SWEEP, "notes": ["one is odd"]}).notes == ("one is odd",)
+    assert study_of("mine", {**SWEEP, "notes": ["one is\n odd."]}).notes == ("one is odd",)
     with pytest.raises(DualsegError, match="sweep mine: notes: give a list of sentences"):
         study_of("mine", {**SWEEP, "notes": "one is odd"})
 

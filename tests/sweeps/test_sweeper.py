@@ -92,8 +92,8 @@ def train(command: Callable[..., Any], tmp_path: Path, launches: Launches) -> Ca
         (tmp_path / "conf" / group).mkdir(parents=True)
         (tmp_path / "conf" / group / f"{name}.yaml").write_text(text)
     words = ["--config-dir", tmp_path / "conf", f"data.root={tmp_path / 'phantom'}", f"output={tmp_path / 'runs'}"]
-    # -m between the words, where one writes it and argparse alone would refuse what follows
-    return lambda *more: command(dualseg.train.main, *words, "-m", *more)
+    # flags between the words, where one writes them and argparse alone would refuse what follows
+    return lambda *more: command(dualseg.train.main, *words[2:], "-m", *words[:2], *more)
 
 
 def test_a_study_is_every_variant_with_every_seed_one_seed_after_the_other(train, launches, tmp_path):
@@ -229,9 +229,11 @@ def test_dry_says_what_there_would_be_and_writes_nothing(train, launches, tmp_pa
         (["sead=0,1"], ["sead", "Did you mean seed?"]),
         (["data.labelled=2,4"], ["data.labelled", "Did you mean data.labeled?"]),
         (["+sead=0,1"], ["sead: no such configuration key", "Did you mean seed?"]),
-        (["+trainer.foo=0,1"], ["trainer.foo: no such configuration key, nothing reads it."]),
+        (["+trainer.foo=0,1"], ["trainer.foo: no such configuration key, nothing reads it; leave it out"]),
         (["+data.source.foo=0,1"], ["data.source.foo: no such configuration key"]),
-        (["seed=0,1", "trainer.devices=[0,1,2]", "trainer.num_nodes=2"], ["trainer.num_nodes=2", "started by Slurm"]),
+        (["+augmentation.probability=0.2,0.8"], ["augmentation: no such configuration key, nothing reads it"]),
+        (["seed=0,1", "trainer.num_nodes=2"], ["trainer.num_nodes=2", "started by Slurm"]),
+        (["seed=0,1", "trainer.devices=2"], ["trainer.devices=2: this machine has no GPU", "trainer.accelerator=cpu"]),
         (["seed=0,1", "name=same"], ["seed=0 and seed=1: both runs would be written to", "leave name=... out"]),
         (["seed=0,-1"], ["seed=-1: give a whole number"]),
     ],
@@ -347,6 +349,8 @@ def test_an_ensemble_is_evaluated_when_its_runs_are_finished(train, launches, tm
     outcome = train("sweep=toy", "seed=0", "trainer.max_iterations=2")
     assert outcome.code == 1
     assert "toy-cpu-pair-seed0 is of earlier runs; move it and start again" in outcome.err
+    status = command(dualseg.report.main, "status", "toy", "--runs", tmp_path / "runs").out
+    assert "failed       pair seed 0  " in status and "is of earlier runs" in status
     assert len(asked) == 2, "what is there is left alone"
 
 

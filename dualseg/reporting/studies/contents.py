@@ -126,6 +126,9 @@ def remarks_on(contents: StudyContents) -> list[str]:
     ):
         if names := sorted(set(results["run"]) - without):
             found.append(f"{_some(names)}: {sentence}")
+    for _, run in runs[runs["warning"] != ""].iterrows():
+        scale = f", scale={run['scale']}" if several and run["scale"] else ""
+        found.append(f"{run['variant']}{scale}, seed {run['seed']}: {run['warning']}")
     validation_only = sorted(set(results["run"]) - set(results[results["split"] == "test"]["run"]))
     if validation_only:
         found.append(f"{_some(validation_only)}: not evaluated on test cases, so in results.csv alone")

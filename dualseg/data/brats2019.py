@@ -64,13 +64,14 @@ def normalised(image: Image) -> Image:
     Raises:
         DualsegError: a channel has no voxel > 0.
     """
-    channels = []
-    for channel in image.array:
-        clipped = np.minimum(channel, np.percentile(channel, PERCENTILE))
-        brain = clipped[clipped > 0]
-        # floats of Python: NumPy's own would make a float64 array of the channel
+    array = np.empty(image.array.shape, np.float32)
+    for channel, scaled in zip(image.array, array, strict=True):
+        # floats of Python: NumPy's own would make float64 arrays of the channel
+        np.minimum(channel, float(np.percentile(channel, PERCENTILE)), out=scaled)
+        brain = scaled[scaled > 0]
         mean, deviation = (float(of(dtype=np.float64)) for of in (brain.mean, brain.std)) if brain.size else (0.0, 0.0)
         if not deviation:
             raise DualsegError("BraTS scan: a channel has no brain: skull-stripped MR, 0 outside the brain, is needed.")
-        channels.append(((clipped - mean) / deviation).astype(np.float32, copy=False))
-    return Image(np.stack(channels), image.affine)
+        scaled -= mean
+        scaled /= deviation
+    return Image(array, image.affine)

@@ -164,11 +164,11 @@ def _listed_cases(root: Path, listed: Mapping[Path, Path]) -> dict[str, Case]:
             raise DualsegError(f"{image}: lies in imagesTs, which is never trained on, but dataset.json lists it.")
         missing = "missing, but dataset.json lists it for training; put it there, or take the entry out of 'training'."
         faults = tuple(Problem("unreadable", f"{p}: {missing}") for p in (image, label) if not p.is_file())
-        training = _joined(training, {_stem(image): Case((image,), label if label.is_file() else None, faults)})
+        training = _joined(training, {stem_of(image.name): Case((image,), label if label.is_file() else None, faults)})
     taken = {image.resolve() for image in listed}
     beside = [path for paths in _files(root / "imagesTr").values() for path in paths if path.resolve() not in taken]
     for path in beside:
-        training = _joined(training, {_stem(path): Case((path,))})
+        training = _joined(training, {stem_of(path.name): Case((path,))})
     return training
 
 
@@ -260,9 +260,10 @@ def _files(folder: Path) -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if SUFFIX.search(path.name) and not path.name.startswith("."):
-            found.setdefault(_stem(path), []).append(path)
+            found.setdefault(stem_of(path.name), []).append(path)
     return found
 
 
-def _stem(path: Path) -> str:
-    return SUFFIX.sub("", path.name)
+def stem_of(name: str) -> str:
+    """Name of a NIfTI file without its suffix."""
+    return SUFFIX.sub("", name)

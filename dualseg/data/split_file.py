@@ -183,9 +183,8 @@ class SplitFile:
         """Give each case one role: that of the file where it fits, else that which its files tell."""
         left = dict(has_label)
         fitting: dict[str, list[str]] = {role: [] for role in ROLES}
-        for role in sorted(
-            ROLES, key=("excluded", "unlabeled").__contains__, reverse=True
-        ):  # in doubt no label is opened
+        unopened = ("excluded", "unlabeled")  # first: where the file contradicts itself no label is opened
+        for role in (*unopened, *(role for role in ROLES if role not in unopened)):
             for case in self.cases(role):
                 fits = role in ("test", "excluded") or case not in test
                 fits &= role not in WITH_LABEL or has_label.get(case, False)

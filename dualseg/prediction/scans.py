@@ -10,13 +10,11 @@ import nibabel as nib
 import numpy as np
 
 from dualseg.data.dicom import Series, files_below, find_series, read_series
+from dualseg.data.layouts import CHANNEL, SUFFIX, stem_of
 from dualseg.data.nifti import read_nifti
 from dualseg.data.volumes import Image
 from dualseg.errors import DualsegError
 from dualseg.prediction.grid import ScanGrid
-
-SUFFIX = re.compile(r"\.nii(\.gz)?$")
-CHANNEL = re.compile(r"^(.+)_(\d{4})$")  # nnU-Net's: CASE_0000.nii.gz, CASE_0001.nii.gz, ...
 
 
 class Scan(NamedTuple):
@@ -152,7 +150,7 @@ def find_scans(inputs: Sequence[str | Path], channels: int, identifiers: bool = 
         elif not SUFFIX.search(path.name):
             raise DualsegError(f"input={given}: not a .nii or .nii.gz file; of DICOM give the folder.")
         else:
-            found.append(NiftiScan(_stem(path.name), (path,)))
+            found.append(NiftiScan(stem_of(path.name), (path,)))
     anonymous = 0
     taken: set[str] = set()
     scans = []
@@ -172,13 +170,13 @@ def find_scans(inputs: Sequence[str | Path], channels: int, identifiers: bool = 
 def _nifti_below(folder: Path, channels: int) -> Iterator[NiftiScan]:
     all_files = [file for file in files_below(folder) if SUFFIX.search(file.name)]
     # with one channel a number may be the case's own, as in PANCREAS_0001, unless it is 0000 everywhere
-    numbered = channels > 1 or all(_stem(file.name).endswith("_0000") for file in all_files)
+    numbered = channels > 1 or all(stem_of(file.name).endswith("_0000") for file in all_files)
     groups: dict[Path, list[Path]] = {}
     for file in all_files:
-        match = CHANNEL.match(_stem(file.name)) if numbered else None
+        match = CHANNEL.fullmatch(stem_of(file.name)) if numbered else None
         groups.setdefault(file.with_name(match[1]) if match else file, []).append(file)
     for case, files in groups.items():
-        yield NiftiScan(_stem("_".join(case.relative_to(folder).parts)), tuple(files))
+        yield NiftiScan(stem_of("_".join(case.relative_to(folder).parts)), tuple(files))
 
 
 def _dicom_below(folder: Path, identifiers: bool) -> Iterator[DicomScan]:
@@ -208,9 +206,5 @@ def _dicom_scan(
 
 
 def _channel(file: Path) -> int | None:
-    match = CHANNEL.match(_stem(file.name))
+    match = CHANNEL.fullmatch(stem_of(file.name))
     return int(match[2]) if match else None
-
-
-def _stem(name: str) -> str:
-    return SUFFIX.sub("", name)

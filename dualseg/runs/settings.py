@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,19 @@ def resolve(config: Any) -> dict[str, Any]:
     return plain
 
 
+@cache
+def _read_keys() -> dict[str, list[str]]:
+    """Prefix -> the keys that dualseg itself reads under it."""
+    root = yaml.safe_load((conf_dir() / "train.yaml").read_text())
+    trainer = yaml.safe_load((conf_dir() / "trainer" / "default.yaml").read_text())
+    return {
+        "": [*root, *NODES],
+        "batch.": ["labeled", "unlabeled"],
+        "inference.": [*root["inference"]],
+        "trainer.": [*trainer],
+    }
+
+
 def _refuse_unread(config: Any) -> None:
     """Hydra lets +key=... pass; a sweep over a key that nothing reads would train the same run several times.
 
@@ -117,17 +131,10 @@ def _refuse_unread(config: Any) -> None:
     """
     from omegaconf import OmegaConf
 
-    root = yaml.safe_load((conf_dir() / "train.yaml").read_text())
-    known = {
-        "": [*root, *NODES],
-        "batch.": ["labeled", "unlabeled"],
-        "inference.": root["inference"],
-        "trainer.": yaml.safe_load((conf_dir() / "trainer" / "default.yaml").read_text()),
-    }
     plain: Any = OmegaConf.to_container(config, resolve=False)
     references = re.findall(r"\$\{([^}]*)", str(plain))
     relative = {part for reference in references if reference.startswith(".") for part in reference.split(".")}
-    for prefix, keys in known.items():
+    for prefix, keys in _read_keys().items():
         node = plain[prefix[:-1]] if prefix else plain
         for key in node if isinstance(node, dict) else ():
             name = re.compile(rf"(?<![\w.]){re.escape(f'{prefix}{key}')}\b")

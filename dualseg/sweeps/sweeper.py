@@ -63,9 +63,9 @@ def sweep(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
 
     waiting = [job for job in jobs if config.overwrite or target.state(job) not in ("done", "damaged")]
     if config.hydra.runtime.choices["hydra/launcher"] != "submitit_slurm":  # else they are trained elsewhere
-        trainers = {job.run: own["trainer"] for job, own in zip(jobs, settings, strict=True)}
-        for job in waiting:
-            processes_of(trainers[job.run])
+        for job, own in zip(jobs, settings, strict=True):
+            if job in waiting:
+                processes_of(own["trainer"])
     named = (study.name, config.scale, study.definition()) if study else (None, config.scale, None)
     for sentence in target.write(jobs, *named):
         print(sentence)

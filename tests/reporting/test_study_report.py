@@ -120,7 +120,8 @@ def test_runs_whose_pseudo_labels_have_won_are_named(members: list[Member], tmp_
     member.folder.curves_file.write_text("\n".join(["iteration,name,value", *rows, ""]))
     contents = write_study(STUDY, members, tmp_path)
     (told,) = [remark for remark in contents.remarks if "have won" in remark]
-    assert told.startswith(f"{member.variant}, scale=cpu, seed {member.seed}: the pseudo-labels have won over the labels: ")
+    row = f"{member.variant}, scale=cpu, seed {member.seed}"
+    assert told.startswith(f"{row}: the pseudo-labels have won over the labels: ")
     assert told.endswith("network a 1.0 % of the unlabeled voxels are foreground, of the labeled ones 20.0 %")
     assert f"- {told}." in (tmp_path / "table.md").read_text()
 

@@ -9,6 +9,8 @@ import re
 import sys
 import traceback
 from collections.abc import Callable
+from functools import cache
+from importlib.metadata import PackageNotFoundError, requires, version
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, NoReturn
@@ -90,6 +92,7 @@ def run_with_words(command: Callable[[list[str]], Any], help_text: str) -> None:
 def guarded(command: Callable[[], Any]) -> None:
     """Call `command`; turn what a user can mend into one message and an exit code."""
     quiet()
+    _warn_of_other_torch()
     try:
         try:
             _answer(command)
@@ -99,6 +102,22 @@ def guarded(command: Callable[[], Any]) -> None:
         # what is left in the buffer would be complained about when Python shuts down
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(READER_GONE) from None
+
+
+@cache  # commands within a command ask again
+def _warn_of_other_torch() -> None:
+    """Say in one line if the installed torch is not one that pyproject.toml takes, such as an older one."""
+    from packaging.requirements import Requirement
+
+    try:
+        wanted = next(r for r in map(Requirement, requires("dualseg") or ()) if r.name == "torch")
+        installed = version("torch")
+    except (PackageNotFoundError, StopIteration):
+        return
+    if not wanted.specifier.contains(installed, prereleases=True):
+        why = "older ones compute some 3-D convolutions slowly or wrongly"
+        fix = f'pip install "torch{wanted.specifier}"'
+        print(f"warning: torch {installed}: dualseg needs torch{wanted.specifier} ({why}): {fix}", file=sys.stderr)
 
 
 def _answer(command: Callable[[], Any]) -> None:

@@ -265,3 +265,23 @@ def test_other_hydra_errors_fit_on_one_line():
 
 def test_the_configuration_is_found_in_the_checkout():
     assert (cli.conf_dir() / "train.yaml").is_file()
+
+
+@pytest.mark.parametrize(
+    "installed, said", [("2.9.1", True), ("2.8.0+cu126", True), ("2.10.0", False), ("2.13.0+cpu", False)]
+)
+def test_one_line_tells_of_a_torch_that_is_too_old(installed, said, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "requires", lambda name: ["numpy>=1.26", "torch>=2.10"])
+    monkeypatch.setattr(cli, "version", lambda name: installed)
+    cli._warn_of_other_torch.cache_clear()
+    for _ in range(2):
+        cli.guarded(lambda: None)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == said
+    assert all(installed in line and "torch>=2.10" in line for line in lines)
+
+
+def test_the_package_asks_for_the_torch_that_computes_right():
+    from importlib.metadata import requires
+
+    assert any(requirement.startswith("torch>=2.10") for requirement in requires("dualseg") or ())

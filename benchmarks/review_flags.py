@@ -15,17 +15,20 @@ import nibabel as nib
 import numpy as np
 
 from dualseg.data.nifti import write_nifti
+from dualseg.data.splits import split_source
 from dualseg.metrics.functional import scores
 from dualseg.prediction.review import DISAGREEMENT
 from dualseg.runs.folder import RunFolder
-from dualseg.runs.settings import source_and_split
+from dualseg.runs.trusted import Trust
 
 TO_LEFT_AND_POSTERIOR = np.diag([-1.0, -1.0, 1.0, 1.0])  # the axes of the dataset's files
 
 
 def main() -> None:
     run = RunFolder.existing(Path(sys.argv[1]))
-    source, split = source_and_split(run.config())
+    data = run.config()["data"]
+    source = Trust().source(data["source"], f"{run.config_file}: data.source")
+    split = split_source(source, data)
     with tempfile.TemporaryDirectory() as name:
         scans, out = Path(name) / "scans", Path(name) / "out"
         for case in split.test:

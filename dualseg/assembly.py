@@ -3,6 +3,7 @@
 import inspect
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -12,6 +13,7 @@ import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
 from lightning_fabric.plugins.environments import ClusterEnvironment, LightningEnvironment, SLURMEnvironment
+from monai.transforms import MapTransform
 from pytorch_lightning.loggers import Logger
 from torch import nn
 
@@ -28,6 +30,7 @@ from dualseg.runs.checkpoints import AtomicCheckpointIO, load_networks
 from dualseg.runs.curves import CurveLogger
 from dualseg.runs.folder import RunFolder
 from dualseg.runs.settings import naming_keys_of
+from dualseg.runs.trusted import Trust
 
 Config = Mapping[str, Any]
 
@@ -49,16 +52,23 @@ def build_source(config: Config) -> VolumeSource:
 
 def build_data(config: Config) -> SemiSupervisedDataModule:
     """`data` and `batch`."""
-    settings = {
-        k: v for k, v in config["data"].items() if k not in ("name", "root", "source", "stride", "augmentation")
-    }
     augmentation = config["data"]["augmentation"] or {}
     with naming_keys_of("data.augmentation", augmentation):
         transforms = instantiate(augmentation) if augmentation else ()
+    return build_evaluation_data(config, build_source(config), transforms)
+
+
+def build_evaluation_data(
+    config: Config, source: VolumeSource, augmentation: Sequence[MapTransform] = ()
+) -> SemiSupervisedDataModule:
+    """`data` and `batch` around a source that is there already; without augmentation, which an evaluation needs not."""
+    settings = {
+        k: v for k, v in config["data"].items() if k not in ("name", "root", "source", "stride", "augmentation")
+    }
     with naming_keys_of("data", config["data"]):
         return SemiSupervisedDataModule(
-            build_source(config),
-            augmentation=transforms,
+            source,
+            augmentation=augmentation,
             labeled_per_batch=config["batch"]["labeled"],
             unlabeled_per_batch=config["batch"]["unlabeled"],
             seed=config["seed"],
@@ -69,12 +79,16 @@ def build_data(config: Config) -> SemiSupervisedDataModule:
 def build_networks(config: Config, source: VolumeSource) -> dict[str, nn.Module]:
     """`networks`: the initial weights are a function of the seed alone."""
     pl.seed_everything(config["seed"], verbose=False)
-    shape = {"in_channels": source.channels, "num_classes": len(source.class_names)}
     networks = {}
     for name, network in config["networks"].items():
         with naming_keys_of(f"networks.{name}", network):
-            networks[name] = instantiate({k: v for k, v in network.items() if k != "architecture"}, **shape)
+            networks[name] = instantiate({k: v for k, v in network.items() if k != "architecture"}, **_shape(source))
     return networks
+
+
+def _shape(source: VolumeSource) -> dict[str, int]:
+    """What a network is built for, beside its own settings."""
+    return {"in_channels": source.channels, "num_classes": len(source.class_names)}
 
 
 def build_sliding_window(config: Config, mirror: bool = False) -> SlidingWindow:
@@ -187,11 +201,13 @@ def check_precision(trainer: pl.Trainer, precision: str) -> None:
         )
 
 
-def build_evaluation(config: Config, runs: Sequence[RunFolder], source: VolumeSource) -> NetworkEvaluation:
+def build_evaluation(
+    config: Config, runs: Sequence[RunFolder], source: VolumeSource, trust: Trust
+) -> NetworkEvaluation:
     """The trained networks of one run under their names, of several under <number>-<run>/<network>."""
     networks: dict[str, nn.Module] = {}
     for prefix, run in _prefixed(runs):
-        networks |= {f"{prefix}{name}": network for name, network in trained_networks(run, source).items()}
+        networks |= {f"{prefix}{name}": network for name, network in trained_networks(run, source, trust).items()}
     window = build_sliding_window(config)
     unit = config["inference"]["distance_unit"]
     return NetworkEvaluation(networks, source.class_names, window, unit, source.regions)
@@ -202,23 +218,40 @@ def _prefixed(runs: Sequence[RunFolder]) -> list[tuple[str, RunFolder]]:
     if len(runs) == 1:
         return [("", runs[0])]
     # numbered, since folders of the same name may lie in different places; ModuleDict allows no dots in names
-    return [(f"{n}-{run.path.resolve().name.replace('.', '_')}/", run) for n, run in enumerate(runs, start=1)]
+    names = [re.sub(r"[^\w=+@-]", "_", run.path.resolve().name) for run in runs]
+    return [(f"{n}-{name}/", run) for n, (name, run) in enumerate(zip(names, runs, strict=True), start=1)]
 
 
-def trained_networks(run: RunFolder, source: VolumeSource) -> dict[str, nn.Module]:
-    """The run's networks with the weights of its last checkpoint."""
-    networks = build_networks(run.config(), source)
-    load_networks(run.checkpoint(), networks)
+def trained_networks(run: RunFolder, source: VolumeSource, trust: Trust) -> dict[str, nn.Module]:
+    """The run's networks with the weights of its last checkpoint.
+
+    Raises:
+        DualsegError: a class is not trusted, or a network does not fit the checkpoint.
+    """
+    config, checkpoint = run.config(), run.checkpoint()
+    pl.seed_everything(config["seed"], verbose=False)
+    networks = {}
+    for name, network in config["networks"].items():
+        recorded = {key: value for key, value in network.items() if key != "architecture"}
+        where = f"{run.config_file}: networks.{name}"
+        networks[name] = trust.network(recorded, where, checkpoint.stat().st_size, **_shape(source))
+    load_networks(checkpoint, networks)
     return networks
 
 
 def build_predictor(
-    runs: Sequence[RunFolder], sources: Sequence[VolumeSource], overlap: float, mirror: bool, device: torch.device
+    runs: Sequence[RunFolder],
+    sources: Sequence[VolumeSource],
+    trust: Trust,
+    overlap: float,
+    mirror: bool,
+    device: torch.device,
 ) -> Predictor:
     """All networks of the runs as one ensemble for new scans; runs that see a scan alike prepare it once.
 
     Args:
         sources: of each run, see `scan_source`; of the same classes.
+        trust: what may be built from the run folders.
         overlap: share of a window that its neighbour covers again, in place of `data.stride`.
     """
     members: dict[str, Member] = {}
@@ -227,7 +260,7 @@ def build_predictor(
         data = config["data"]
         stride = [max(1, round(size * (1 - overlap))) for size in data["patch_size"]]
         window = build_sliding_window({**config, "data": {**data, "stride": stride}}, mirror)
-        networks = {f"{prefix}{name}": network for name, network in trained_networks(run, source).items()}
+        networks = {f"{prefix}{name}": network for name, network in trained_networks(run, source, trust).items()}
         for network in networks.values():
             network.to(memory_format=window.memory_format)  # type: ignore[call-overload]
         seen = [data["source"]["_target_"], source.scan_record(), data["downsample"], data["patch_size"]]

@@ -1,13 +1,17 @@
 """`dualseg-evaluate run=RUN_FOLDER [key=value ...]`: evaluate a trained run again, or several runs as one ensemble."""
 
+import textwrap
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from dualseg.cli import run_with_words
 from dualseg.errors import DualsegError
+from dualseg.words import TRUST
 
-HELP = """dualseg-evaluate run=RUN_FOLDER [run=RUN_FOLDER ...] [split=test|validation] [output=DIR] [key=value ...]
+HELP = (
+    """dualseg-evaluate run=RUN_FOLDER [run=RUN_FOLDER ...] [split=test|validation] [output=DIR] [key=value ...]
 
   run      a run folder; several are evaluated together, every network on its own and all as one ensemble
   split    which cases (default: test)
@@ -15,22 +19,34 @@ HELP = """dualseg-evaluate run=RUN_FOLDER [run=RUN_FOLDER ...] [split=test|valid
   key      changes to the first run's configuration under data, inference or trainer, for example
            data.root=DIR  data.stride=[9,9,4]  inference.distance_unit=mm
 """
+    + "\n".join(textwrap.wrap(f"trust    {TRUST.meaning}", 118, initial_indent="  ", subsequent_indent=" " * 11))
+    + "\n"
+)
 
 
-def evaluate(runs: list[str], split: str, output: str | None, changes: dict[str, Any]) -> Path:
+def evaluate(
+    runs: list[str], split: str, output: str | None, changes: dict[str, Any], trusted: Sequence[str] = ()
+) -> Path:
     """Evaluate runs on a split of the first run's data; returns the folder with what was written.
+
+    Args:
+        trusted: values of trust=..., see `dualseg.runs.trusted.Trust`.
 
     Raises:
         DualsegError: whatever the user can mend.
     """
     from dualseg.runs.evaluation import settings_of_evaluation
     from dualseg.runs.folder import RunFolder
-    from dualseg.runs.settings import check, check_data
+    from dualseg.runs.settings import check, check_source
+    from dualseg.runs.trusted import Trust
 
     folders = [RunFolder.existing(run) for run in runs]
     if len({folder.path.resolve() for folder in folders}) < len(folders):
         raise DualsegError("run: the same run folder is given twice.")
     settings = settings_of_evaluation([folder.config() for folder in folders], changes)
+    trust = Trust(trusted)
+    for folder in folders:
+        trust.check({**folder.config(), "data": settings["data"]}, folder.config_file)
     check(settings)
     label = split if len(folders) == 1 else f"{split}-ensemble-of-{len(folders)}"
     target = RunFolder(output) if output else folders[0].new_evaluation(label)
@@ -39,19 +55,20 @@ def evaluate(runs: list[str], split: str, output: str | None, changes: dict[str,
     # slices alone are what an evaluation that was stopped has left
     if target.path.exists() and any(p != target.slices for p in target.path.iterdir()):
         raise DualsegError(f"output={target.path}: is not empty; evaluations are never written over earlier ones.")
-    check_data(settings)
+    source = trust.source(settings["data"]["source"], f"{folders[0].config_file}: data.source")
+    check_source(settings, source)
 
     from dualseg import assembly
     from dualseg.runs import provenance
     from dualseg.runs.evaluation import check_unseen, checkpoints_of, write_evaluation
 
     assembly.use_threads(settings)
-    data = assembly.build_data(settings)
+    data = assembly.build_evaluation_data(settings, source)
     cases = getattr(data.split, split)
     if not cases:
         raise DualsegError(f"split={split}: has no cases; give data.held_out_{split}=N or another split.")
-    check_unseen([folder.config() for folder in folders], settings["data"], data.source, cases)
-    evaluation = assembly.build_evaluation(settings, folders, data.source)
+    check_unseen([folder.config() for folder in folders], settings["data"], data.source, cases, trust)
+    evaluation = assembly.build_evaluation(settings, folders, data.source, trust)
     trainer = assembly.build_evaluator(settings, target)
     run_stage = trainer.test if split == "test" else trainer.validate
     facts = {"dataset": settings["data"]["name"], split: len(cases)}
@@ -73,8 +90,7 @@ def main() -> None:
         from dualseg.runs.folder import RunFolder
         from dualseg.runs.tables import results_table
 
-        runs, split, output, changes = parse_words(words)
-        folder = RunFolder(evaluate(runs, split, output, changes))
+        folder = RunFolder(evaluate(*parse_words(words)))
         print(f"Evaluation: {folder.path}\n{results_table(read_json(folder.metrics_file), folder.config())}")
 
     run_with_words(command, HELP)

@@ -23,9 +23,12 @@ def export(options: "Options") -> Path:
     from dualseg.exporting.options import check_packages
     from dualseg.runs.folder import RunFolder
     from dualseg.runs.preprocessing import scan_source
+    from dualseg.runs.trusted import Trust
 
     run = RunFolder.existing(options.run)
-    source = scan_source(run)
+    trust = Trust(options.trust)
+    trust.check(run.config(), run.config_file)
+    source = scan_source(run, trust)
     run.checkpoint()
     check_output(options.output)
     if options.format == "onnx":
@@ -39,7 +42,8 @@ def export(options: "Options") -> Path:
     from dualseg.prediction.options import Options as Prediction
 
     # as dualseg-predict has them, unless it is told otherwise
-    (member,) = build_predictor([run], [source], Prediction.overlap, Prediction.mirror, torch.device("cpu")).members
+    cpu = torch.device("cpu")
+    (member,) = build_predictor([run], [source], trust, Prediction.overlap, Prediction.mirror, cpu).members
     facts = describe(run, source)
     with new_folder(options.output) as folder:
         if options.format == "onnx":

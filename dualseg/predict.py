@@ -27,11 +27,15 @@ def predict(options: "Options") -> Path:
     from dualseg.runs.evaluation import checkpoints_of
     from dualseg.runs.folder import RunFolder
     from dualseg.runs.preprocessing import scan_source
+    from dualseg.runs.trusted import Trust
 
     runs = [RunFolder.existing(run) for run in options.run]
     if len({run.path.resolve() for run in runs}) < len(runs):
         raise DualsegError("run: the same run folder is given twice.")
-    sources = [scan_source(run) for run in runs]
+    trust = Trust(options.trust)
+    for run in runs:
+        trust.check(run.config(), run.config_file)
+    sources = [scan_source(run, trust) for run in runs]
     for run, source in zip(runs[1:], sources[1:], strict=True):
         for what in ("class_names", "channels"):
             first, other = getattr(sources[0], what), getattr(source, what)
@@ -48,7 +52,7 @@ def predict(options: "Options") -> Path:
     from dualseg.prediction.work import describe, device_of, predict_scans
 
     device = device_of(options.device)
-    predictor = assembly.build_predictor(runs, sources, options.overlap, options.mirror, device)
+    predictor = assembly.build_predictor(runs, sources, trust, options.overlap, options.mirror, device)
     folder.open(describe(options, predictor, class_names, checkpoints))
     failed = predict_scans(predictor, scans, folder, options, channels, clean)
     if failed:

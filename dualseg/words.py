@@ -24,6 +24,13 @@ class Word(NamedTuple):
     required: str = ""
 
 
+TRUST = Word(
+    "a network or dataset of your own that the run folder names, such as my_networks.MyNet; given again for each. "
+    "Those of dualseg, MONAI and torch need none. Its module is run: for a folder from somebody else, give it only "
+    "where you know that code"
+)
+
+
 def read_words(words: Sequence[str], command: str, keys: Mapping[str, Word]) -> dict[str, str]:
     """key=value words -> their values, each key once and none without a value.
 

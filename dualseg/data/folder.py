@@ -75,6 +75,12 @@ class Folder(VolumeSource):
         self._without_header: list[str] = []
         self.spacing = self._spacing(spacing, split)
 
+    def check_scan_record(self) -> None:
+        super().check_scan_record()
+        if self.spacing is not None and not is_spacing(self.spacing):
+            raise DualsegError("spacing is damaged: it is three edges in mm, or null.")
+        self.intensity = _intensities(self.intensity, [""] * self.channels)
+
     def check_cases(self) -> None:
         for case in self._without_header:  # the median spacing would be another one with it
             self.stored_grid(case, "image")

@@ -2,7 +2,7 @@
 
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import h5py
 import numpy as np
@@ -70,6 +70,11 @@ class H5Source(VolumeSource):
             raise DualsegError(f"data.root={root}: no such folder. Give the one that holds {layout}.")
         self.record = preparation_record(self.root, self.name)
         self.crop = self.record.get("crop", self.crop)
+
+    def check_scan_record(self) -> None:
+        super().check_scan_record()
+        if self.crop not in get_args(Crop):
+            raise DualsegError(f"crop is damaged: it is {' or '.join(get_args(Crop))}.")
 
     def prepared_voxels(self, grid: Grid) -> int:
         return grid.voxels_of((self.spacing,) * 3)

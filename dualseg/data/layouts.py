@@ -9,6 +9,7 @@ from typing import Any
 from dualseg.data.problems import Problem
 from dualseg.errors import DualsegError
 from dualseg.files import read_json
+from dualseg.names import check_printable
 
 SUFFIX = re.compile(r"\.nii(\.gz)?$")
 CHANNEL = re.compile(r"(.+)_(\d{4})")  # CASE_0000, CASE_0001, ...: one file a channel
@@ -139,6 +140,7 @@ def _in_order(
     if len(by_number) != count or count < least or sorted(by_number) != list(range(count)):
         raise DualsegError(f"{path}: '{key}' must number at least {least} from 0 without a gap{mend}")
     names = tuple(by_number[number] for number in range(count))
+    check_printable(f"{path}: '{key}':", names)
     if key == "labels" and len(set(names)) < count:
         raise DualsegError(f"{path}: 'labels' has one name for two classes; give each its own.")
     return names

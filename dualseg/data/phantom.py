@@ -22,6 +22,8 @@ from dualseg.files import replacing
 
 GENERATOR_VERSION = 1  # raise it whenever a change alters any voxel
 FIELD_OF_VIEW = np.array([77.0, 77.0, 61.0])  # mm, in the mean; voxel axes point left, anterior, superior
+MOST_CASES = 1000
+MOST_VOXELS = 512  # along an axis
 OSTIUM_LENGTH = 6.0  # mm of every vein, from the chamber's surface, that still carry the chamber's label
 
 
@@ -51,8 +53,10 @@ class Phantom(VolumeSource):
     ) -> None:
         if train < 1 or test < 0 or seed < 0:
             raise DualsegError(f"phantom: train={train} must be >= 1, test={test} and seed={seed} must be >= 0")
-        if len(shape) != 3 or min(shape) < 16:
-            raise DualsegError(f"phantom: shape={list(shape)} must be three sizes of at least 16 voxels")
+        if train + test > MOST_CASES:
+            raise DualsegError(f"phantom: train={train} and test={test} must be {MOST_CASES} cases together, or fewer")
+        if len(shape) != 3 or min(shape) < 16 or max(shape) > MOST_VOXELS:
+            raise DualsegError(f"phantom: shape={list(shape)} must be three sizes of 16 to {MOST_VOXELS} voxels")
         self.root = Path(root)
         cases = tuple(f"phantom_{index:03d}" for index in range(train + test))
         self.train_cases, self.test_cases = cases[:train], cases[train:]

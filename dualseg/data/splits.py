@@ -7,6 +7,7 @@ from typing import Any
 
 from dualseg.data.volumes import VolumeSource
 from dualseg.errors import DualsegError
+from dualseg.names import check_printable
 
 # keys of `data`, and arguments of `split_cases`
 COUNTS = ("labeled", "labeled_ratio", "held_out_validation", "held_out_test")
@@ -46,10 +47,12 @@ def split_cases(
         unlabeled_cases: training cases beside `train_cases` that have no label.
 
     Raises:
-        DualsegError: both or impossible counts; a case listed twice, in one list or in several; a name that is a path.
+        DualsegError: both or impossible counts; a case listed twice, in one list or in several; a name that is a path,
+            or has a line break or another control character.
     """
     cases = list(train_cases)
     listed = [*train_cases, *unlabeled_cases, *validation_cases, *test_cases]
+    check_printable("case", listed)
     paths = [case for case in listed if "/" in case or "\\" in case]
     if paths:  # files of a run are named after its cases
         raise DualsegError(
@@ -93,8 +96,9 @@ def split_source(source: VolumeSource, counts: Mapping[str, Any]) -> Split:
         counts: the `data` of a configuration, or what else has `COUNTS`.
 
     Raises:
-        DualsegError: see `split_cases`.
+        DualsegError: see `split_cases`; a class with a line break or another control character in its name.
     """
+    check_printable(f"{source.name}: class", [*source.class_names, *source.regions])
     return split_cases(
         source.train_cases,
         source.test_cases,

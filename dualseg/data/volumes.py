@@ -9,6 +9,9 @@ from typing import Any, Literal, NamedTuple, Self
 import numpy as np
 
 from dualseg.errors import DualsegError
+from dualseg.names import check_printable
+
+MOST_CHANNELS = 1000  # of an image; more are damage
 
 
 class Image(NamedTuple):
@@ -130,7 +133,7 @@ class VolumeSource(ABC):
             record: what `scan_record` gave, or what JSON has left of it; an attribute of the class may be missing.
 
         Raises:
-            DualsegError: the record lacks an attribute that the class has no value for.
+            DualsegError: the record lacks an attribute that the class has no value for, or has an impossible value.
         """
         source = cls.__new__(cls)  # not by __init__, which may look for the files
         for name in cls.scan_attributes:
@@ -142,4 +145,18 @@ class VolumeSource(ABC):
                     f"{cls.__name__}: the run folder does not record its {name}, so it cannot prepare a scan; the run "
                     "is older than that, or its preprocessing.json is lost. Put it back, or train again."
                 )
+        source.check_scan_record()
         return source
+
+    def check_scan_record(self) -> None:
+        """Raise a DualsegError for a value of `scan_attributes` that cannot be one: they may come from a damaged file.
+
+        Override it, and call this one first, where `prepare_scan` reads further attributes.
+        """
+        names = self.class_names
+        whole = isinstance(names, tuple) and len(names) > 1 and all(isinstance(name, str) for name in names)
+        if not whole or len({*names}) < len(names):
+            raise DualsegError("class_names is damaged: it has the names of two classes at least, each once.")
+        check_printable("class_names", names)
+        if type(self.channels) is not int or not 1 <= self.channels <= MOST_CHANNELS:
+            raise DualsegError(f"channels is damaged: it is a whole number from 1 to {MOST_CHANNELS}.")

@@ -17,6 +17,7 @@ from dualseg.exporting.networks import Inference, as_program, example_patches
 from dualseg.exporting.transforms import Preparation, preparation
 from dualseg.files import write_json, write_text
 from dualseg.inference.predictor import Member
+from dualseg.names import as_markdown
 
 TOLERANCE = 1e-4  # of a probability
 FILES = "$sorted(glob.glob(os.path.join(@dataset_dir, '*.nii')) + glob.glob(os.path.join(@dataset_dir, '*.nii.gz')))"
@@ -49,8 +50,12 @@ def write_bundle(folder: Path, member: Member, source: VolumeSource, facts: Mapp
         facts: see `describe`.
 
     Raises:
-        DualsegError: MONAI cannot prepare scans as the run does, or a program differs from its network.
+        DualsegError: MONAI cannot prepare scans as the run does or would take the name of a class for an expression; a
+            program differs from its network.
     """
+    for name in source.class_names:
+        if name.startswith(("$", "@", "%")):
+            raise DualsegError(f"class {name}: MONAI takes a text that begins with {name[0]} for an expression.")
     prepared = preparation(source, facts["downsample"])
     models = folder / "models"
     models.mkdir()
@@ -181,7 +186,7 @@ def _metadata(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _readme(facts: Mapping[str, Any], networks: Sequence[str]) -> str:
-    classes = ", ".join(f"{value} {name}" for value, name in enumerate(facts["class_names"]))
+    classes = as_markdown(", ".join(f"{value} {name}" for value, name in enumerate(facts["class_names"])))
     several = "one 4-D file a scan, or `CASE_0000.nii.gz`, `CASE_0001.nii.gz`, ..."
     return f"""# Segmentation by {len(networks)} networks
 

@@ -20,23 +20,26 @@ class Options:
         run: the run folder.
         format: one of `FORMATS`.
         output: folder to make.
+        trust: see `dualseg.runs.trusted.Trust`.
     """
 
     run: Path
     format: str
     output: Path
+    trust: tuple[str, ...] = ()
 
 
 def parse_words(words: Sequence[str]) -> Options:
     """key=value words -> Options.
 
     Raises:
-        DualsegError: an unknown key or format, or one of the three keys is missing or given twice.
+        DualsegError: an unknown key or format, or one of the keys is missing or given twice.
     """
-    given = read_words(words, "dualseg-export", KEYS)
+    trust = tuple(word.removeprefix("trust=") for word in words if word.startswith("trust="))  # as often as need be
+    given = read_words([word for word in words if not word.startswith("trust=")], "dualseg-export", KEYS)
     if given["format"] not in FORMATS:
         raise DualsegError(f"format={given['format']}: choose from {', '.join(FORMATS)}.")
-    return Options(Path(given["run"]).expanduser(), given["format"], Path(given["output"]).expanduser())
+    return Options(Path(given["run"]).expanduser(), given["format"], Path(given["output"]).expanduser(), trust)
 
 
 def check_packages() -> None:

@@ -1,6 +1,6 @@
 """What `dualseg-export` takes."""
 
-from dualseg.words import Word
+from dualseg.words import TRUST, Word
 
 FORMATS = ("onnx", "bundle")
 
@@ -13,4 +13,5 @@ KEYS = {
         required="|".join(FORMATS),
     ),
     "output": Word("a new or empty folder", required="DIR"),
+    "trust": TRUST,
 }

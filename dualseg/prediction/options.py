@@ -30,6 +30,7 @@ class Options:
     memory: int = 8 * 2**30
     device: str = "auto"
     identifiers: bool = False
+    trust: tuple[str, ...] = ()
 
 
 def parse_words(words: Sequence[str]) -> Options:
@@ -38,14 +39,14 @@ def parse_words(words: Sequence[str]) -> Options:
     Raises:
         DualsegError: an unknown key, an impossible value, or run, input or output is missing.
     """
-    given: dict[str, Any] = {"run": [], "input": []}
+    given: dict[str, Any] = {key: [] for key in SEVERAL}
     for word in words:
         key, equals, value = word.partition("=")
         if not equals:
             key, value = "input", word
         if key not in READERS:
             raise DualsegError(f"{key}: no such key of dualseg-predict.{nearest(key, list(READERS))}")
-        if key in ("run", "input"):
+        if key in SEVERAL:
             given[key].append(READERS[key](key, value))
         elif key in given:
             raise DualsegError(f"{key}: is given twice.")
@@ -54,8 +55,7 @@ def parse_words(words: Sequence[str]) -> Options:
     for key, word_of in KEYS.items():
         if word_of.required and not given.get(key):
             raise DualsegError(f"{key}={word_of.required} is required.")
-    given["run"], given["input"] = tuple(given["run"]), tuple(given["input"])
-    return Options(**given)
+    return Options(**{**given, **{key: tuple(given[key]) for key in SEVERAL}})
 
 
 def _text(key: str, value: str) -> str:
@@ -117,7 +117,9 @@ READERS = {
     "memory": _memory,
     "device": _device,
     "identifiers": _switch,
+    "trust": _text,
 }
+SEVERAL = ("run", "input", "trust")  # keys that may be given again
 assert READERS.keys() == KEYS.keys() == {field.name for field in fields(Options)}
 
 

@@ -14,6 +14,7 @@ from dualseg.data.layouts import CHANNEL, SUFFIX, stem_of
 from dualseg.data.nifti import read_nifti
 from dualseg.data.volumes import Image
 from dualseg.errors import DualsegError
+from dualseg.names import check_printable
 from dualseg.prediction.grid import ScanGrid
 
 
@@ -134,7 +135,7 @@ def find_scans(inputs: Sequence[str | Path], channels: int, identifiers: bool = 
         identifiers: name the outputs of DICOM series after the patient's identifier and the folder.
 
     Raises:
-        DualsegError: an input is not there, or holds no scan.
+        DualsegError: an input is not there, or holds no scan; a file with a line break in its name.
     """
     found: list[AnyScan] = []
     for given in inputs:
@@ -162,6 +163,7 @@ def find_scans(inputs: Sequence[str | Path], channels: int, identifiers: bool = 
         name, number = stem, 2
         while name in taken:
             name, number = f"{stem}-{number}", number + 1
+        check_printable("scan", [name, scan.source or name])
         taken.add(name)
         scans.append(replace(scan, name=name))
     return scans

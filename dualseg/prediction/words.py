@@ -1,6 +1,6 @@
 """What `dualseg-predict` takes."""
 
-from dualseg.words import Word
+from dualseg.words import TRUST, Word
 
 KEYS = {
     "run": Word(
@@ -29,4 +29,5 @@ KEYS = {
     ),
     "device": Word("auto, cpu, cuda, cuda:N", "auto"),
     "identifiers": Word("true: outputs of DICOM series may be named after the patient and the folder", "false"),
+    "trust": TRUST,
 }

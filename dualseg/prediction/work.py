@@ -37,7 +37,7 @@ def describe(
     options: Options, predictor: Predictor, class_names: Sequence[str], checkpoints: Mapping[str, Any]
 ) -> dict[str, Any]:
     """prediction.json: how the maps were made. Neither inputs nor the command line, which may name patients."""
-    settings = {key: value for key, value in asdict(options).items() if key not in ("run", "input", "output")}
+    settings = {key: value for key, value in asdict(options).items() if key not in ("run", "input", "output", "trust")}
     facts = provenance.describe(seed=0, data={})
     return {
         **{key: facts[key] for key in ("dualseg", "versions", "git", "hardware", "started")},

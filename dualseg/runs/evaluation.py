@@ -12,13 +12,15 @@ from dualseg.data.volumes import VolumeSource
 from dualseg.errors import DualsegError
 from dualseg.files import write_text
 from dualseg.runs.folder import RunFolder, flatten, iteration_of, nearest
+from dualseg.runs.trusted import Trust
 
 CHANGEABLE = ("data.", "inference.", "trainer.")
 
 
-def parse_words(words: Sequence[str]) -> tuple[list[str], str, str | None, dict[str, Any]]:
-    """key=value words -> (run folders, split, output, changes). Raises: DualsegError on what is no such word."""
+def parse_words(words: Sequence[str]) -> tuple[list[str], str, str | None, dict[str, Any], list[str]]:
+    """key=value words -> (run folders, split, output, changes, trust). Raises: DualsegError on what is no such word."""
     runs: list[str] = []
+    trust: list[str] = []
     split, output = "test", None
     changes: dict[str, Any] = {}
     for word in words:
@@ -27,6 +29,8 @@ def parse_words(words: Sequence[str]) -> tuple[list[str], str, str | None, dict[
             raise DualsegError(f"{word}: write key=value, for example run={word}.")
         if key == "run":
             runs.append(value)
+        elif key == "trust":
+            trust.append(value)
         elif key == "split":
             split = value
         elif key == "output":
@@ -37,7 +41,7 @@ def parse_words(words: Sequence[str]) -> tuple[list[str], str, str | None, dict[
         raise DualsegError("run=RUN_FOLDER is required.")
     if split not in ("test", "validation"):
         raise DualsegError(f"split={split}: give test or validation.")
-    return runs, split, output, changes
+    return runs, split, output, changes, trust
 
 
 def settings_of_evaluation(configs: Sequence[Mapping[str, Any]], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -82,7 +86,11 @@ def _moved(value: Any, old: Path, new: Path) -> Any:
 
 
 def check_unseen(
-    configs: Sequence[Mapping[str, Any]], data: Mapping[str, Any], source: VolumeSource, cases: Sequence[str]
+    configs: Sequence[Mapping[str, Any]],
+    data: Mapping[str, Any],
+    source: VolumeSource,
+    cases: Sequence[str],
+    trust: Trust,
 ) -> None:
     """No run has seen the cases to evaluate.
 
@@ -92,6 +100,7 @@ def check_unseen(
             the same: `source.name` need be neither.
         source: what `data` describes.
         cases: to evaluate.
+        trust: what may be built from the run folders.
 
     Raises:
         DualsegError: a run was trained, with or without labels, on one of the cases.
@@ -100,7 +109,7 @@ def check_unseen(
         its = config["data"]
         if its["name"] != data["name"] and its["source"]["_target_"] != data["source"]["_target_"]:
             continue
-        own = split_source(_source_of(its, data, source), its)
+        own = split_source(_source_of(its, data, source, trust), its)
         trained = {*own.labeled, *(own.unlabeled if config["batch"]["unlabeled"] else ())}
         seen = [case for case in cases if case in trained]
         if seen:
@@ -109,14 +118,12 @@ def check_unseen(
             )
 
 
-def _source_of(its: Mapping[str, Any], data: Mapping[str, Any], source: VolumeSource) -> VolumeSource:
+def _source_of(its: Mapping[str, Any], data: Mapping[str, Any], source: VolumeSource, trust: Trust) -> VolumeSource:
     """The source of a run's `data`: `source`, unless the run was given other arguments, such as another split."""
-    from hydra.utils import instantiate
-
     moved = _moved(its["source"], Path(its["root"]), Path(data["root"]))
     here = {key: data["source"][key] for key in ("_target_", "root") if key in data["source"]}
     arguments = {**moved, **here}  # the class may have been renamed since, and the volumes lie where `data` says
-    return source if arguments == data["source"] else instantiate(arguments)
+    return source if arguments == data["source"] else trust.source(arguments, "data.source of a run to evaluate")
 
 
 def checkpoints_of(runs: Sequence[RunFolder]) -> dict[str, dict[str, str]]:

@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -14,6 +15,7 @@ import yaml
 
 from dualseg.errors import DualsegError
 from dualseg.files import read_object, write_json, write_text
+from dualseg.names import check_folder_name
 from dualseg.runs.lock import LOCK, being_written, is_locked
 
 # What may change without making it another run: where things lie, how it is watched, what hardware does it.
@@ -35,6 +37,7 @@ NOT_IDENTITY = (
     "trainer.checkpoints_kept",
 )
 CHECKPOINT = re.compile(r"iteration-(\d+)\.ckpt")
+MOST_VALUES = 1_000_000  # of a configuration; a real one has some hundred
 YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is ten times as fast, and not everywhere
 
 
@@ -89,8 +92,14 @@ class RunFolder:
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> "RunFolder":
-        """The folder of a resolved configuration: <output>/<name>, the name made from it where none is given."""
-        return cls(Path(config["output"]).expanduser() / (config["name"] or run_name(config)))
+        """The folder of a resolved configuration: <output>/<name>, the name made from it where none is given.
+
+        Raises:
+            DualsegError: the name would lead out of `output`.
+        """
+        name = str(config["name"] or run_name(config))
+        check_folder_name("name" if config["name"] else "name (of data.name, method.name, architectures)", name)
+        return cls(Path(config["output"]).expanduser() / name)
 
     @classmethod
     def existing(cls, path: str | Path) -> "RunFolder":
@@ -111,10 +120,12 @@ class RunFolder:
         mend = "restore the file that the run wrote"
         try:
             config = yaml.load(self.config_file.read_text(), Loader=YAML_LOADER)
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
             raise DualsegError(f"{self.config_file}: cannot be read ({error}); {mend}.") from error
         if not isinstance(config, dict):
             raise DualsegError(f"{self.config_file}: not a mapping of keys; {mend}.")
+        if _values_in(config, {}) > MOST_VALUES:
+            raise DualsegError(f"{self.config_file}: holds more than {MOST_VALUES} values, by references; {mend}.")
         return config
 
     @property
@@ -246,6 +257,16 @@ class RunFolder:
     def finish(self, metrics: Mapping[str, Any]) -> None:
         """Write metrics.json: from now on the run is finished."""
         write_json(self.metrics_file, metrics)
+
+
+def _values_in(node: Any, known: dict[int, float]) -> float:
+    """How many values a tree has that YAML's references may make of few lines; infinity where it holds itself."""
+    if not isinstance(node, dict | list):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = math.inf
+        known[id(node)] = 1 + sum(_values_in(one, known) for one in (node.values() if isinstance(node, dict) else node))
+    return known[id(node)]
 
 
 def _check_same_roots(path: Path, earlier: Mapping[str, Any], config: Mapping[str, Any]) -> None:

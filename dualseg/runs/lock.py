@@ -1,14 +1,17 @@
 """One writer at a time: a lock on a run folder that the system releases when its process dies."""
 
+import errno
 import fcntl
 import os
 import platform
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dualseg.errors import DualsegError
+from dualseg.names import check_printable
 
 LOCK = ".lock"  # file in the run folder, there while a run writes (and after a kill, when nobody holds it)
 PATIENCE = 1.0  # seconds: whoever asks `is_locked` holds the lock for an instant
@@ -33,7 +36,7 @@ def writing(folder: Path, mend: str = "choose another name=...") -> Iterator[Non
     Where the file system has no locks, go on without.
 
     Raises:
-        DualsegError: another process holds it.
+        DualsegError: another process holds it, or what lies in its place is no file of its own.
     """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
@@ -62,7 +65,7 @@ def _acquire(folder: Path) -> int:
     """Raises: BlockingIOError where another holds it, OSError where there are no locks."""
     deadline = time.monotonic() + PATIENCE
     while True:
-        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = _opened(folder, os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _is_file(descriptor, folder / LOCK):
@@ -80,10 +83,33 @@ def _acquire(folder: Path) -> int:
         os.close(descriptor)  # its holder has removed the file, or holds it still
 
 
+def _opened(folder: Path, flags: int) -> int:
+    """A descriptor of the lock, which is written to.
+
+    Raises:
+        DualsegError: it is a link, of either kind, which a folder from elsewhere may hold to empty another file; or a
+            pipe, which nobody else may ever open.
+        OSError: it cannot be opened.
+    """
+    path = folder / LOCK
+    foreign = DualsegError(f"{path}: is no plain file of its own, as a lock is; remove it.")
+    try:
+        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+    except OSError as error:
+        if error.errno == errno.ELOOP or (error.errno == errno.ENXIO and path.exists()):
+            raise foreign from error
+        raise
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+        os.close(descriptor)
+        raise foreign
+    return descriptor
+
+
 def _is_file(descriptor: int, path: Path) -> bool:
     """The locked file is still the one of that name."""
     try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
     except FileNotFoundError:
         return False
 
@@ -91,8 +117,8 @@ def _is_file(descriptor: int, path: Path) -> bool:
 def is_locked(folder: Path) -> bool:
     """A process is writing this run folder; False also where that cannot be known."""
     try:
-        descriptor = os.open(folder / LOCK, os.O_RDONLY)
-    except OSError:
+        descriptor = _opened(folder, os.O_RDONLY)
+    except (DualsegError, OSError):
         return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -108,7 +134,8 @@ def is_locked(folder: Path) -> bool:
 def being_written(folder: Path, mend: str = "choose another name=...") -> DualsegError:
     """The answer to a second launch of a run that is running."""
     try:
-        who = (folder / LOCK).read_text().strip()
-    except OSError:
+        who = (folder / LOCK).read_text()[:200].strip()
+        check_printable("lock", [who])
+    except (DualsegError, OSError, UnicodeDecodeError):
         who = ""
     return DualsegError(f"{folder}: is being written by {who or 'another process'}; wait for it or stop it, or {mend}")

@@ -15,6 +15,7 @@ from dualseg.data.checks import check_batch, check_patch_size
 from dualseg.data.splits import Split, split_source
 from dualseg.data.volumes import VolumeSource
 from dualseg.errors import DualsegError
+from dualseg.names import check_folder_name, check_network_names, check_printable
 from dualseg.runs.folder import flatten, nearest
 
 WHOLE = {  # whole numbers and their least value; where the configuration leaves one null, null is fine
@@ -70,6 +71,9 @@ NULLABLE = (
 )
 # top-level keys of groups, beside those of conf/train.yaml itself
 NODES = ("data", "method", "networks", "optimizer", "lr_schedule", "trainer", "logger", "batch", "objective")
+IN_PATHS = ("name", "study", "scale", "variant")  # folders are named after them, each alone or put together
+SHOWN = re.compile(r"(data|method)\.name|networks\.[\w-]+\.architecture")  # in tables
+FOR_SCANS = ("seed", "data.patch_size", "data.downsample", "inference.batch_size", "trainer.channels_last")
 PATHS = ("data.root", "data.source.splits", "data.source.unlabeled")
 TERM_WEIGHT = re.compile(r"method\.terms\.\w+\.weight")
 NETWORKS = {"dual": ["a", "b"], "dual_gentle": ["a", "b"], "supervised": ["a"]}  # of the methods that take no others
@@ -104,6 +108,9 @@ def resolve(config: Any) -> dict[str, Any]:
     settings = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     assert isinstance(settings, dict)
     plain = {str(key): value for key, value in settings.items() if key not in ("sweep", "dry")}  # of other runs
+    for key in IN_PATHS:
+        if plain[key] is not None:
+            check_folder_name(key, str(plain[key]))
     check(plain)
     return plain
 
@@ -146,7 +153,51 @@ def _refuse_unread(config: Any) -> None:
 
 def check(settings: Mapping[str, Any]) -> None:
     """Raises: DualsegError naming the first key whose value cannot work."""
+    check_network_names("networks", settings["networks"])
+    _check_values(settings)
+    _check_terms(settings["method"].get("terms"))
+    method, networks = settings["method"]["name"], sorted(settings["networks"])
+    if networks != NETWORKS.get(method, networks):
+        takes = " and ".join(NETWORKS[method])
+        raise DualsegError(f"networks: method={method} takes {takes}, not {networks}; choose another networks=...")
+    stages = settings["evaluate_on"]
+    if not isinstance(stages, list) or any(stage not in ("validation", "test") for stage in stages):
+        raise DualsegError(f"evaluate_on={stages}: give a list of validation and test, for example [test].")
+    patch, stride = settings["data"]["patch_size"], settings["data"]["stride"]
+    _check_sizes("data.patch_size", patch)
+    _check_sizes("data.stride", stride)
+    check_patch_size(patch)
+    if not all(1 <= s <= p for s, p in zip(stride, patch, strict=True)):
+        raise DualsegError(f"data.stride={stride}: needs three numbers from 1 to data.patch_size={patch}.")
+
+
+def check_for_scans(config: Mapping[str, Any], file: Path) -> None:
+    """What prediction and export read of a run's configuration is there and can work: older runs may lack the rest.
+
+    Args:
+        config: of a run folder.
+        file: which it is of, for messages.
+
+    Raises:
+        DualsegError: naming the first key that is missing or whose value cannot work.
+    """
+    known = flatten(config)
+    for key in FOR_SCANS:
+        if key not in known:
+            raise DualsegError(f"{file}: has no {key}; restore the file that the run wrote.")
+    try:
+        _check_values(config)
+        _check_sizes("data.patch_size", known["data.patch_size"])
+        check_patch_size(known["data.patch_size"])
+    except DualsegError as error:
+        raise DualsegError(f"{file}: {error}") from error
+
+
+def _check_values(settings: Mapping[str, Any]) -> None:
+    """Those that can be judged one by one, of the keys that are there."""
     for key, value in flatten(settings).items():
+        if SHOWN.fullmatch(key) and isinstance(value, str):
+            check_printable(f"{key}:", [value])
         if value is None and key in NULLABLE:
             continue
         if key in WHOLE and (type(value) is not int or value < WHOLE[key]):
@@ -169,21 +220,11 @@ def check(settings: Mapping[str, Any]) -> None:
             raise DualsegError(f"{key}={value}: give true or false.")  # a string such as off would count as true
         if key in CHOICES and value not in CHOICES[key]:
             raise DualsegError(f"{key}={value}: choose from {', '.join(CHOICES[key])}.")
-    _check_terms(settings["method"].get("terms"))
-    method, networks = settings["method"]["name"], sorted(settings["networks"])
-    if networks != NETWORKS.get(method, networks):
-        takes = " and ".join(NETWORKS[method])
-        raise DualsegError(f"networks: method={method} takes {takes}, not {networks}; choose another networks=...")
-    stages = settings["evaluate_on"]
-    if not isinstance(stages, list) or any(stage not in ("validation", "test") for stage in stages):
-        raise DualsegError(f"evaluate_on={stages}: give a list of validation and test, for example [test].")
-    patch, stride = settings["data"]["patch_size"], settings["data"]["stride"]
-    for key, sizes in (("data.patch_size", patch), ("data.stride", stride)):
-        if not isinstance(sizes, list) or len(sizes) != 3 or any(type(size) is not int for size in sizes):
-            raise DualsegError(f"{key}={sizes}: give three whole numbers, for example [112,112,80].")
-    check_patch_size(patch)
-    if not all(1 <= s <= p for s, p in zip(stride, patch, strict=True)):
-        raise DualsegError(f"data.stride={stride}: needs three numbers from 1 to data.patch_size={patch}.")
+
+
+def _check_sizes(key: str, sizes: Any) -> None:
+    if not isinstance(sizes, list) or len(sizes) != 3 or any(type(size) is not int for size in sizes):
+        raise DualsegError(f"{key}={sizes}: give three whole numbers, for example [112,112,80].")
 
 
 def _check_terms(terms: Any) -> None:
@@ -259,9 +300,19 @@ def check_data(settings: Mapping[str, Any]) -> None:
     """The dataset is there, without faults that show before a volume is read, and can be split as asked.
 
     Raises:
-        DualsegError: as `source_and_split`; such a fault; the split cannot serve the batch or the validation.
+        DualsegError: as `source_and_split` and `check_source`.
     """
-    source, split = source_and_split(settings)
+    source, _ = source_and_split(settings)
+    check_source(settings, source)
+
+
+def check_source(settings: Mapping[str, Any], source: VolumeSource) -> None:
+    """The source of `data` has no faults that show before a volume is read, and can be split as asked.
+
+    Raises:
+        DualsegError: such a fault; the split cannot serve the batch or the validation.
+    """
+    split = split_source(source, settings["data"])
     source.check_cases()
     check_batch(settings["batch"]["labeled"], settings["batch"]["unlabeled"], split)
     every = settings["trainer"]["validate_every"]

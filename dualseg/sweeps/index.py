@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 from dualseg.errors import DualsegError
 from dualseg.files import read_json, read_object, write_json
+from dualseg.names import check_folder_name
 from dualseg.runs.folder import RunFolder, nearest
 from dualseg.runs.lock import is_locked
 
@@ -69,9 +70,14 @@ class Sweep:
 
     @classmethod
     def named(cls, output: str | Path, study: str | None, scale: str | None, words: Sequence[str]) -> "Sweep":
-        """The sweep of a study at a scale, or of a command line's words: the same words find the same sweep again."""
+        """The sweep of a study at a scale, or of a command line's words: the same words find the same sweep again.
+
+        Raises:
+            DualsegError: its name would lead out of <output>/sweeps.
+        """
         digest = hashlib.sha256(json.dumps(sorted(words)).encode()).hexdigest()[:8]
         name = f"{study}-{scale}" if study else f"multirun-{digest}"
+        check_folder_name("study and scale", name)
         return cls(Path(output).expanduser() / "sweeps" / name)
 
     @classmethod
@@ -108,14 +114,25 @@ class Sweep:
         """What the last launches of a run printed."""
         return self.path / f"{run}.log"
 
+    def own_log_file(self, run: str) -> Path:
+        """`log_file` to write to: without the link in its place that a folder from elsewhere may hold."""
+        file = self.log_file(run)
+        if file.is_symlink():
+            file.unlink()
+        return file
+
     def jobs(self) -> list[Job]:
         """Raises: DualsegError where sweep.json is damaged."""
         if not self.file.is_file():
             return []
+        content = read_json(self.file)
         try:
-            return [Job(**{**job, "words": tuple(job["words"])}) for job in read_json(self.file)["jobs"]]
-        except (KeyError, TypeError) as error:
+            jobs = [Job(**{**job, "words": tuple(job["words"])}) for job in content["jobs"]]
+            for job in jobs:
+                check_folder_name("run", str(job.run))
+        except (DualsegError, KeyError, TypeError) as error:
             raise DualsegError(f"{self.file}: damaged ({error}); delete it and start the sweep again.") from error
+        return jobs
 
     def write(
         self,

@@ -59,7 +59,7 @@ class Launch:
         folder = self.sweep.output / self.run
         if is_locked(folder):
             return None
-        ended = run_group(self.words, self.processes, log=self.sweep.log_file(self.run), stop=stop)
+        ended = run_group(self.words, self.processes, log=self.sweep.own_log_file(self.run), stop=stop)
         failed = ended.code and (ended.signal is None or ended.code != 128 + ended.signal)
         if failed and not is_locked(folder):  # else the other one was the first of two that started at the same time
             self.sweep.record_failure(self.run, ended.reason or f"exit code {ended.code}")

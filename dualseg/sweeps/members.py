@@ -6,6 +6,7 @@ from typing import Any
 
 from dualseg.errors import DualsegError
 from dualseg.files import read_json
+from dualseg.names import check_folder_name
 from dualseg.runs.collecting import Member
 from dualseg.runs.folder import RunFolder, nearest
 from dualseg.sweeps.index import Sweep
@@ -36,8 +37,14 @@ def find_study(name: str, runs: Path) -> Study:
 
 
 def ensemble_folder(runs: Path, study: str, scale: str | None, row: str, seed: int) -> RunFolder:
-    """Where the runs of an ensemble row are evaluated together: <runs>/<study>-<scale>-<row>-seed<seed>."""
-    return RunFolder(runs / f"{study}-{scale}-{row}-seed{seed}")
+    """Where the runs of an ensemble row are evaluated together: <runs>/<study>-<scale>-<row>-seed<seed>.
+
+    Raises:
+        DualsegError: the names would lead out of `runs`.
+    """
+    name = f"{study}-{scale}-{row}-seed{seed}"
+    check_folder_name(f"sweep {study}: ensembles", name)
+    return RunFolder(runs / name)
 
 
 def ensemble_problem(folder: RunFolder, runs: Sequence[RunFolder]) -> str | None:

@@ -34,10 +34,10 @@ class Monitor:
         self._thread = threading.Thread(target=self._watch, daemon=True)
         console = Console(highlight=False, soft_wrap=True)
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[now]}"),
+            TextColumn("{task.fields[now]}", markup=False),
             console=console,
             transient=True,
             disable=not console.is_terminal,  # in a file, the lines alone

@@ -12,6 +12,7 @@ from dualseg.errors import DualsegError
 from dualseg.processes import processes_of
 from dualseg.runs.folder import nearest
 from dualseg.runs.settings import check_data, resolve
+from dualseg.runs.trusted import to_trust
 from dualseg.sweeps.index import Job, Sweep
 from dualseg.sweeps.members import ensemble_folder, ensemble_problem
 from dualseg.sweeps.monitor import Monitor
@@ -81,7 +82,8 @@ def sweep(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
     elsewhere = [job.label for job in jobs if target.state(job) == "running"]
     failures = [problem for job in jobs if (problem := _problem(target, job))]
     if study:
-        failures += evaluate_ensembles(study, config.scale, target, jobs)
+        trust = dict.fromkeys(word for own in settings for word in to_trust(own))  # this command line's own classes
+        failures += evaluate_ensembles(study, config.scale, target, jobs, [*trust])
     if elsewhere:
         print(f"Running elsewhere, left to that: {', '.join(elsewhere)}. How far: dualseg-report status {target.path}")
     if failures:
@@ -182,8 +184,11 @@ def _problem(target: Sweep, job: Job) -> str | None:
     return f"{job.label}: {damage or target.failure(job.run) or 'not finished'}"
 
 
-def evaluate_ensembles(study: Study, scale: str, target: Sweep, jobs: Sequence[Job]) -> list[str]:
+def evaluate_ensembles(study: Study, scale: str, target: Sweep, jobs: Sequence[Job], trust: Sequence[str]) -> list[str]:
     """Evaluate together what the study wants evaluated together, as far as the runs are finished.
+
+    Args:
+        trust: the trust=... of the evaluations.
 
     Returns:
         What failed.
@@ -201,9 +206,9 @@ def evaluate_ensembles(study: Study, scale: str, target: Sweep, jobs: Sequence[J
             if problem is not None or folder.finished:
                 continue
             words = [*(f"run={run.path}" for run in runs), f"output={folder.path}", "trainer.progress_bar=false"]
-            log = target.log_file(folder.path.name)
+            log = target.own_log_file(folder.path.name)
             with log.open("a") as file:
-                command = [sys.executable, "-m", "dualseg.evaluate", *words]
+                command = [sys.executable, "-m", "dualseg.evaluate", *words, *trust]
                 code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
             print(f"{'done  ' if code == 0 else 'failed'} {row} seed {seed}")
             if code:

@@ -101,6 +101,9 @@ def test_images_of_the_test_set_are_never_trained_on(tmp_path):
         ({"0": "background", "1": 1}, "without a gap"),
         ({"0": "background", "1": "a", "2": "a"}, "one name for two classes"),
         ({"background": 0, "a": 1, "b": 1}, "without a gap"),
+        ({"background": 0, "a\nb": 1}, "U+000A"),
+        ({"0": "background", "1": "a\u202eb"}, "U+202E"),
+        ({"background": 0, "": 1}, "'labels'"),
     ],
 )
 def test_labels_that_make_no_classes(tmp_path, labels, words):
@@ -123,6 +126,7 @@ def test_a_folder_that_does_not_fit(tmp_path):
     broken(lambda r: (r / "dataset.json").write_text("[]"), "dataset.json", "no mapping")
     broken(lambda r: describe(r, channel_names=None), "neither 'channel_names' nor 'modality'")
     broken(lambda r: describe(r, channel_names={"0": "T1", "2": "T2"}), "channel_names", "without a gap")
+    broken(lambda r: describe(r, channel_names={"0": "T1\n", "1": "T2"}), "channel_names", "U+000A")
     broken(lambda r: describe(r, training=["c00"]), "'training' has an entry")
     broken(lambda r: shutil.rmtree(r / "imagesTr"), "imagesTr: no such folder")
     broken(lambda r: [p.unlink() for p in (r / "imagesTr").iterdir()], "imagesTr: holds no .nii.gz")

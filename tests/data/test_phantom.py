@@ -250,7 +250,17 @@ def test_label_values_out_of_range_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"train": 0}, {"test": -1}, {"seed": -1}, {"shape": (8, 32, 32)}, {"shape": (32, 32)}]
+    "wrong",
+    [
+        {"train": 0},
+        {"test": -1},
+        {"seed": -1},
+        {"shape": (8, 32, 32)},
+        {"shape": (32, 32)},
+        {"train": 10**9},
+        {"test": 10**9},
+        {"shape": (32, 32, 10**6)},
+    ],
 )
 def test_arguments_out_of_range(tmp_path, wrong):
     with pytest.raises(DualsegError, match="phantom: "):

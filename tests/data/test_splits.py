@@ -1,7 +1,9 @@
+from types import SimpleNamespace
+
 import pytest
 
 from dualseg.data.left_atrium import case_list
-from dualseg.data.splits import split_cases
+from dualseg.data.splits import split_cases, split_source
 from dualseg.errors import DualsegError
 
 CASES = [f"c{i:02d}" for i in range(80)]
@@ -114,3 +116,20 @@ def test_a_case_whose_name_is_a_path_is_refused_by_name(train, test):
     """The report would not read the slices that are stored under it."""
     with pytest.raises(DualsegError, match=r"^site[/\\]b: .*no path separator.*other names"):
         split_cases(train, test)
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\x1b[31mb", "a\u202eb", "a\udcffb", ""], ids=ascii)
+@pytest.mark.parametrize("role", ["train_cases", "test_cases", "validation_cases", "unlabeled_cases"])
+def test_a_case_that_no_table_can_name_is_refused(name, role):
+    lists = {"train_cases": CASES, "test_cases": TEST, role: [*CASES[:0], "x", name]}
+    with pytest.raises(DualsegError, match="case"):
+        split_cases(**lists)
+
+
+@pytest.mark.parametrize("values", [{"class_names": ("background", "a\nb")}, {"regions": {"a\tb": (1,)}}])
+def test_a_class_that_no_table_can_name_is_refused(values):
+    own = {"name": "mine", "class_names": ("background", "organ"), "regions": {}, **values}
+    lists = {"train_cases": CASES, "test_cases": (), "validation_cases": (), "unlabeled_cases": ()}
+    counts = {"labeled": 1, "labeled_ratio": None, "held_out_validation": 0, "held_out_test": 0}
+    with pytest.raises(DualsegError, match="mine: class"):
+        split_source(SimpleNamespace(**own, **lists), counts)

@@ -203,6 +203,13 @@ def test_what_monai_cannot_prepare_is_refused(export, tmp_path: Path, kind: str)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
+@pytest.mark.parametrize("name", ["$__import__('os').getcwd()", "@networks", "%metadata.json"])
+def test_a_class_that_monai_would_evaluate_is_refused(export, tmp_path: Path, name: str) -> None:
+    run = write_run(tmp_path / "run", ("vnet",), record={**PHANTOM, "class_names": ["background", name]})
+    export(f"run={run}", "format=bundle", f"output={tmp_path / 'out'}").complains(f"class {name}", "expression")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
 def test_the_metadata_names_classes_and_channels(export, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", ("vnet",))
     assert export(f"run={run}", "format=bundle", f"output={tmp_path / 'out'}").code == 0

@@ -13,6 +13,7 @@ from dualseg.assembly import trained_networks
 from dualseg.exporting import onnx_files
 from dualseg.runs.folder import RunFolder
 from dualseg.runs.preprocessing import scan_source
+from dualseg.runs.trusted import Trust
 
 FOLDER = {
     "class_names": ["background", "liver", "tumour"],
@@ -35,7 +36,7 @@ def test_onnxruntime_gives_the_logits_of_each_network(export, tmp_path: Path, ne
     run = write_run(tmp_path / "run", networks, source, record)
     outcome = export(f"run={run}", "format=onnx", f"output={tmp_path / 'out'}")
     assert outcome.code == 0, outcome.err
-    trained = trained_networks(RunFolder(run), scan_source(RunFolder(run)))
+    trained = trained_networks(RunFolder(run), scan_source(RunFolder(run), Trust()), Trust())
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == sorted(f"{name}.{end}" for name in trained for end in ("onnx", "json"))
     rng = np.random.default_rng(3)

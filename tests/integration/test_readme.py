@@ -102,7 +102,7 @@ def test_every_command_of_the_documentation_is_right(
     elif name == "dualseg-evaluate":
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
             trained = resolve(compose("train"))
-        runs, _, _, changes = parse_words(arguments)
+        runs, _, _, changes, _ = parse_words(arguments)
         settings_of_evaluation([trained] * len(runs), changes)
     elif name == "dualseg-predict":
         dualseg.prediction.options.parse_words(arguments)

@@ -8,7 +8,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from predict_toys import write_run
+from predict_toys import TRUST, write_run
 
 
 @pytest.fixture
@@ -19,12 +19,12 @@ def run(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def predict(command: Callable, run: Path, tmp_path: Path) -> Callable:
-    """`dualseg-predict run=RUN output=OUT` with further words."""
+    """`dualseg-predict run=RUN output=OUT`, which trusts the toys, with further words."""
     import dualseg.predict
 
     def call(*words: str | Path):
         own = [] if any(str(word).startswith("run=") for word in words) else [f"run={run}"]
         out = [] if any(str(word).startswith("output=") for word in words) else [f"output={tmp_path / 'out'}"]
-        return command(dualseg.predict.main, *own, *out, *words)
+        return command(dualseg.predict.main, *own, *out, *TRUST, *words)
 
     return call

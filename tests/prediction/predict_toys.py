@@ -20,6 +20,7 @@ from dualseg.files import write_json
 from dualseg.methods.base import CHECKPOINT_FORMAT
 from dualseg.networks import SegmentationOutput
 
+TRUST = ("trust=predict_toys.Rising", "trust=predict_toys.Threshold")
 BALLS = {"bright": (np.array([-9.0, 5, 7]), 8.0), "dark": (np.array([12.0, -6, -8]), 6.0)}  # mm from the middle, R
 
 

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import math
+import os
 import shutil
 from pathlib import Path
 
@@ -188,6 +189,18 @@ def test_scans_to_look_at() -> None:
     ]  # fmt: skip
     assert reasons_to_look(odd[:2]) == [("no liver",), ()]  # too few to say what is usual
     assert reasons_to_look([row(5, 0.3)] * 9 + [row(6, 0.4)]) == [()] * 10  # no spread, no measure
+
+
+@pytest.mark.parametrize("name", [b"a\nb", b"a\x1b[2Jb", "a\u202eb".encode(), b"a\xffb"], ids=str)
+def test_a_name_that_no_table_can_hold(predict, tmp_path, name) -> None:
+    affine = np.diag([2.0, 2, 2, 1])
+    save(tmp_path / "in" / "good.nii", scene(affine, (20, 20, 20))[0], affine)
+    try:
+        (tmp_path / "in" / "good.nii").rename(tmp_path / "in" / f"{os.fsdecode(name)}.nii")
+    except OSError:
+        pytest.skip("this file system has no such names")
+    predict(f"input={tmp_path / 'in'}").complains("scan", "U+")
+    assert not (tmp_path / "out").exists()
 
 
 def test_names_of_outputs(tmp_path) -> None:

@@ -133,7 +133,7 @@ def test_classes_that_differ_from_the_checkpoint(predict, tmp_path, scan) -> Non
 
 @pytest.mark.parametrize(
     ("text", "word"),
-    [("{", "cannot be read"), ("[]", "is damaged"), ('{"class_names": "x"}', "class_names or channels is damaged")],
+    [("{", "cannot be read"), ("[]", "is damaged"), ('{"class_names": "x"}', "class_names is damaged")],
 )
 def test_a_damaged_record(predict, tmp_path, run, scan, text, word) -> None:
     (run / "preprocessing.json").write_text(text)
@@ -144,10 +144,10 @@ def test_a_damaged_record(predict, tmp_path, run, scan, text, word) -> None:
 def test_a_dataset_class_that_cannot_be_imported(predict, tmp_path, run, scan) -> None:
     config = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(config.replace("predict_toys.Rising", "my_lost_dataset.Mine"))
-    message = fails(predict, tmp_path, f"input={scan}")
+    message = fails(predict, tmp_path, f"input={scan}", "trust=my_lost_dataset.Mine")
     assert "my_lost_dataset.Mine cannot be imported" in message and "PYTHONPATH" in message
     (run / "config.yaml").write_text(config.replace("predict_toys.Rising", "predict_toys.scene"))
-    assert "is no VolumeSource" in fails(predict, tmp_path, f"input={scan}")
+    assert "is no VolumeSource" in fails(predict, tmp_path, f"input={scan}", "trust=predict_toys.scene")
 
 
 @pytest.mark.parametrize("where", ["in", "in/below", "link"])

@@ -281,13 +281,26 @@ def test_one_run_may_be_that_of_several_variants(tmp_path: Path, study_run: Call
 
 
 def test_hostile_names_are_text(tmp_path: Path, study_run: Callable[..., Path]) -> None:
-    name = "<b>&_%$|{x}"
+    name = "<b>&_%$|{x}\n\n[y](z)"
     folder = study_run(tmp_path / "r", {"a": CASES}, variant=name)
     study = Study("x", {"cpu": ""}, (0,), {name: {}})
     write_study(study, [Member(name, "cpu", 0, RunFolder(folder))], tmp_path / "out")
     assert "<b>" not in (tmp_path / "out" / "report.html").read_text()
-    assert r"<b>&_%$\|{x}" in (tmp_path / "out" / "table.md").read_text()
-    assert r"<b>\&\_\%\$|\{x\}" in (tmp_path / "out" / "table.tex").read_text()
+    assert r"| &lt;b&gt;&amp;_%$\|{x} \[y](z) | a |" in (tmp_path / "out" / "table.md").read_text()
+    assert r"<b>\&\_\%\$|\{x\} [y](z) & a &" in (tmp_path / "out" / "table.tex").read_text()
+
+
+def test_hostile_sentences_are_text(tmp_path: Path, study_run: Callable[..., Path]) -> None:
+    """Notes, comparisons, what is not run."""
+    names = ["<i>one", "<i>two", "<i>three"]
+    folders = [RunFolder(study_run(tmp_path / str(k), {"a": CASES}, variant=names[k])) for k in range(2)]
+    against, notes = {names[1]: names[0]}, ("see <i>here\n\nthere",)
+    study = Study("x", {"cpu": "", "<i>": ""}, (0, 1), {name: {} for name in names}, against=against, notes=notes)
+    write_study(study, [Member(names[k], "cpu", 0, folder) for k, folder in enumerate(folders)], tmp_path / "out")
+    for file in ("table.md", "report.html"):
+        text = (tmp_path / "out" / file).read_text()
+        assert "<i>" not in text and "see &lt;i&gt;here" in text
+    assert "\nthere" not in (tmp_path / "out" / "table.md").read_text() + (tmp_path / "out" / "table.tex").read_text()
 
 
 def test_labels_make_the_figure_over_labels(tmp_path: Path, study_run: Callable[..., Path]) -> None:

@@ -10,6 +10,7 @@ import pytest
 from dualseg.data import PancreasCT
 from dualseg.errors import DualsegError
 from dualseg.runs.evaluation import check_unseen, settings_of_evaluation
+from dualseg.runs.trusted import Trust
 
 COUNTS = {"labeled": 2, "labeled_ratio": None, "held_out_validation": 0, "held_out_test": 0}
 
@@ -30,6 +31,8 @@ SOURCE: Any = SimpleNamespace(
     test_cases=("t0",),
     validation_cases=(),
     unlabeled_cases=(),
+    class_names=("background", "organ"),
+    regions={},
 )
 
 
@@ -44,20 +47,20 @@ SOURCE: Any = SimpleNamespace(
 def test_trained_cases_are_refused_whatever_the_class_is_called(run):
     data = config(held_out_test=1)["data"]
     with pytest.raises(DualsegError, match=r"1 of the cases to evaluate were trained on, c3"):
-        check_unseen([run], data, SOURCE, ["c3"])
-    check_unseen([run], data, SOURCE, ["t0"])
+        check_unseen([run], data, SOURCE, ["c3"], Trust())
+    check_unseen([run], data, SOURCE, ["t0"], Trust())
 
 
 def test_runs_on_other_datasets_have_not_seen_these_cases():
     other = config("other", "other.Source", labeled=100)
-    check_unseen([other], config()["data"], SOURCE, ["c0"])
+    check_unseen([other], config()["data"], SOURCE, ["c0"], Trust())
 
 
 def test_without_unlabeled_patches_the_unlabeled_cases_are_unseen():
     run = config(unlabeled=0)
-    check_unseen([run], run["data"], SOURCE, ["c2", "c3"])
+    check_unseen([run], run["data"], SOURCE, ["c2", "c3"], Trust())
     with pytest.raises(DualsegError, match=r"c1 for one"):
-        check_unseen([run], run["data"], SOURCE, ["c1", "c2"])
+        check_unseen([run], run["data"], SOURCE, ["c1", "c2"], Trust())
 
 
 def test_a_run_has_seen_the_cases_of_its_own_split_wherever_the_data_lie_now(tmp_path):
@@ -66,8 +69,8 @@ def test_a_run_has_seen_the_cases_of_its_own_split_wherever_the_data_lie_now(tmp
     now["data"]["root"] = now["data"]["source"]["root"] = str(tmp_path)
     source = PancreasCT(tmp_path, "mcnet")
     with pytest.raises(DualsegError, match=r"17 of the cases to evaluate were trained on, image0050 for one"):
-        check_unseen([run], now["data"], source, source.test_cases)
-    check_unseen([run], now["data"], source, ["image0067", "image0073", "image0074"])
+        check_unseen([run], now["data"], source, source.test_cases, Trust())
+    check_unseen([run], now["data"], source, ["image0067", "image0073", "image0074"], Trust())
 
 
 def test_another_root_moves_every_path_of_the_source():

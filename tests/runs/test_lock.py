@@ -129,6 +129,44 @@ def test_a_folder_that_cannot_be_made_is_no_matter_of_the_lock(tmp_path) -> None
         pass
 
 
+def tree(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in folder.iterdir() if path.is_file()}
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling link", "hard link", "pipe"])
+def test_what_is_no_file_of_its_own_is_neither_locked_nor_emptied(tmp_path, kind) -> None:
+    """A folder from somebody else may hold such a thing in the lock's place."""
+    precious, run = tmp_path / "precious", tmp_path / "run"
+    run.mkdir()
+    if kind != "dangling link":
+        precious.write_text("years of work")
+    if kind == "pipe":
+        os.mkfifo(run / LOCK)
+    elif kind == "hard link":
+        (run / LOCK).hardlink_to(precious)
+    else:
+        (run / LOCK).symlink_to(precious)
+    before = tree(tmp_path)
+    assert not is_locked(run), "and it does not wait for ever"
+    with pytest.raises(DualsegError, match=rf"{run / LOCK}: .* remove it"), writing(run):
+        pytest.fail("held")
+    assert tree(tmp_path) == before
+    (run / LOCK).unlink()
+    with writing(run):
+        assert is_locked(run)
+
+
+def test_a_lock_says_nothing_that_a_terminal_obeys(tmp_path) -> None:
+    process = holder(tmp_path)
+    try:
+        (tmp_path / LOCK).write_text("\x1b[2Jnobody")
+        with pytest.raises(DualsegError, match="is being written by another process"), writing(tmp_path):
+            pass
+    finally:
+        process.kill()
+        process.communicate()
+
+
 # with the run folder's own doings
 
 CONFIG = {"output": "runs", "overwrite": False, "seed": 0, "data": {"root": "x"}}

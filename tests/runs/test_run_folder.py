@@ -6,12 +6,14 @@ import json
 import os
 import re
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 from dualseg.cli import conf_dir
 from dualseg.errors import DualsegError
@@ -97,6 +99,43 @@ def test_where_a_run_lies(tmp_path, monkeypatch):
     settings = composed("output=out")
     assert RunFolder.of(settings).path == Path("out") / run_name(settings)
     assert not Path("out").exists(), "naming a folder makes none"
+
+
+@pytest.fixture(scope="module")
+def resolved() -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """`resolve` a configuration with other values, "a.b": value."""
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        config = compose("train", overrides=["data.root=/data"])
+
+    def resolve_with(values: dict[str, Any]) -> dict[str, Any]:
+        own = copy.deepcopy(config)
+        for key, value in values.items():
+            OmegaConf.update(own, key, value, force_add=True)
+        return resolve(own)
+
+    return resolve_with
+
+
+@pytest.mark.parametrize("key", ["name", "study", "scale", "variant"])
+@pytest.mark.parametrize("value", ["../../x", "/tmp/x", "a/b", "..", "a\\b", ".hidden", "a\nb"])
+def test_no_label_of_a_run_leaves_the_folder_of_runs(resolved, key, value):
+    with pytest.raises(DualsegError, match=re.escape(key)):
+        resolved({key: value})
+
+
+@pytest.mark.parametrize("key", ["data.name", "method.name", "networks.a.architecture"])
+def test_no_part_of_a_made_name_leaves_the_folder_of_runs(resolved, key):
+    own = {"method.name": "mine", key: "../../x"}
+    with pytest.raises(DualsegError, match=r"name \(of data\.name, method\.name, architectures\)=.*\.\./x"):
+        RunFolder.of(resolved(own))
+    with pytest.raises(DualsegError, match=rf"{key}: .*U\+000A"):
+        resolved({**own, key: "a\nb"})
+
+
+@pytest.mark.parametrize("name", ["../x", "a b", "1st"])
+def test_files_are_named_after_networks(resolved, name):
+    with pytest.raises(DualsegError, match=r"networks: .*is no name of a network"):
+        resolved({"method.name": "mine", "networks": {name: {"architecture": "vnet"}}})
 
 
 def launched(settings: dict[str, Any]) -> RunFolder:

@@ -1,6 +1,7 @@
 """Which run folders are rows of a study, and what loose ones are called."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,28 @@ def test_a_damaged_sweep_is_named(tmp_path: Path, text: str) -> None:
     path.write_text(text)
     with pytest.raises(DualsegError, match=r"sweep\.json"):
         members_of(STUDY, tmp_path)
+
+
+def test_no_sweep_leaves_the_folder_of_runs(tmp_path: Path) -> None:
+    """Its files may come from somebody else."""
+    write_sweep(tmp_path, "x-cpu", [("one", 0, "../../r0")])
+    with pytest.raises(DualsegError, match=r"sweep\.json: damaged .*r0"):
+        members_of(STUDY, tmp_path)
+    write_sweep(tmp_path / "other", "x-cpu", [("one", 0, "r0")])
+    with pytest.raises(DualsegError, match=r"ensembles=x-cpu-/\.\./\.\./pair-seed0"):
+        members_of(replace(STUDY, ensembles={"/../../pair": ("one", "two")}), tmp_path / "other")
+    with pytest.raises(DualsegError, match="study and scale"):
+        Sweep.named(tmp_path, "../..", "cpu", ())
+
+
+def test_what_a_run_prints_goes_through_no_link(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path / "sweeps" / "x-cpu")
+    sweep.path.mkdir(parents=True)
+    (tmp_path / "precious").write_text("years of work")
+    sweep.log_file("r0").symlink_to(tmp_path / "precious")
+    sweep.own_log_file("r0").write_text("a line")
+    assert (tmp_path / "precious").read_text() == "years of work"
+    assert sweep.own_log_file("r0").read_text() == "a line", "a log is added to"
 
 
 def test_loose_runs_are_named_by_their_label_or_by_what_differs(tmp_path: Path, study_run: Callable[..., Path]) -> None:

@@ -320,7 +320,8 @@ def test_status_of_no_sweep_names_those_there_are(train, tmp_path, command):
 
 def test_an_ensemble_is_evaluated_when_its_runs_are_finished(train, launches, tmp_path, monkeypatch, command):
     path = tmp_path / "conf/sweep/toy.yaml"
-    path.write_text(TOY_STUDY + "  ensembles: {pair: [full, supervised]}\n")
+    own = TOY_STUDY.replace("full: {}", "full: {networks.a._target_: my_networks.Net}")
+    path.write_text(own + "  ensembles: {pair: [full, supervised]}\n")
     asked: list[list[str]] = []
 
     def evaluate(words: list[str], **_: Any) -> Any:
@@ -343,6 +344,9 @@ def test_an_ensemble_is_evaluated_when_its_runs_are_finished(train, launches, tm
     words, again = asked
     assert words == again
     assert sum(word.startswith("run=") for word in words) == 2
+    assert [word for word in words if word.startswith("trust=")] == ["trust=my_networks.Net"], (
+        "it is this command's own"
+    )
     assert f"output={tmp_path / 'runs/toy-cpu-pair-seed0'}" in words
     train("sweep=toy", "seed=0")
     assert len(asked) == 2, "finished"

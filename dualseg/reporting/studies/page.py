@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from dualseg.names import as_markdown
 from dualseg.reporting.html import render
 from dualseg.reporting.studies.comparisons import CONFIDENCE, RESAMPLES, Comparison, by_scale
 from dualseg.reporting.studies.contents import StudyContents
@@ -41,10 +42,10 @@ def comparison_table(comparisons: Sequence[Comparison]) -> str:
     """The comparisons in Markdown; empty where there are none."""
     if not comparisons:
         return ""
-    parts = [_comparison_words(comparisons)]
+    parts = [as_markdown(_comparison_words(comparisons))]
     for scale, own in by_scale(comparisons).items():
-        rows = [f"| {' | '.join(cells)} |" for cells in (COMPARISON_HEADS, *_cells_of(own))]
-        title = [f"Differences{f', scale={scale}' if scale else ''}", ""]
+        rows = [f"| {' | '.join(map(as_markdown, cells))} |" for cells in (COMPARISON_HEADS, *_cells_of(own))]
+        title = [as_markdown(f"Differences{f', scale={scale}' if scale else ''}"), ""]
         parts.append("\n".join([*title, rows[0], f"|{'---|' * len(COMPARISON_HEADS)}", *rows[1:]]))
     return "\n\n".join(parts)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
+from dualseg.names import as_markdown
 from dualseg.reporting.contents import sort_networks
 from dualseg.reporting.studies.comparisons import network_of_record
 from dualseg.reporting.studies.contents import StudyContents, test_cases
@@ -171,32 +172,28 @@ def markdown(tables: Sequence[Table], notes: Sequence[str], comparisons: str) ->
     parts = []
     for table in tables:
         if table.not_run:
-            parts.append(table.not_run)
+            parts.append(as_markdown(table.not_run))
             continue
         width = len(table.heads)
-        text = [table.title, "", _row(table.heads), f"|{'---|' * width}"]
+        text = [as_markdown(table.title), "", _row(table.heads), f"|{'---|' * width}"]
         text += [_row(_texts(table, line, "**{}**")) for line in table.lines]
         parts.append("\n".join([*text, *_listed(table.legend)]))
     if comparisons:
         parts.append(comparisons)
     if notes:
-        parts.append("\n".join(["Notes", "", *(f"- {note}." for note in notes)]))
+        parts.append("\n".join(["Notes", *_listed(notes)]))
     return "\n\n".join(parts) + "\n"
 
 
 def _listed(sentences: Sequence[str]) -> list[str]:
-    return ["", *(f"- {sentence}." for sentence in sentences)] if sentences else []
-
-
-def _escape_markdown(text: str) -> str:
-    return text.replace("|", r"\|")
+    return ["", *(f"- {as_markdown(sentence)}." for sentence in sentences)] if sentences else []
 
 
 def _row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _texts(table: Table, line: Line, bold: str, escape: Callable[[str], str] = _escape_markdown) -> list[str]:
+def _texts(table: Table, line: Line, bold: str, escape: Callable[[str], str] = as_markdown) -> list[str]:
     """The cells of a line as texts."""
     name = line.variant + (" †" if line.uncommitted else "")
     before = [name, line.network, line.labeled, line.iterations, line.runs]
@@ -213,7 +210,7 @@ def latex(tables: Sequence[Table], notes: Sequence[str]) -> str:
     text = [r"% needs \usepackage{booktabs}; made by dualseg-report study"]
     for table in tables:
         if table.not_run:
-            text += ["", f"% {table.not_run}"]
+            text += ["", _latex_comment(table.not_run)]
             continue
         columns = "ll" + "r" * (len(table.heads) - 2)
         text += ["", r"\begin{table}", r"\centering", rf"\caption{{{_escape(table.title)}}}"]
@@ -222,7 +219,7 @@ def latex(tables: Sequence[Table], notes: Sequence[str]) -> str:
         text += [r"\bottomrule", r"\end{tabular}"]
         text += [rf"\par\footnotesize {_escape(sentence)}." for sentence in table.legend]
         text += [r"\end{table}"]
-    return "\n".join([*text, *(f"% {note}" for note in notes)]) + "\n"
+    return "\n".join([*text, *map(_latex_comment, notes)]) + "\n"
 
 
 _LATEX = {
@@ -233,7 +230,11 @@ _LATEX = {
 
 
 def _escape(text: str) -> str:
-    return "".join(_LATEX.get(letter, letter) for letter in text)
+    return "".join(_LATEX.get(letter, letter) for letter in " ".join(text.split()))
+
+
+def _latex_comment(text: str) -> str:
+    return f"% {' '.join(text.split())}"
 
 
 def _latex_row(cells: Iterable[str]) -> str:

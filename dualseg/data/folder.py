@@ -13,7 +13,7 @@ from dualseg.data.nifti import read_grid, read_nifti
 from dualseg.data.preprocessing import grid_of_spacing, resample, resample_to_spacing, to_ras, window, z_score
 from dualseg.data.problems import VolumeError, label_problems
 from dualseg.data.split_file import SplitFile, is_spacing, place_of
-from dualseg.data.volumes import Grid, Image, Reference, VolumeSource
+from dualseg.data.volumes import Grid, Image, Reference, VolumeSource, label_dtype
 from dualseg.errors import DualsegError
 
 SCORES = ("zscore", "zscore_nonzero")
@@ -144,7 +144,7 @@ class Folder(VolumeSource):
         problem = grid_problem(grid, Grid(array.shape[1:], affine))
         for found in [problem] if problem else label_problems(array[0], None, len(self.class_names)):
             raise VolumeError(found.kind, f"{path}: label {found.text}")
-        turned = to_ras(Image(array.astype(np.uint8), grid.affine))
+        turned = to_ras(Image(array.astype(label_dtype(len(self.class_names))), grid.affine))
         return Reference(turned.array[0], turned.affine)
 
     def _header_spacing(self, case: str) -> np.ndarray | None:

@@ -56,6 +56,9 @@ def label_problems(label: np.ndarray, image_shape: tuple[int, ...] | None, num_c
     if image_shape is not None and label.shape != image_shape:
         text = f"has shape {label.shape}, its image {image_shape}; they must be the same grid."
         problems.append(Problem("shape", text))
+    if np.issubdtype(label.dtype, np.integer) and np.iinfo(label.dtype).max < num_classes - 1:
+        text = f"is read as {label.dtype}, which cannot hold {num_classes} classes; read it as float32, for example."
+        problems.append(Problem("label values", text))
     values = np.unique(label)
     if values.size and not (values.min() >= 0 and values.max() < num_classes and (np.mod(values, 1) == 0).all()):
         shown = ", ".join(f"{value:g}" for value in values[:8])

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dualseg.data.problems import VolumeError, image_problems, label_problems
-from dualseg.data.volumes import Image, VolumeSource
+from dualseg.data.volumes import Image, VolumeSource, label_dtype
 from dualseg.errors import DualsegError
 
 
@@ -18,7 +18,7 @@ class EvaluationVolume(NamedTuple):
 
     Attributes:
         image: (C, w, h, d) float32, down-sampled as in training.
-        label: (W, H, D) uint8 on the volume's own grid: the same orientation and field of view.
+        label: (W, H, D), of `label_dtype`, on the volume's own grid: the same orientation and field of view.
         spacing: millimetres per voxel of the own grid.
         case_index: place of the case in its split.
     """
@@ -52,7 +52,7 @@ class VolumeReader:
         return self._shrink(torch.from_numpy(self._image(case).array))
 
     def read_pair(self, case: str) -> tuple[Tensor, Tensor]:
-        """`read_image` and the label (w, h, d) uint8 on the same, down-sampled grid."""
+        """`read_image` and the label (w, h, d), of `label_dtype`, on the same, down-sampled grid."""
         image = self._image(case)
         return self._shrink(torch.from_numpy(image.array)), self._shrink_label(self._label(case, image))
 
@@ -99,7 +99,7 @@ class VolumeReader:
         where = self.source.where(case, "label")
         for problem in label_problems(label, image_shape, len(self.source.class_names)):
             raise VolumeError(problem.kind, f"{where} {problem.text}")
-        return torch.from_numpy(label.astype(np.uint8, copy=False))
+        return torch.from_numpy(label.astype(label_dtype(len(self.source.class_names)), copy=False))
 
     def _shrink(self, volume: Tensor) -> Tensor:
         """(C, W, H, D) -> (C, w, h, d), by averaging over the voxels that each coarse voxel covers."""
@@ -113,7 +113,7 @@ class VolumeReader:
         if self.downsample == 1:
             return label
         onehot = F.one_hot(label.long(), len(self.source.class_names)).movedim(-1, 0).float()
-        return self._shrink(onehot).argmax(dim=0).to(torch.uint8)
+        return self._shrink(onehot).argmax(dim=0).to(label.dtype)
 
 
 class Fingerprint:

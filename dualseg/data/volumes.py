@@ -10,6 +10,21 @@ import numpy as np
 
 from dualseg.errors import DualsegError
 
+MOST_CLASSES = 1 << 15
+
+
+def label_dtype(num_classes: int) -> np.dtype[Any]:
+    """The type of label maps of K classes, 0..K-1: uint8 or, of more than 256 classes, int16.
+
+    Not uint16: torch has few operations for it.
+
+    Raises:
+        DualsegError: more classes than int16 holds.
+    """
+    if num_classes > MOST_CLASSES:
+        raise DualsegError(f"{num_classes} classes: label maps hold at most {MOST_CLASSES}; join some of them.")
+    return np.dtype(np.uint8 if num_classes <= 256 else np.int16)
+
 
 class Image(NamedTuple):
     """One image volume. `array`: (C, W, H, D) float32. `affine`: (4, 4) voxel indices -> millimetres (RAS+)."""
@@ -91,7 +106,11 @@ class VolumeSource(ABC):
 
     @abstractmethod
     def read_label(self, case: str) -> np.ndarray:
-        """Read one label map (W, H, D) uint8, values 0..K-1. Called for labeled, validation and test cases only."""
+        """Read one label map (W, H, D), values 0..K-1. Called for labeled, validation and test cases only.
+
+        Return the values in a type that holds all of the file's, such as float32, and leave it to the caller to check
+        them and to store them in `label_dtype`: a cast to uint8 would turn 257 into 1 before anybody sees it.
+        """
 
     def read_reference(self, case: str) -> Reference | None:
         """The label on the volume's own grid, for the metrics, where `read_image` and `read_label` resample.

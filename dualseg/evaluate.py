@@ -1,5 +1,6 @@
 """`dualseg-evaluate run=RUN_FOLDER [key=value ...]`: evaluate a trained run again, or several runs as one ensemble."""
 
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -68,14 +69,16 @@ def main() -> None:
     """Console script."""
 
     def command(words: list[str]) -> None:
-        from dualseg.files import read_json
         from dualseg.runs.evaluation import parse_words
         from dualseg.runs.folder import RunFolder
-        from dualseg.runs.tables import results_table
+        from dualseg.runs.tables import results_of
 
         runs, split, output, changes = parse_words(words)
         folder = RunFolder(evaluate(runs, split, output, changes))
-        print(f"Evaluation: {folder.path}\n{results_table(read_json(folder.metrics_file), folder.config())}")
+        table, warnings = results_of(folder)
+        print(f"Evaluation: {folder.path}\n{table}")
+        for warning in warnings:
+            print(f"warning: {warning}", file=sys.stderr)
 
     run_with_words(command, HELP)
 

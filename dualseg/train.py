@@ -162,10 +162,12 @@ def _write(folder: Any, trainer: Any, method: Any, data: Any) -> None:
 
 
 def _show(folder: Any) -> None:
-    from dualseg.files import read_json
-    from dualseg.runs.tables import results_table
+    from dualseg.runs.tables import results_of
 
-    print(f"Finished: {folder.path}\n{results_table(read_json(folder.metrics_file), folder.config())}")
+    table, warnings = results_of(folder)
+    print(f"Finished: {folder.path}\n{table}")
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
 
 
 def main() -> None:

@@ -190,7 +190,7 @@ class Predictor:
 
 
 def _largest(probabilities: Tensor) -> Tensor:
-    """(K, ...) -> `label_dtype`, the first class of the largest probability; torch's argmax takes several times longer."""
+    """(K, ...) -> `label_dtype`, the first class of the largest probability; torch's argmax is several times slower."""
     best = probabilities[0]
     winner = torch.from_numpy(np.zeros(best.shape, label_dtype(len(probabilities))))
     for value, p in enumerate(probabilities[1:], start=1):

@@ -68,7 +68,7 @@ def absences(rows: Sequence[CaseRow]) -> list[str]:
         if cases:
             said.append(f"{split}: {name} found in 0 of {cases} cases that contain it ({', '.join(by)}).")
         else:
-            said.append(f"{split}: no case contains {name}; its Dice is the share of cases without it in the prediction.")
+            said.append(f"{split}: no case contains {name}; its Dice is the share of cases where none is predicted.")
     return said
 
 

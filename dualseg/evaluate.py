@@ -43,6 +43,7 @@ def evaluate(runs: list[str], split: str, output: str | None, changes: dict[str,
     check_data(settings)
 
     from dualseg import assembly
+    from dualseg.data.checking.doubts import warnings
     from dualseg.runs import provenance
     from dualseg.runs.evaluation import check_unseen, checkpoints_of, write_evaluation
 
@@ -61,6 +62,8 @@ def evaluate(runs: list[str], split: str, output: str | None, changes: dict[str,
     run_stage(evaluation, data, verbose=False)
     provenance.start(target.manifest_file, manifest, resumed_at=0)
     provenance.finish(target.manifest_file, time.perf_counter() - began)
+    for warning in warnings(data.reader.doubts):
+        print(f"warning: {warning}", file=sys.stderr)
     write_evaluation(target, evaluation.results, {split: cases}, folders, settings)
     return target.path
 

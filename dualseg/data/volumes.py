@@ -3,11 +3,13 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 
+from dualseg.data.problems import Problem
 from dualseg.errors import DualsegError
 
 MOST_CLASSES = 1 << 15
@@ -103,6 +105,24 @@ class VolumeSource(ABC):
         Override it where the files have affines, reading headers alone. None: the format has none.
         """
         return None
+
+    def stored_files(self, case: str, kind: Literal["image", "label"]) -> Sequence[Path]:
+        """The NIfTI files of a case's image or label: their headers are looked at for contradictions.
+
+        Asked for as `stored_grid` is. Empty: the format has no such headers.
+        """
+        return ()
+
+    def read_stored(self, case: str) -> Image | None:
+        """The image as its files have it, where `read_image` is `prepare_scan` of that; None: it is not.
+
+        What its values show, see `scan_doubts`, can be checked before they are normalised.
+        """
+        return None
+
+    def scan_doubts(self, scan: Image) -> list[Problem]:
+        """What makes the values of a scan doubtful before `prepare_scan`: warned of, in training and prediction."""
+        return []
 
     @abstractmethod
     def read_label(self, case: str) -> np.ndarray:

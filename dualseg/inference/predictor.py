@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from dualseg.data.problems import Problem
 from dualseg.data.volumes import Grid, Image, label_dtype
 from dualseg.errors import DualsegError
 from dualseg.inference.bars import bar_count, segment_into
@@ -36,12 +37,14 @@ class Member:
         prepared_voxels: grid of a scan -> voxels of a channel that `prepare` makes of it, about.
         networks: name -> network that returns (logits, features).
         window: how a volume is cut.
+        doubts: what makes the values of a scan doubtful, before it is prepared.
     """
 
     prepare: Callable[[Image, str], Image]
     prepared_voxels: Callable[[Grid], int]
     networks: Mapping[str, nn.Module]
     window: SlidingWindow
+    doubts: Callable[[Image], Sequence[Problem]] = lambda scan: ()
 
 
 @dataclass
@@ -85,6 +88,10 @@ class Predictor:
     @property
     def network_names(self) -> list[str]:
         return [name for member in self.members for name in member.networks]
+
+    def doubts(self, scan: Image) -> list[Problem]:
+        """What makes the values of a scan doubtful to any of the members."""
+        return list(dict.fromkeys(problem for member in self.members for problem in member.doubts(scan)))
 
     def needs(self, scan: Image) -> int:
         """Bytes of memory that a scan takes at the least, wherever the probabilities lie."""

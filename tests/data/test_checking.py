@@ -244,6 +244,8 @@ def test_a_few_voxels_far_off_make_all_others_one_value(far):
     assert (problem is not None) == (abs(far) > 1e8)
     if problem:
         assert problem.kind == "constant" and f"{far:.4g}" in problem.text
+    channel[10:20, 10:90, 10:90] = far  # many voxels
+    assert (flat_problem(channel) is not None) == (abs(far) > 1e30)
     assert flat_problem(np.full(SHAPE, 7.0)) is not None
     assert flat_problem(np.full(SHAPE, 3e38, np.float32)) is not None
     sparse = np.zeros((50, 50, 50), np.float32)

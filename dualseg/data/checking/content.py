@@ -19,6 +19,7 @@ LEAST_CASES = 20  # labels, below which there is no telling what is usual
 SAMPLE = 1 << 20  # voxels that quantiles are taken of
 BULK = (0.001, 0.999)  # quantiles
 NEARLY = 0.01  # standard deviations between them: 6 of noise, and this little beside one voxel 600,000 away of 1e6
+UNSET = 1e30  # no scanner measures that much: what an unset float32 holds, such as 3.4e38
 PADDING = -1500  # HU, below which values only fill what was not scanned
 WRAPPED = 62_000  # -3,536 HU in 16 bits without a sign
 TISSUE = (850, 1250)  # where soft tissue lies if 1024 was added to HU
@@ -32,7 +33,7 @@ def content_hash(array: np.ndarray) -> str:
 
 
 def flat_problem(channel: np.ndarray) -> Problem | None:
-    """A channel of one value, or of nearly one but for a few voxels far off, which a z-score makes as good as empty.
+    """A channel of one value, or one that voxels far off make as good as empty once it is normalised.
 
     Args:
         channel: (W, H, D), finite.
@@ -41,6 +42,9 @@ def flat_problem(channel: np.ndarray) -> Problem | None:
     if low == high:
         return Problem("constant", f"is {low:g} in every voxel; replace the file or take the case out of the list.")
     first, last = np.quantile(_sample(channel).astype(np.float64), BULK)
+    if max(-low, high) > UNSET:
+        text = f"reaches from {low:.4g} to {high:.4g}, which no scanner measures; correct the voxels that are far off."
+        return Problem("constant", text)
     # a single voxel that far off makes this deviation; the exact one would need a copy of the volume in 8 bytes a voxel
     if last - first < NEARLY * (high - low) / channel.size**0.5:
         text = f"lies between {first:.4g} and {last:.4g} in 99.8 % of its voxels, but reaches {low:.4g} and {high:.4g}"
@@ -56,7 +60,7 @@ def wrapped_problem(channel: np.ndarray) -> Problem | None:
     """
     seen = _sample(channel)
     wrapped, between = (seen > WRAPPED).mean(), ((seen > 20_000) & (seen <= WRAPPED)).mean()
-    if channel.min() < 0 or wrapped <= max(0.001, 10 * between):
+    if channel.min() < 0 or wrapped <= max(0.001, 3 * between):
         return None
     text = f"holds {100 * wrapped:.3g} % of its voxels from {WRAPPED} to {channel.max():.6g}"
     return Problem("CT values", f"{text}: negative HU that lost their sign; subtract 65536 from values above 32767.")

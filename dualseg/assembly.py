@@ -18,6 +18,7 @@ from pytorch_lightning.loggers import Logger
 from torch import nn
 
 from dualseg.data import SemiSupervisedDataModule
+from dualseg.data.checking.doubts import scan_doubts
 from dualseg.data.reading import VolumeReader
 from dualseg.data.volumes import VolumeSource
 from dualseg.errors import DualsegError
@@ -267,9 +268,9 @@ def build_predictor(
         key = json.dumps([*seen, config["inference"]["batch_size"], config["trainer"]["channels_last"]])
         earlier = members.get(key)
         if earlier is None:
-            members[key] = Member(
-                VolumeReader(source, data["downsample"]).prepare_scan, source.prepared_voxels, networks, window
-            )
+            prepare = VolumeReader(source, data["downsample"]).prepare_scan
+            doubts = partial(scan_doubts, source)
+            members[key] = Member(prepare, source.prepared_voxels, networks, window, doubts)
         else:
             members[key] = replace(earlier, networks={**earlier.networks, **networks})
     return Predictor(list(members.values()), len(sources[0].class_names), device)

@@ -24,7 +24,8 @@ def check_config(config: Any) -> None:
     from dualseg.data.checking import check_dataset, findings_table
     from dualseg.runs.settings import resolve, source_and_split
 
-    findings = check_dataset(*source_and_split(resolve(config)))
+    settings = resolve(config)
+    findings = check_dataset(*source_and_split(settings), settings["data"]["downsample"])
     print(findings_table(findings))
     if findings.found:
         raise SystemExit(1)

@@ -1,5 +1,6 @@
 """`dualseg-evaluate run=RUN_FOLDER [key=value ...]`: evaluate a trained run again, or several runs as one ensemble."""
 
+import sys
 import textwrap
 import time
 from collections.abc import Sequence
@@ -59,6 +60,7 @@ def evaluate(
     check_source(settings, source)
 
     from dualseg import assembly
+    from dualseg.data.checking.doubts import warnings
     from dualseg.runs import provenance
     from dualseg.runs.evaluation import check_unseen, checkpoints_of, write_evaluation
 
@@ -77,6 +79,8 @@ def evaluate(
     run_stage(evaluation, data, verbose=False)
     provenance.start(target.manifest_file, manifest, resumed_at=0)
     provenance.finish(target.manifest_file, time.perf_counter() - began)
+    for warning in warnings(data.reader.doubts):
+        print(f"warning: {warning}", file=sys.stderr)
     write_evaluation(target, evaluation.results, {split: cases}, folders, settings)
     return target.path
 
@@ -85,13 +89,15 @@ def main() -> None:
     """Console script."""
 
     def command(words: list[str]) -> None:
-        from dualseg.files import read_json
         from dualseg.runs.evaluation import parse_words
         from dualseg.runs.folder import RunFolder
-        from dualseg.runs.tables import results_table
+        from dualseg.runs.tables import results_of
 
         folder = RunFolder(evaluate(*parse_words(words)))
-        print(f"Evaluation: {folder.path}\n{results_table(read_json(folder.metrics_file), folder.config())}")
+        table, warnings = results_of(folder)
+        print(f"Evaluation: {folder.path}\n{table}")
+        for warning in warnings:
+            print(f"warning: {warning}", file=sys.stderr)
 
     run_with_words(command, HELP)
 

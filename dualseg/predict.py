@@ -43,6 +43,8 @@ def predict(options: "Options") -> Path:
                 raise DualsegError(f"{run.path}: {what} are {other}, those of {runs[0].path} {first}; no ensemble.")
     class_names, channels = sources[0].class_names, sources[0].channels
     clean = classes_to_clean(options.keep_largest, class_names)
+    if options.report and len(class_names) > 256:  # what draws them there keeps them in 8 bits
+        raise DualsegError(f"report=true: the page shows 256 classes, the run has {len(class_names)}; leave it out.")
     folder = PredictionFolder(options.output, class_names)
     folder.check(options.input)
     scans = find_scans(options.input, channels, options.identifiers)

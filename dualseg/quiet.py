@@ -1,4 +1,4 @@
-"""Lightning's notes that a user of a command can do nothing about: banners, tips, internal deprecations."""
+"""Notes of libraries that a user of a command can do nothing about: banners, tips, internal deprecations."""
 
 import logging
 import warnings
@@ -10,6 +10,7 @@ LOGGERS = (
     "pytorch_lightning.accelerators.cuda",  # CUDA_VISIBLE_DEVICES
     "pytorch_lightning.trainer.connectors.checkpoint_connector",  # "`weights_only` was not set"
 )
+HEADERS = "nibabel.global"  # says what it corrects in a header, not in which: dualseg-check names file and fix
 WARNINGS = (
     r".*does not have many workers",  # volumes are in memory: workers are seldom worth their start
     r".*isinstance.treespec, LeafSpec",  # between Lightning and torch
@@ -23,5 +24,6 @@ def quiet() -> None:
     """Let these loggers speak from WARNING on, and ignore these warnings; all others stay. Imports nothing heavy."""
     for name in LOGGERS:
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger(HEADERS).setLevel(logging.ERROR)
     for message in WARNINGS:
         warnings.filterwarnings("ignore", message=message)

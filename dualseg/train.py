@@ -85,6 +85,7 @@ def train_here(settings: dict[str, Any]) -> None:
 
 def _train(settings: dict[str, Any], folder: Any) -> None:
     from dualseg import assembly
+    from dualseg.data.checking.doubts import warnings
     from dualseg.files import write_json
     from dualseg.runs import checkpoints, provenance
     from dualseg.runs.folder import iteration_of
@@ -114,6 +115,8 @@ def _train(settings: dict[str, Any], folder: Any) -> None:
         facts = {"dataset": settings["data"]["name"], **fingerprints, **data.cases_used}
         provenance.start(folder.manifest_file, provenance.describe(settings["seed"], facts), resumed_at)
         print(f"Resuming {folder.path} from iteration {resumed_at}" if latest else f"Training {folder.path}")
+        for warning in warnings(data.reader.doubts):
+            print(f"warning: {warning}", file=sys.stderr)
     with _closing_wandb(trainer, folder):
         _fit_and_evaluate(trainer, method, data, latest, settings["evaluate_on"])
         if trainer.is_global_zero:
@@ -162,10 +165,12 @@ def _write(folder: Any, trainer: Any, method: Any, data: Any) -> None:
 
 
 def _show(folder: Any) -> None:
-    from dualseg.files import read_json
-    from dualseg.runs.tables import results_table
+    from dualseg.runs.tables import results_of
 
-    print(f"Finished: {folder.path}\n{results_table(read_json(folder.metrics_file), folder.config())}")
+    table, warnings = results_of(folder)
+    print(f"Finished: {folder.path}\n{table}")
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
 
 
 def main() -> None:

@@ -7,13 +7,14 @@ from typing import Any, Literal
 import numpy as np
 from tqdm import tqdm
 
+from dualseg.data.checking.content import offset_problem, wrapped_problem
 from dualseg.data.checking.geometry import grid_problem, spacing_by_direction
 from dualseg.data.layouts import Case, read_layout
 from dualseg.data.nifti import read_grid, read_nifti
 from dualseg.data.preprocessing import grid_of_spacing, resample, resample_to_spacing, to_ras, window, z_score
-from dualseg.data.problems import VolumeError, label_problems
+from dualseg.data.problems import Problem, VolumeError, label_problems
 from dualseg.data.split_file import SplitFile, is_spacing, place_of
-from dualseg.data.volumes import Grid, Image, Reference, VolumeSource
+from dualseg.data.volumes import Grid, Image, Reference, VolumeSource, label_dtype
 from dualseg.errors import DualsegError
 
 SCORES = ("zscore", "zscore_nonzero")
@@ -43,6 +44,7 @@ class Folder(VolumeSource):
     """
 
     scan_attributes = (*VolumeSource.scan_attributes, "spacing", "intensity")
+    ct_channels: tuple[int, ...] = ()  # by their names, which no run folder has: there a window below 0 says it
 
     def __init__(
         self,
@@ -60,6 +62,8 @@ class Folder(VolumeSource):
         self.class_names = layout.class_names
         self.channels = len(layout.channel_names)
         self.intensity = _intensities(intensity, layout.channel_names)
+        self.ct_channels = tuple(k for k, name in enumerate(layout.channel_names) if _is_ct(name))
+        self._read_last: tuple[str, Reference] | None = None
         self._cases: dict[str, Case] = {**layout.training, **layout.test, **layout.unscored}
         labels = {name: case.label is not None for name, case in layout.training.items()}
         if not any(labels.values()):
@@ -88,6 +92,9 @@ class Folder(VolumeSource):
             self._refuse_faults(case)
 
     def read_image(self, case: str) -> Image:
+        return self.prepare_scan(self.read_stored(case))
+
+    def read_stored(self, case: str) -> Image:
         self._refuse_faults(case)
         files = self._cases[case].images
         parts = [read_nifti(path) for path in files]
@@ -101,7 +108,20 @@ class Folder(VolumeSource):
                 "channels",
                 f"{self.where(case, 'image')} has {len(array)} channels, dataset.json names {self.channels}.",
             )
-        return self.prepare_scan(Image(array, parts[0][1]))
+        return Image(array, parts[0][1])
+
+    def scan_doubts(self, scan: Image) -> list[Problem]:
+        found = []
+        for number, (channel, how) in enumerate(zip(scan.array, self.intensity, strict=True)):
+            low = how[0] if _is_window(how) else -np.inf  # of all that is kept
+            if number not in self.ct_channels and not (_is_window(how) and low < 0):
+                continue
+            problem = wrapped_problem(channel)
+            if problem is None and low < 0:  # else the window was moved to where the values are
+                problem = offset_problem(channel)
+            if problem:
+                found.append(problem.in_channel(number, self.channels))
+        return found
 
     def prepare_scan(self, scan: Image) -> Image:
         if len(scan.array) != self.channels:
@@ -116,10 +136,17 @@ class Folder(VolumeSource):
         label, affine = self._own_label(case)
         if self.spacing is None:
             return label
+        self._read_last = case, Reference(label, affine)
         return resample(label, affine, grid_of_spacing(Grid(label.shape, affine), self.spacing), order=0)
 
     def read_reference(self, case: str) -> Reference | None:
-        return None if self.spacing is None else self._own_label(case)
+        if self.spacing is None:
+            return None
+        last, self._read_last = self._read_last, None  # asked for after `read_label`, the file is read once
+        return last[1] if last and last[0] == case else self._own_label(case)
+
+    def stored_files(self, case: str, kind: Literal["image", "label"]) -> Sequence[Path]:
+        return self._cases[case].images if kind == "image" else (self._path(case, kind),)
 
     def stored_grid(self, case: str, kind: Literal["image", "label"]) -> Grid:
         return read_grid(self._path(case, kind))
@@ -150,7 +177,7 @@ class Folder(VolumeSource):
         problem = grid_problem(grid, Grid(array.shape[1:], affine))
         for found in [problem] if problem else label_problems(array[0], None, len(self.class_names)):
             raise VolumeError(found.kind, f"{path}: label {found.text}")
-        turned = to_ras(Image(array.astype(np.uint8), grid.affine))
+        turned = to_ras(Image(array.astype(label_dtype(len(self.class_names))), grid.affine))
         return Reference(turned.array[0], turned.affine)
 
     def _header_spacing(self, case: str) -> np.ndarray | None:
@@ -191,7 +218,7 @@ def _intensities(given: Any, channel_names: Sequence[str]) -> tuple[Any, ...]:
     """One of SCORES, [low, high] or None for each channel."""
     if given == "auto":
         for number, name in enumerate(channel_names):
-            if name.upper() == "CT":
+            if _is_ct(name):
                 raise DualsegError(
                     f"data.source.intensity=auto: channel {number} is CT, which needs a window in HU, such as "
                     "data.source.intensity=[-125,275] for soft tissue of the abdomen; zscore works as well."
@@ -207,6 +234,10 @@ def _intensities(given: Any, channel_names: Sequence[str]) -> tuple[Any, ...]:
             mend = f"choose {', '.join(SCORES)}, auto, null, or a window [low,high]"
             raise DualsegError(f"data.source.intensity={given}: {mend}.")
     return tuple([float(how[0]), float(how[1])] if _is_window(how) else how for how in each)
+
+
+def _is_ct(channel_name: str) -> bool:
+    return channel_name.upper() == "CT"
 
 
 def _is_list(value: Any) -> bool:

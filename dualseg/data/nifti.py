@@ -14,7 +14,7 @@ from dualseg.data.volumes import Grid
 from dualseg.errors import DualsegError
 from dualseg.files import replacing
 
-_MILLIMETRES = {1: 1000.0, 2: 1.0, 3: 0.001}  # of NIfTI's codes for metre, millimetre, micrometre; unknown is mm
+MILLIMETRES = {1: 1000.0, 2: 1.0, 3: 0.001}  # of NIfTI's codes for metre, millimetre, micrometre; unknown is mm
 _UNREADABLE = (
     ImageFileError,
     HeaderDataError,
@@ -71,7 +71,7 @@ def read_grid(path: str | Path) -> Grid:
 
 def affine_in_mm(header: nib.Nifti1Header) -> np.ndarray:
     """(4, 4) float64, voxel indices -> millimetres (RAS+), by a header whose unit of length may be another."""
-    scale = _MILLIMETRES.get(int(header["xyzt_units"]) & 7, 1.0)
+    scale = MILLIMETRES.get(int(header["xyzt_units"]) & 7, 1.0)
     return np.diag([scale, scale, scale, 1.0]) @ header.get_best_affine()
 
 

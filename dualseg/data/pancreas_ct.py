@@ -7,9 +7,11 @@ import numpy as np
 from nibabel.affines import voxel_sizes
 from scipy import ndimage
 
+from dualseg.data.checking.content import offset_problem, wrapped_problem
 from dualseg.data.cropping import Box, cropped, largest_above
 from dualseg.data.h5 import H5Source, shipped_list
 from dualseg.data.preprocessing import to_lps, window, z_score
+from dualseg.data.problems import Problem
 from dualseg.data.volumes import Grid, Image
 from dualseg.errors import DualsegError
 
@@ -64,6 +66,10 @@ class PancreasCT(H5Source):
             return super().mend_of_missing(case)
         names = ",".join(dict.fromkeys([*self._exclude, *NOT_IN_DOWNLOAD]))
         return f"It is not in today's public download: put it there, or give data.source.exclude=[{names}]."
+
+    def scan_doubts(self, scan: Image) -> list[Problem]:
+        problem = wrapped_problem(scan.array[0]) or offset_problem(scan.array[0])
+        return [problem] if problem else []
 
     def prepare_scan(self, scan: Image) -> Image:
         """The protocol, around the body in the place of the pancreas. The scan is in Hounsfield units."""

@@ -88,6 +88,9 @@ class Phantom(VolumeSource):
     def stored_grid(self, case: str, kind: Literal["image", "label"]) -> Grid:
         return read_grid(self._path(f"{kind}s", case))
 
+    def stored_files(self, case: str, kind: Literal["image", "label"]) -> Sequence[Path]:
+        return (self._path(f"{kind}s", case),)
+
     def where(self, case: str, kind: str) -> str:
         return f"{self._path(f'{kind}s', case)}: {kind}"
 

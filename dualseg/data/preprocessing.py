@@ -118,7 +118,8 @@ def z_score(channel: np.ndarray, where: np.ndarray | None = None) -> np.ndarray:
         return np.zeros(channel.shape, np.float32)
     # floats of Python: NumPy's own would make a float64 array of the channel
     mean, deviation = float(values.mean(dtype=np.float64)), float(values.std(dtype=np.float64))
-    scaled = ((channel - mean) / (deviation if deviation > 0 else 1)).astype(np.float32, copy=False)
+    with np.errstate(over="ignore", invalid="ignore"):  # whoever reads a volume checks that all is finite
+        scaled = ((channel - mean) / (deviation if deviation > 0 else 1)).astype(np.float32, copy=False)
     return scaled if where is None else np.where(where, scaled, np.float32(0))
 
 

@@ -1,6 +1,6 @@
-"""What can be wrong with one volume once it is read: training stops at the first, dualseg-check lists them all."""
+"""What can be wrong with one volume: dualseg-check lists it all, training stops at it or warns of it."""
 
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, Self, get_args
 
 import numpy as np
 
@@ -13,8 +13,15 @@ Kind = Literal[
     "NaN",
     "affine",
     "flip",
+    "qform/sform",
+    "no orientation",
+    "pixdim",
+    "shear",
+    "CT values",
+    "constant",
     "label values",
     "empty label",
+    "lost class",
     "spacing",
     "duplicate",
     "unlabeled duplicate",
@@ -27,6 +34,10 @@ class Problem(NamedTuple):
 
     kind: Kind
     text: str
+
+    def in_channel(self, number: int, channels: int) -> Self:
+        """The same of one of several channels."""
+        return self._replace(text=f"in channel {number} {self.text}") if channels > 1 else self
 
 
 class VolumeError(DualsegError):
@@ -45,7 +56,7 @@ def image_problems(array: np.ndarray, channels: int) -> list[Problem]:
         problems.append(Problem(kind, f"has shape {array.shape}; expected ({channels}, W, H, D)."))
     if not np.isfinite(array).all():
         count = int((~np.isfinite(array)).sum())
-        mend = "repair the file or take the case out of the list"
+        mend = "repair the file (values near 3e38 become such when they are normalised) or leave the case out"
         problems.append(Problem("NaN", f"holds {count} NaN or infinite voxels; {mend}."))
     return problems
 
@@ -56,6 +67,9 @@ def label_problems(label: np.ndarray, image_shape: tuple[int, ...] | None, num_c
     if image_shape is not None and label.shape != image_shape:
         text = f"has shape {label.shape}, its image {image_shape}; they must be the same grid."
         problems.append(Problem("shape", text))
+    if np.issubdtype(label.dtype, np.integer) and np.iinfo(label.dtype).max < num_classes - 1:
+        text = f"is read as {label.dtype}, which cannot hold {num_classes} classes; read it as float32, for example."
+        problems.append(Problem("label values", text))
     values = np.unique(label)
     if values.size and not (values.min() >= 0 and values.max() < num_classes and (np.mod(values, 1) == 0).all()):
         shown = ", ".join(f"{value:g}" for value in values[:8])

@@ -1,6 +1,7 @@
 """From files to checked tensors, down-sampled if asked: what training and evaluation see of a volume."""
 
 import hashlib
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -8,8 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dualseg.data.problems import VolumeError, image_problems, label_problems
-from dualseg.data.volumes import Image, VolumeSource
+from dualseg.data.checking.doubts import file_doubts, read_doubting
+from dualseg.data.checking.lost import lost_classes
+from dualseg.data.problems import Problem, VolumeError, image_problems, label_problems
+from dualseg.data.volumes import Image, VolumeSource, label_dtype
 from dualseg.errors import DualsegError
 
 
@@ -18,7 +21,7 @@ class EvaluationVolume(NamedTuple):
 
     Attributes:
         image: (C, w, h, d) float32, down-sampled as in training.
-        label: (W, H, D) uint8 on the volume's own grid: the same orientation and field of view.
+        label: (W, H, D), of `label_dtype`, on the volume's own grid: the same orientation and field of view.
         spacing: millimetres per voxel of the own grid.
         case_index: place of the case in its split.
     """
@@ -33,6 +36,9 @@ class EvaluationVolume(NamedTuple):
 class VolumeReader:
     """Reads and checks the volumes of a source.
 
+    Attributes:
+        doubts: what was read and is doubtful, in the order of reading; each is there once. The texts name the file.
+
     Args:
         source: the dataset.
         downsample: factor >= 1 by which every axis shrinks; 1 keeps the volume as it is.
@@ -46,15 +52,23 @@ class VolumeReader:
             raise DualsegError(f"data.downsample={downsample}: give 1 (full size) or more.")
         self.source = source
         self.downsample = downsample
+        self.doubts: dict[Problem, None] = {}
 
     def read_image(self, case: str) -> Tensor:
         """(C, w, h, d) float32 for training; the label file is not touched."""
         return self._shrink(torch.from_numpy(self._image(case).array))
 
     def read_pair(self, case: str) -> tuple[Tensor, Tensor]:
-        """`read_image` and the label (w, h, d) uint8 on the same, down-sampled grid."""
+        """`read_image` and the label (w, h, d), of `label_dtype`, on the same, down-sampled grid."""
         image = self._image(case)
-        return self._shrink(torch.from_numpy(image.array)), self._shrink_label(self._label(case, image))
+        stored = seen = self._label(case, image)
+        if (reference := self.source.read_reference(case)) is not None:
+            stored = self._checked_label(case, reference.array, None)
+        seen = self.shrink_label(seen)
+        if stored.shape != seen.shape:
+            lost = lost_classes(stored.numpy(), seen.numpy(), self.source.class_names)
+            self._doubt(Problem(p.kind, f"{self.source.where(case, 'label')} of {case} {p.text}") for p in lost)
+        return self._shrink(torch.from_numpy(image.array)), seen
 
     def read_evaluation(self, case: str, index: int) -> EvaluationVolume:
         """The image as networks see it, with the label on the volume's own grid."""
@@ -84,7 +98,12 @@ class VolumeReader:
         return Image(shrunk, prepared.affine @ to_fine)
 
     def _image(self, case: str) -> Image:
-        return self._checked(self.source.read_image(case), self.source.where(case, "image"))
+        image, doubts = read_doubting(self.source, case)
+        self._doubt(doubts)
+        return self._checked(image, self.source.where(case, "image"))
+
+    def _doubt(self, problems: Iterable[Problem]) -> None:
+        self.doubts.update(dict.fromkeys(problems))
 
     def _checked(self, image: Image, where: str) -> Image:
         image = image._replace(array=image.array.astype(np.float32, copy=False))  # a source of yours may give another
@@ -97,9 +116,10 @@ class VolumeReader:
 
     def _checked_label(self, case: str, label: np.ndarray, image_shape: tuple[int, ...] | None) -> Tensor:
         where = self.source.where(case, "label")
+        self._doubt(file_doubts(self.source, case, "label"))
         for problem in label_problems(label, image_shape, len(self.source.class_names)):
             raise VolumeError(problem.kind, f"{where} {problem.text}")
-        return torch.from_numpy(label.astype(np.uint8, copy=False))
+        return torch.from_numpy(label.astype(label_dtype(len(self.source.class_names)), copy=False))
 
     def _shrink(self, volume: Tensor) -> Tensor:
         """(C, W, H, D) -> (C, w, h, d), by averaging over the voxels that each coarse voxel covers."""
@@ -108,12 +128,12 @@ class VolumeReader:
         size = [max(1, round(s / self.downsample)) for s in volume.shape[1:]]
         return F.interpolate(volume[None], size=size, mode="area")[0]
 
-    def _shrink_label(self, label: Tensor) -> Tensor:
-        """The class that covers most of each coarse voxel; the lower one where two are even."""
+    def shrink_label(self, label: Tensor) -> Tensor:
+        """(W, H, D) -> (w, h, d): the class that covers most of each coarse voxel; the lower one where two are even."""
         if self.downsample == 1:
             return label
         onehot = F.one_hot(label.long(), len(self.source.class_names)).movedim(-1, 0).float()
-        return self._shrink(onehot).argmax(dim=0).to(torch.uint8)
+        return self._shrink(onehot).argmax(dim=0).to(label.dtype)
 
 
 class Fingerprint:

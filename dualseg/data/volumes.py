@@ -3,15 +3,32 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 
+from dualseg.data.problems import Problem
 from dualseg.errors import DualsegError
 from dualseg.names import check_printable
 
 MOST_CHANNELS = 1000  # of an image; more are damage
+
+MOST_CLASSES = 1 << 15
+
+
+def label_dtype(num_classes: int) -> np.dtype[Any]:
+    """The type of label maps of K classes, 0..K-1: uint8 or, of more than 256 classes, int16.
+
+    Not uint16: torch has few operations for it.
+
+    Raises:
+        DualsegError: more classes than int16 holds.
+    """
+    if num_classes > MOST_CLASSES:
+        raise DualsegError(f"{num_classes} classes: label maps hold at most {MOST_CLASSES}; join some of them.")
+    return np.dtype(np.uint8 if num_classes <= 256 else np.int16)
 
 
 class Image(NamedTuple):
@@ -92,9 +109,31 @@ class VolumeSource(ABC):
         """
         return None
 
+    def stored_files(self, case: str, kind: Literal["image", "label"]) -> Sequence[Path]:
+        """The NIfTI files of a case's image or label: their headers are looked at for contradictions.
+
+        Asked for as `stored_grid` is. Empty: the format has no such headers.
+        """
+        return ()
+
+    def read_stored(self, case: str) -> Image | None:
+        """The image as its files have it, where `read_image` is `prepare_scan` of that; None: it is not.
+
+        What its values show, see `scan_doubts`, can be checked before they are normalised.
+        """
+        return None
+
+    def scan_doubts(self, scan: Image) -> list[Problem]:
+        """What makes the values of a scan doubtful before `prepare_scan`: warned of, in training and prediction."""
+        return []
+
     @abstractmethod
     def read_label(self, case: str) -> np.ndarray:
-        """Read one label map (W, H, D) uint8, values 0..K-1. Called for labeled, validation and test cases only."""
+        """Read one label map (W, H, D), values 0..K-1. Called for labeled, validation and test cases only.
+
+        Return the values in a type that holds all of the file's, such as float32, and leave it to the caller to check
+        them and to store them in `label_dtype`: a cast to uint8 would turn 257 into 1 before anybody sees it.
+        """
 
     def read_reference(self, case: str) -> Reference | None:
         """The label on the volume's own grid, for the metrics, where `read_image` and `read_label` resample.

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from dualseg import __version__
-from dualseg.data.volumes import VolumeSource
+from dualseg.data.volumes import VolumeSource, label_dtype
 from dualseg.errors import DualsegError
 from dualseg.exporting.networks import Inference, as_program, example_patches
 from dualseg.exporting.transforms import Preparation, preparation
@@ -61,7 +61,8 @@ def write_bundle(folder: Path, member: Member, source: VolumeSource, facts: Mapp
     models.mkdir()
     for name, network in member.networks.items():
         _write_program(models / f"{name}.pt2", Inference(network, softmax=True), facts)
-    write_json(folder / "configs" / "inference.json", _configuration(member, prepared, source.channels))
+    entries = _configuration(member, prepared, source.channels, len(source.class_names))
+    write_json(folder / "configs" / "inference.json", entries)
     write_json(folder / "configs" / "metadata.json", _metadata(facts))
     write_text(folder / "docs" / "README.md", _readme(facts, list(member.networks)))
     write_text(folder / "LICENSE", LICENSE)
@@ -81,7 +82,7 @@ def _write_program(path: Path, inference: Inference, facts: Mapping[str, Any]) -
             raise DualsegError(f"{path.name}: differs from its network by {off:.1e}; report it with its settings.")
 
 
-def _configuration(member: Member, prepared: Preparation, channels: int) -> dict[str, Any]:
+def _configuration(member: Member, prepared: Preparation, channels: int, classes: int) -> dict[str, Any]:
     several = len(member.networks) > 1
     predictions = [f"prediction_{number}" for number in range(len(member.networks))] if several else ["label"]
     # of a single network, MONAI would average the classes
@@ -133,7 +134,7 @@ def _configuration(member: Member, prepared: Preparation, channels: int) -> dict
                     "keys": "label",
                     "output_dir": "@output_dir",
                     "output_postfix": "label",
-                    "output_dtype": "$numpy.uint8",
+                    "output_dtype": f"$numpy.{label_dtype(classes)}",
                     "separate_folder": False,
                     "resample": False,
                 },

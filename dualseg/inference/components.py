@@ -12,8 +12,8 @@ def keep_largest(label: np.ndarray, classes: Iterable[int]) -> None:
     """Turn all but the largest connected component of each of `classes` to background, in place.
 
     Args:
-        label: (W, H, D) uint8. Components hang together by faces, edges or corners; of two as large, the first in the
-            order of voxels stays.
+        label: (W, H, D), integers. Components hang together by faces, edges or corners; of two as large, the first in
+            the order of voxels stays.
     """
     regions = ndimage.find_objects(label)  # of class 1, of class 2, ... up to the last there is
     for value in classes:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dualseg.data.volumes import Grid, Image
+from dualseg.data.problems import Problem
+from dualseg.data.volumes import Grid, Image, label_dtype
 from dualseg.errors import DualsegError
 from dualseg.inference.bars import bar_count, segment_into
 from dualseg.inference.mapping import to_slab
@@ -36,12 +37,14 @@ class Member:
         prepared_voxels: grid of a scan -> voxels of a channel that `prepare` makes of it, about.
         networks: name -> network that returns (logits, features).
         window: how a volume is cut.
+        doubts: what makes the values of a scan doubtful, before it is prepared.
     """
 
     prepare: Callable[[Image, str], Image]
     prepared_voxels: Callable[[Grid], int]
     networks: Mapping[str, nn.Module]
     window: SlidingWindow
+    doubts: Callable[[Image], Sequence[Problem]] = lambda scan: ()
 
 
 @dataclass
@@ -49,7 +52,7 @@ class Prediction:
     """On the grid of the scan, (W, H, D).
 
     Attributes:
-        label: uint8, the class of the largest mean probability.
+        label: of `label_dtype`, the class of the largest mean probability.
         probabilities: (W, H, D, K) float32, mean of the networks; None unless asked for, as all below.
         entropy: float32, predictive entropy of the mean probabilities over log K, 0..1.
         disagreement: uint8, 1 where two networks' own labels differ; also None where there is one network.
@@ -85,6 +88,10 @@ class Predictor:
     @property
     def network_names(self) -> list[str]:
         return [name for member in self.members for name in member.networks]
+
+    def doubts(self, scan: Image) -> list[Problem]:
+        """What makes the values of a scan doubtful to any of the members."""
+        return list(dict.fromkeys(problem for member in self.members for problem in member.doubts(scan)))
 
     def needs(self, scan: Image) -> int:
         """Bytes of memory that a scan takes at the least, wherever the probabilities lie."""
@@ -161,7 +168,7 @@ class Predictor:
         several = len(stores) > 1
         width, height, depth = shape
         # as a file has them, the first axis fastest
-        label = scratch.zeros(shape, np.uint8, "F")
+        label = scratch.zeros(shape, label_dtype(self.num_classes), "F")
         entropy = scratch.zeros(shape, np.float32, "F") if "entropy" in keep else None
         disagreement = scratch.zeros(shape, np.uint8, "F") if "disagreement" in keep and several else None
         probabilities = None
@@ -190,8 +197,9 @@ class Predictor:
 
 
 def _largest(probabilities: Tensor) -> Tensor:
-    """(K, ...) -> uint8, the first class of the largest probability; torch's argmax takes several times as long."""
-    best, winner = probabilities[0], torch.zeros(probabilities.shape[1:], dtype=torch.uint8)
+    """(K, ...) -> `label_dtype`, the first class of the largest probability; torch's argmax is several times slower."""
+    best = probabilities[0]
+    winner = torch.from_numpy(np.zeros(best.shape, label_dtype(len(probabilities))))
     for value, p in enumerate(probabilities[1:], start=1):
         winner.masked_fill_(p > best, value)
         best = torch.maximum(best, p)

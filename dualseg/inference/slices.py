@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dualseg.data.volumes import label_dtype
+
 PLANES = {
     "sagittal": 0,
     "coronal": 1,
@@ -27,7 +29,7 @@ def display_slices(
         probabilities: network name -> (K, W, H, D); `ensemble`, or the only one, gives prediction and entropy.
 
     Returns:
-        For each plane: <plane>_image (uint8, 1st to 99th percentile), _reference, _prediction (labels), _entropy
+        For each plane: <plane>_image (uint8, 1st to 99th percentile), _reference, _prediction (`label_dtype`), _entropy
         (uint8, 255 = log K), _disagreement (uint8, 1 where two networks' labels differ), and aspect_<plane> (height of
         a pixel over its width).
     """
@@ -53,6 +55,7 @@ def display_slices(
         for what, volume in shown.items():
             # second axis downwards, flipped: superior or anterior is up
             picture = volume.select(axis, centre[axis]).T.flip(0)
-            slices[f"{plane}_{what}"] = picture.to(torch.uint8).cpu().numpy()
+            dtype = label_dtype(num_classes) if what in ("reference", "prediction") else np.uint8
+            slices[f"{plane}_{what}"] = picture.cpu().numpy().astype(dtype)
         slices[f"aspect_{plane}"] = np.asarray(spacing[row_axis] / spacing[column_axis])
     return slices

@@ -19,6 +19,7 @@ class Row:
         scan: name of its outputs.
         source: where it was read; empty where that may name a patient.
         problem: why there is no prediction, empty if there is one.
+        doubts: kinds of what makes the scan itself doubtful, the rows of dualseg-check's table.
         volumes: ml of each foreground class.
         measures: see `dualseg.inference.predictor.Prediction`.
         seconds: that it took.
@@ -27,6 +28,7 @@ class Row:
     scan: str
     source: str
     problem: str = ""
+    doubts: tuple[str, ...] = ()
     volumes: dict[str, float] = field(default_factory=dict)
     measures: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
@@ -35,6 +37,7 @@ class Row:
 def reasons_to_look(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     """For each scan, why somebody should look at its prediction; a failed scan has no reason.
 
+    - what makes the scan itself doubtful, such as `shear`.
     - `no CLASS`: a class was not found.
     - `networks disagree`: on more than `DISAGREEMENT` of the voxels that any of them calls foreground.
     - `unusual volume of CLASS`, `unusually uncertain`: far from the median of these scans (from `LEAST_SCANS` on). An
@@ -44,6 +47,7 @@ def reasons_to_look(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     done = [index for index, row in enumerate(rows) if not row.problem]
     for index in done:
         row = rows[index]
+        reasons[index] += row.doubts
         reasons[index] += [f"no {name}" for name, ml in row.volumes.items() if ml == 0]
         if row.measures["disagreement_foreground"] > DISAGREEMENT:
             reasons[index].append("networks disagree")

@@ -9,10 +9,13 @@ from typing import NamedTuple, cast
 import nibabel as nib
 import numpy as np
 
+from dualseg.data.checking.geometry import shear_problem
+from dualseg.data.checking.header import header_problems
 from dualseg.data.dicom import Series, files_below, find_series, read_series
 from dualseg.data.layouts import CHANNEL, SUFFIX, stem_of
 from dualseg.data.nifti import read_nifti
-from dualseg.data.volumes import Image
+from dualseg.data.problems import Problem
+from dualseg.data.volumes import Grid, Image
 from dualseg.errors import DualsegError
 from dualseg.names import check_printable
 from dualseg.prediction.grid import ScanGrid
@@ -46,6 +49,12 @@ class NiftiScan:
     def source(self) -> str:
         """What is written of where it lies."""
         return self.where
+
+    def doubts(self, grid: ScanGrid) -> list[Problem]:
+        """What makes the place of its voxels doubtful. `grid`: as `read` gives it."""
+        sheared = shear_problem(Grid(grid.shape, grid.affine))
+        found = [problem for file in self.files for problem in header_problems(file)]
+        return list(dict.fromkeys([*([sheared] if sheared else []), *found]))
 
     def read(self, channels: int) -> Scan:
         """Read it.
@@ -99,6 +108,10 @@ class DicomScan:
     def where(self) -> str:
         """What messages call it: its folder, and of the several series that this may hold the one with that file."""
         return f"{self.folder} (series of {self.series.files[0].name})" if self.series else str(self.folder)
+
+    def doubts(self, grid: ScanGrid) -> list[Problem]:
+        """As of a NIfTI file; `read` refuses what would make a series doubtful."""
+        return []
 
     @property
     def source(self) -> str:

@@ -112,6 +112,10 @@ def _predict_scan(
 ) -> None:
     """Fill `row`, write the maps, and give `page` what it shows."""
     image, grid = scan.read(channels)
+    doubts = [*scan.doubts(grid), *predictor.doubts(image)]
+    row.doubts = tuple(dict.fromkeys(problem.kind for problem in doubts))
+    for problem in doubts:
+        print(f"warning: {scan.where}: {problem.text}", file=sys.stderr, flush=True)
     keep = [*(["probabilities"] if options.probabilities else [])]
     keep += ["entropy", "disagreement"] if options.uncertainty else ["entropy"] if page is not None else []
     prediction = predictor(image, scan.where, options.memory, folder.path, keep, progress=sys.stderr.isatty())

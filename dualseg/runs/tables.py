@@ -1,9 +1,14 @@
-"""metrics.json as lines of text for the terminal."""
+"""metrics.json and cases.csv as lines of text for the terminal."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dualseg.runs.folder import flatten
+from dualseg.files import read_json
+from dualseg.runs.folder import RunFolder, flatten
+from dualseg.runs.reading import CaseRow, case_row, read_rows
+
+# split, network, class -> cases in which it is found, cases that contain it
+Found = dict[tuple[str, str, str], tuple[int, int]]
 
 
 def distance_unit(config: Mapping[str, Any]) -> str:
@@ -11,18 +16,67 @@ def distance_unit(config: Mapping[str, Any]) -> str:
     return "mm" if flatten(config).get("inference.distance_unit") == "mm" else "voxels"
 
 
-def results_table(metrics: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+def results_of(folder: RunFolder) -> tuple[str, list[str]]:
+    """The table of a finished run or evaluation, and a warning for each class of which its scores say little.
+
+    Raises:
+        DualsegError: a file of the folder is damaged.
+    """
+    rows = read_rows(folder.cases_file, case_row)[0] if folder.cases_file.is_file() else []
+    return results_table(read_json(folder.metrics_file), folder.config(), rows), absences(rows)
+
+
+def results_table(metrics: Mapping[str, Any], config: Mapping[str, Any], rows: Sequence[CaseRow] = ()) -> str:
     """One line per stage and network: Dice and Jaccard in %, distances as metrics.json has them.
+
+    Where there are several classes or regions, each has a line of its own below: its scores, and in how many of the
+    cases that contain it the network has found any of it.
 
     Args:
         metrics: content of metrics.json.
         config: content of config.yaml beside it, which knows the unit of the distances.
+        rows: of cases.csv beside it.
     """
     hd95, asd = (f"{name} {distance_unit(config)}" for name in ("95HD", "ASD"))
     wide, narrow = max(9, len(hd95) + 2), max(9, len(asd) + 2)
-    lines = [f"{'':22}{'Dice %':>9}{'Jaccard %':>11}{hd95:>{wide}}{asd:>{narrow}}"]
+    found = _found(rows)
+    table: list[tuple[str, Mapping[str, float], str]] = []
     for stage in ("validation", "test"):
-        for network, m in metrics.get(stage, {}).items():
-            numbers = f"{100 * m['dice']:9.2f}{100 * m['jaccard']:11.2f}{m['hd95']:{wide}.2f}{m['asd']:{narrow}.2f}"
-            lines.append(f"{stage + ' ' + network:22}{numbers}")
+        for network, scores in metrics.get(stage, {}).items():
+            table.append((f"{stage} {network}", scores, ""))
+            for name, own in scores.get("classes", {}).items():
+                hits = found.get((stage, network, name))
+                table.append((f"  {name}", own, f"{hits[0]} of {hits[1]} cases" if hits else ""))
+    first = max([22, *(len(name) + 1 for name, _, _ in table)])
+    last = max([0, *(len(cases) + 2 for _, _, cases in table if cases)])
+    lines = [f"{'':{first}}{'Dice %':>9}{'Jaccard %':>11}{hd95:>{wide}}{asd:>{narrow}}"]
+    lines[0] += f"{'found in':>{last}}" if last else ""
+    for name, m, cases in table:
+        numbers = f"{100 * m['dice']:9.2f}{100 * m['jaccard']:11.2f}{m['hd95']:{wide}.2f}{m['asd']:{narrow}.2f}"
+        lines.append(f"{name:{first}}{numbers}{cases:>{last}}".rstrip())
     return "\n".join(lines)
+
+
+def absences(rows: Sequence[CaseRow]) -> list[str]:
+    """One sentence for each class or region that networks found in no case, or that no scored case holds."""
+    networks: dict[tuple[str, str, int], list[str]] = {}
+    for (split, network, name), (found, cases) in _found(rows).items():
+        if not found:
+            networks.setdefault((split, name, cases), []).append(network)
+    said = []
+    for (split, name, cases), by in networks.items():
+        if cases:
+            said.append(f"{split}: {name} found in 0 of {cases} cases that contain it ({', '.join(by)}).")
+        else:
+            said.append(f"{split}: no case contains {name}; its Dice is the share of cases where none is predicted.")
+    return said
+
+
+def _found(rows: Sequence[CaseRow]) -> Found:
+    """Found is what shares a voxel with the reference: a tumour predicted elsewhere is not found."""
+    found: Found = {}
+    for row in rows:
+        key = (row.split, row.network, row.class_name)
+        hits, cases = found.get(key, (0, 0))
+        found[key] = (hits + (row.empty == "" and row.dice > 0), cases + (row.empty in ("", "prediction")))
+    return found

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 
 from dualseg.data.checking import check_dataset
-from dualseg.data.checking.content import content_hash, mirror_ratios, mirrored_cases
+from dualseg.data.checking.content import (
+    content_hash,
+    flat_problem,
+    mirror_ratios,
+    mirrored_cases,
+    offset_problem,
+    wrapped_problem,
+)
 from dualseg.data.checking.geometry import grid_problem, spacing_by_direction
 from dualseg.data.splits import Split
 from dualseg.data.volumes import Grid, Image, VolumeSource
@@ -168,3 +175,92 @@ def test_a_source_of_ones_own_may_give_anything(break_it, kind):
     break_it(source)
     found = set(check(source))
     assert (kind, "labeled", "c02") in found and {case for *_, case in found} == {"c02"}
+
+
+def ct(seed: int = 0) -> np.ndarray:
+    """A body of soft tissue with bones and a lung in air, in HU."""
+    rng = np.random.default_rng(seed)
+    array = np.full((40, 36, 30), -1000.0)
+    array[8:32, 8:28] = 40
+    array[8:12, 8:28] = -100  # fat
+    array[14:20, 12:18] = -800
+    array[24:27, 16:20] = 700
+    return (array + rng.normal(0, 12, array.shape)).astype(np.float32)
+
+
+def with_padding(array: np.ndarray, value: float) -> np.ndarray:
+    array = array.copy()
+    array[:, :3] = value
+    return array
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        ct(),
+        np.clip(ct(), -1024, 3071),
+        with_padding(ct(), -2000),
+        with_padding(ct() * 1.0, -3024),
+        np.clip(ct(), -160, 240),
+        ct()[12:30, 10:26] * (ct()[12:30, 10:26] > -500),  # cut out of the body, lungs 0
+        with_padding(ct(), 30_000),  # metal
+    ],
+)
+def test_hounsfield_units_are_left_alone(array):
+    assert wrapped_problem(array) is None and offset_problem(array) is None
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.clip(ct() + 1024, 0, None),
+        ct() + 1024,  # noise around 0
+        with_padding(ct() + 1024, -2000),
+        with_padding(np.clip(ct() + 1000, 0, None), 0),
+        (np.clip(ct(), -1000, 1000) + 1000) / 2000,
+        np.round((np.clip(ct(), -160, 240) + 160) * 255 / 400),
+    ],
+)
+def test_a_ct_that_is_not_in_hounsfield_units(array):
+    problem = offset_problem(array)
+    assert problem is not None and problem.kind == "CT values" and f"{array.max():.6g}" in problem.text
+    assert wrapped_problem(array) is None
+
+
+def test_a_ct_without_its_signs():
+    wrapped = ct().astype(np.int16).view(np.uint16).astype(np.float32)
+    problem = wrapped_problem(wrapped)
+    assert problem is not None and problem.kind == "CT values" and "65535" in problem.text
+    rng = np.random.default_rng(0)
+    assert wrapped_problem(rng.uniform(0, 65535, SHAPE)) is None, "16 bits that are all used, as in micro-CT"
+    assert wrapped_problem(rng.uniform(0, 3000, SHAPE)) is None
+
+
+@pytest.mark.parametrize("far", [0, 1e3, 1e5, 1e9, 3e38, -3e38])
+def test_a_few_voxels_far_off_make_all_others_one_value(far):
+    channel = np.random.default_rng(0).normal(100, 10, (100, 100, 100)).astype(np.float32)
+    channel[1, 2, 3] = far
+    problem = flat_problem(channel)
+    assert (problem is not None) == (abs(far) > 1e8)
+    if problem:
+        assert problem.kind == "constant" and f"{far:.4g}" in problem.text
+    channel[10:20, 10:90, 10:90] = far  # many voxels
+    assert (flat_problem(channel) is not None) == (abs(far) > 1e30)
+    assert flat_problem(np.full(SHAPE, 7.0)) is not None
+    assert flat_problem(np.full(SHAPE, 3e38, np.float32)) is not None
+    sparse = np.zeros((50, 50, 50), np.float32)
+    sparse[20:30, 20:30, 20:30] = 1
+    assert flat_problem(sparse) is None
+
+
+def test_one_empty_channel_of_several_is_named():
+    class Two(InMemory):
+        channels = 2
+
+        def read_image(self, case):
+            array, affine = super().read_image(case)
+            return Image(np.concatenate([array, array * (case != "c02")]), affine)
+
+    source = Two()
+    (found,) = check_dataset(source, Split(source.train_cases, (), (), ())).found
+    assert (found.kind, found.case) == ("constant", "c02") and "channel 1" in found.text

@@ -1,5 +1,6 @@
 """dualseg-check: every row of its table has a dataset with exactly that defect, and a clean one passes."""
 
+import gzip
 import json
 import shutil
 from collections.abc import Callable
@@ -14,6 +15,8 @@ import pytest
 from doc_toys import write_folder
 
 import dualseg.check
+import dualseg.evaluate
+import dualseg.train
 from dualseg.data import Folder, Phantom
 from dualseg.data.h5 import shipped_list
 from dualseg.data.left_atrium import case_list
@@ -56,6 +59,7 @@ def edit(path: Path, change: Edit) -> None:
     array, affine = change(np.asarray(image.dataobj).copy(), image.affine.copy())
     header = nib.Nifti1Header()
     header.set_sform(affine, code=1)  # a qform would have to be invertible
+    header["pixdim"][1:4] = np.linalg.norm(affine[:3, :3], axis=0)
     nib.save(nib.Nifti1Image(array, None, header), path)
 
 
@@ -93,7 +97,63 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+def header(path: Path, change: Callable[[nib.Nifti1Header], None]) -> None:
+    """Change a header in place, without what nibabel mends on writing."""
+    raw = bytearray(gzip.decompress(path.read_bytes()))
+    own = nib.Nifti1Header(raw[:348], check=False)
+    change(own)
+    path.write_bytes(gzip.compress(own.binaryblock + raw[348:], mtime=0))
+
+
+def two_places(path: Path) -> None:
+    """A qform 10 mm beside the sform."""
+
+    def change(own):
+        affine = own.get_sform()
+        affine[0, 3] += 10
+        own.set_qform(affine, code=1)
+
+    header(path, change)
+
+
+def nowhere(path: Path) -> None:
+    def change(own):
+        own["qform_code"] = own["sform_code"] = 0
+
+    header(path, change)
+
+
+def no_such_code(path: Path) -> None:
+    header(path, lambda own: own.__setitem__("sform_code", 17))
+
+
+def no_thickness(path: Path) -> None:
+    header(path, lambda own: own["pixdim"].__setitem__(3, 0))
+
+
+def other_edges(path: Path) -> None:
+    """The sform alone counts, and pixdim is left as a new header has it."""
+
+    def change(own):
+        own["qform_code"] = 0
+        own["pixdim"][1:4] = 1
+
+    header(path, change)
+
+
+def sheared(array, affine):
+    affine[:3, 1] += 0.2 * affine[:3, 0]
+    return array, affine
+
+
+def far_off(array, affine):
+    """One voxel as an unset float has it: finite, and what a z-score leaves of the others is one value."""
+    array[2, 3, 4] = 3e38
+    return array, affine
+
+
 IMAGE, LABEL = "images/{}.nii.gz", "labels/{}.nii.gz"
+OF_FILES = (truncate, two_places, no_such_code, nowhere, no_thickness, other_edges)
 DEFECTS: list[tuple[str, str, str, Edit | Callable[[Path], None] | str]] = [
     # problem, file, case, how it is made (a string: the case whose file takes its place)
     ("unreadable", IMAGE, UNLABELED, truncate),
@@ -108,6 +168,15 @@ DEFECTS: list[tuple[str, str, str, Edit | Callable[[Path], None] | str]] = [
     ("flip", LABEL, LABELED, mirrored),
     ("flip", LABEL, TEST, upside_down),
     ("flip", LABEL, TEST, transposed),
+    ("qform/sform", IMAGE, UNLABELED, two_places),
+    ("qform/sform", LABEL, TEST, two_places),
+    ("qform/sform", IMAGE, UNLABELED, no_such_code),
+    ("no orientation", IMAGE, UNLABELED, nowhere),
+    ("pixdim", IMAGE, UNLABELED, no_thickness),
+    ("pixdim", LABEL, LABELED, other_edges),
+    ("shear", IMAGE, UNLABELED, sheared),
+    ("constant", IMAGE, UNLABELED, lambda a, affine: (0 * a + 7, affine)),
+    ("constant", IMAGE, LABELED, far_off),
     ("label values", LABEL, TEST, poke(2)),
     ("empty label", LABEL, LABELED, lambda a, affine: (0 * a, affine)),
     ("spacing", IMAGE, UNLABELED, lambda a, affine: (a, affine @ np.diag([1, 1, 2.5, 1]))),
@@ -124,7 +193,7 @@ def test_a_defect_is_one_row(kind, file, case, defect, root, check):
     if isinstance(defect, str):  # other bytes and another header, the same voxels
         affine, voxels = nib.load(path).affine, np.asarray(nib.load(root / file.format(defect)).dataobj)
         nib.save(nib.Nifti1Image(voxels, affine), path)
-    elif defect is truncate:
+    elif defect in OF_FILES:
         defect(path)
     else:
         edit(path, defect)
@@ -136,7 +205,8 @@ def test_a_defect_is_one_row(kind, file, case, defect, root, check):
 
 
 def test_every_row_of_the_table_has_a_defect():
-    assert {defect[0] for defect in DEFECTS} == set(KINDS)
+    of_their_own = {"CT values", "lost class"}  # tests, below
+    assert {defect[0] for defect in DEFECTS} | of_their_own == set(KINDS)
 
 
 def test_a_clean_dataset_passes(phantom, check):
@@ -233,6 +303,8 @@ def test_the_other_benchmarks(data, lists, tmp_path, command):
         ("affine", "labelsTr/{}.nii.gz", "validation", shifted),
         ("affine", "imagesTr/{}_0001.nii.gz", "labeled", shifted),  # channels on two grids
         ("flip", "labelsTr/{}.nii.gz", "labeled", mirrored),
+        ("qform/sform", "imagesTr/{}_0001.nii.gz", "labeled", two_places),  # each channel's file is looked at
+        ("pixdim", "labelsTr/{}.nii.gz", "validation", other_edges),
         ("label values", "labelsTr/{}.nii.gz", "validation", poke(2)),
         ("empty label", "labelsTr/{}.nii.gz", "labeled", lambda a, affine: (0 * a, affine)),
         ("spacing", "imagesTr/{}_000[01].nii.gz", "unlabeled", lambda a, affine: (a, affine @ np.diag([1, 1, 2.5, 1]))),
@@ -254,7 +326,7 @@ def test_a_folder_of_nnunets(kind, file, role, defect, tmp_path, command):
     for path in root.glob(file.format(case)):
         if isinstance(defect, str):
             shutil.copy(Path(str(path).replace(case, cases[defect])), path)
-        elif "imagesTr" in file and kind == "unreadable":
+        elif defect in OF_FILES or ("imagesTr" in file and kind == "unreadable"):
             defect(path)
         else:
             edit(path, defect)
@@ -318,3 +390,76 @@ def test_copies_of_test_images_that_have_no_label(tmp_path, command):
     assert "imagesTs/t0" in outcome.out and "labelsTs" not in outcome.out
     Folder(root).check_cases()
     assert "imagesTs" not in (root / "dualseg-split.json").read_text()
+
+
+CT = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "organ": 1}}
+
+
+def write_ct(root: Path, added: int) -> None:
+    """Three scans in HU + `added`, one in four of which is unlabeled."""
+    rng = np.random.default_rng(0)
+    for index in range(4):
+        label = np.zeros((32, 32, 24), np.uint8)
+        label[10:20, 9 + index : 22, 6:16] = 1
+        body = np.where(np.pad(np.ones((24, 24, 24), bool), ((4, 4), (4, 4), (0, 0))), 40 + 30.0 * label, -1000)
+        array = (body + rng.normal(0, 8, label.shape)).clip(-1024).astype(np.int16) + added
+        for folder, name, values in (("imagesTr", f"c{index}_0000", array), ("labelsTr", f"c{index}", label)):
+            if folder == "imagesTr" or index < 3:
+                (root / folder).mkdir(parents=True, exist_ok=True)
+                nib.save(nib.Nifti1Image(values.astype(np.int16), np.eye(4)), root / folder / f"{name}.nii.gz")
+    (root / "dataset.json").write_text(json.dumps(CT))
+
+
+def test_ct_that_is_not_in_hounsfield_units(tmp_path, command):
+    """By the channel's name or by the window; a window that was moved with the values is right."""
+    for added in (0, 1024):
+        write_ct(tmp_path / str(added), added)
+
+    def check(added, intensity):
+        words = ["data=folder", f"data.root={tmp_path / str(added)}", f"data.source.intensity={intensity}"]
+        return command(dualseg.check.main, *words)
+
+    for intensity in ("[-160,240]", "zscore", "null"):
+        assert check(0, intensity).code == 0
+        outcome = check(1024, intensity)
+        found = {(kind, case) for kind, _, case in findings(outcome)}
+        assert found == {("CT values", f"c{k}") for k in range(4)}
+    assert check(1024, "[864,1264]").code == 0
+    named = {**CT, "channel_names": {"0": "T1"}}
+    (tmp_path / "1024" / "dataset.json").write_text(json.dumps(named))
+    assert check(1024, "zscore").code == 0
+    assert {kind for kind, *_ in findings(check(1024, "[-160,240]"))} == {"CT values"}
+    assert "constant" in {kind for kind, *_ in findings(check(1024, "[3000,4000]"))}, "all is clipped"
+
+
+def test_training_goes_on_and_says_what_is_doubtful(root, tiny, tmp_path, command):
+    """One line each, before the first iteration; files that a run does not read are not looked at."""
+    two_places(root / IMAGE.format(UNLABELED))
+    edit(root / LABEL.format(LABELED), sheared)
+    edit(root / IMAGE.format(LABELED), sheared)
+    edit(root / IMAGE.format(TEST), lambda a, affine: (0 * a + 7, affine))
+    (root / LABEL.format(UNLABELED)).write_text("no NIfTI")
+    words = [*tiny(root, tmp_path), "method=supervised", "networks=vnet", "base_channels=2", "evaluate_on=[test]"]
+    outcome = command(dualseg.train.main, *words, "name=run", "batch.unlabeled=1")
+    assert outcome.code == 0, outcome.err
+    lines = [line.split(": ")[1] for line in outcome.err.splitlines() if line.startswith(f"warning: {root}")]
+    places = [IMAGE.format(LABELED), LABEL.format(LABELED), IMAGE.format(UNLABELED), IMAGE.format(TEST)]
+    assert sorted(set(lines)) == sorted(str(root / place) for place in places) and len(lines) == 4
+    outcome = command(dualseg.evaluate.main, f"run={tmp_path / 'run'}")
+    assert outcome.code == 0, outcome.err
+    assert [line.split(": ")[1] for line in outcome.err.splitlines() if "in every voxel" in line] == [
+        str(root / IMAGE.format(TEST))
+    ]
+
+
+def test_values_too_large_to_be_normalised(tmp_path, command):
+    """A z-score of -3e38 and 3e38 is infinite: told with the file, where the file itself holds no NaN."""
+    root = tmp_path / "lab"
+    write_folder(root)
+    (path,) = root.glob("imagesTr/c02_0000.nii.gz")
+    edit(path, lambda a, affine: (np.where(np.indices(a.shape)[0] > 3, -3e38, 3e38).astype(np.float32), affine))
+    outcome = command(dualseg.check.main, "data=folder", f"data.root={root}")
+    assert [(kind, case) for kind, _, case in findings(outcome)] == [("NaN", "c02")]
+    assert str(path) in outcome.out
+    words = ["data.patch_size=[16,16,16]", "data.stride=[16,16,16]", f"output={tmp_path / 'runs'}"]
+    command(dualseg.train.main, "data=folder", f"data.root={root}", *words).complains(path, "NaN or infinite", "3e38")

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 import nibabel as nib
@@ -14,6 +15,8 @@ import pytest
 import torch
 from predict_toys import BALLS, Rising, Threshold, save, scene, write_run
 
+from dualseg.data import Folder
+from dualseg.data.checking.doubts import scan_doubts
 from dualseg.data.reading import VolumeReader
 from dualseg.data.volumes import Image
 from dualseg.errors import DualsegError
@@ -265,3 +268,41 @@ def test_several_channels_in_one_file_or_in_one_file_each(predict, run, tmp_path
     labels = [read(tmp_path / "out" / "labels" / f"{name}.nii.gz") for name in ("one", "two")]
     np.testing.assert_array_equal(*labels)
     assert set(np.unique(labels[0])) == {0, 1, 2}
+
+
+def test_a_doubtful_scan_is_predicted_and_said_to_be_doubtful(predict, tmp_path) -> None:
+    """ITK will refuse the label map too, and what the header says twice is left as it is."""
+    affine = AFFINE.copy()
+    affine[:3, 1] += 0.2 * affine[:3, 0]
+    save(tmp_path / "in" / "leaning.nii.gz", scene(affine, SHAPE)[0], affine)
+    image = save(tmp_path / "in" / "moved.nii.gz", scene(AFFINE, SHAPE)[0], AFFINE)
+    other = AFFINE.copy()
+    other[0, 3] += 10
+    image.set_qform(other, 1)
+    nib.save(image, tmp_path / "in" / "moved.nii.gz")
+    save(tmp_path / "in" / "sound.nii.gz", scene(AFFINE, SHAPE)[0], AFFINE)
+    outcome = predict(f"input={tmp_path / 'in'}")
+    assert outcome.code == 0, outcome.err
+    lines = [line for line in outcome.err.splitlines() if line.startswith("warning: ")]
+    files = {str(tmp_path / "in" / f"{name}.nii.gz") for name in ("leaning", "moved")}
+    assert {line.split(": ")[1] for line in lines} == files
+    assert any("ITK" in line and "leaning" in line for line in lines)
+    look_at = {name: row["look_at"].split("; ") for name, row in summary(tmp_path / "out").items()}
+    assert "shear" in look_at["leaning"] and "qform/sform" in look_at["moved"]
+    assert not {"shear", "qform/sform"} & {*look_at["sound"]}
+
+
+def test_values_that_the_runs_dataset_doubts_are_said(tmp_path) -> None:
+    """A window in HU, as the run has recorded it, and a scan to which 1024 was added."""
+    record = {"class_names": ["background", "a", "b"], "channels": 1, "spacing": None, "intensity": [[-160, 240]]}
+    source = Folder.for_scans(record)
+    member = Member(VolumeReader(source).prepare_scan, source.prepared_voxels, {}, None, partial(scan_doubts, source))
+    ours = Predictor([member, member], 3, torch.device("cpu"))
+    array = np.full((1, 20, 20, 20), -1000, np.float32)
+    array[:, 5:15] = np.random.default_rng(0).normal(40, 15, (1, 10, 20, 20))
+    assert ours.doubts(Image(array, AFFINE)) == []
+    (problem,) = ours.doubts(Image(array + 1024, AFFINE))
+    assert problem.kind == "CT values"
+    assert [problem.kind for problem in ours.doubts(Image(0 * array, AFFINE))] == ["constant", "CT values"]
+    moved = Folder.for_scans({**record, "intensity": [[864, 1264]]})
+    assert scan_doubts(moved, Image(array + 1024, AFFINE)) == []

@@ -16,7 +16,7 @@ from dualseg.runs import provenance
 from dualseg.runs.reading import CASE_COLUMNS, CaseRow, case_row, read_rows
 from dualseg.runs.reading import METRICS as COLUMNS
 from dualseg.runs.results import metrics_of, write_cases
-from dualseg.runs.tables import distance_unit, results_table
+from dualseg.runs.tables import absences, distance_unit, results_table
 
 METRICS = ("dice", "jaccard", "hd95", "asd")
 
@@ -115,6 +115,36 @@ def test_the_table_shows_percent_and_distances_in_the_unit_of_the_config(unit, w
     assert first.split() == ["test", "a", "55.00", "40.00", "5.50", "1.25"]
     assert second.split() == ["test", "ensemble", "80.00", "40.00", "5.50", "1.25"]
     assert len({len(line) for line in (head, first, second)}) == 1, "the columns line up"
+
+
+def test_every_class_has_its_line_and_how_often_it_was_found(tmp_path):
+    classes = ("liver", "a tumour of the liver")
+    results = {"test": {"a": summary(classes), "ensemble": summary(classes, 0.25)}}
+    write_cases(tmp_path / "cases.csv", results, {"test": ("x", "y")})
+    rows, _ = read_rows(tmp_path / "cases.csv", case_row)
+    head, *lines = results_table(metrics_of(results, 1), {}, rows).splitlines()
+    assert [line.split("  ")[0] or line.split("  ")[1] for line in lines] == [
+        "test a", "liver", "a tumour of the liver", "test ensemble", "liver", "a tumour of the liver"
+    ]  # fmt: skip
+    assert lines[2].split()[-8:] == ["56.00", "40.00", "5.50", "1.25", "1", "of", "2", "cases"]
+    assert head.endswith("found in") and len({len(line) for line in (head, *lines) if "cases" in line}) == 1
+    assert absences(rows) == [], "each was found in one case at least"
+
+
+def test_a_class_that_is_never_found_or_never_there_is_said():
+    def row(network, case, name, dice, empty):
+        return CaseRow(case, "test", network, name, dice, dice, 1.0, 1.0, empty)
+
+    rows = [
+        *(row(n, case, "tumour", 0.0, "prediction") for n in ("a", "ensemble") for case in ("x", "y")),
+        *(row("b", case, "tumour", 0.0, "") for case in ("x", "y")),  # predicted, and elsewhere
+        *(row(n, "z", "tumour", 1.0, "both") for n in ("a", "b", "ensemble")),
+        *(row(n, "x", "cyst", 0.0, "reference") for n in ("a", "b")),
+        *(row("a", case, "liver", dice, "") for case, dice in (("x", 0.0), ("y", 0.5))),
+    ]
+    tumour, cyst = absences(rows)
+    assert "tumour found in 0 of 2 cases" in tumour and "(a, ensemble, b)" in tumour
+    assert "no case contains cyst" in cyst
 
 
 def test_a_config_without_a_unit_means_the_default():

@@ -1,9 +1,11 @@
-"""What the voxels themselves show: volumes that are the same, labels that fit their image better in a mirror."""
+"""What the voxels themselves show: volumes that are the same or nearly empty, no HU, labels that fit in a mirror."""
 
 import hashlib
 from collections.abc import Mapping
 
 import numpy as np
+
+from dualseg.data.problems import Problem
 
 VOXELS = 64**3  # about as many are looked at of a volume: mirroring moves whole organs
 BINS = 32
@@ -14,12 +16,79 @@ CLEARLY = 1.1  # times better in the mirror
 UNANIMOUS = 0.95  # share of the other labels that fit better as they are
 LEAST_CASES = 20  # labels, below which there is no telling what is usual
 
+SAMPLE = 1 << 20  # voxels that quantiles are taken of
+BULK = (0.001, 0.999)  # quantiles
+NEARLY = 0.01  # standard deviations between them: 6 of noise, and this little beside one voxel 600,000 away of 1e6
+UNSET = 1e30  # no scanner measures that much: what an unset float32 holds, such as 3.4e38
+PADDING = -1500  # HU, below which values only fill what was not scanned
+WRAPPED = 62_000  # -3,536 HU in 16 bits without a sign
+TISSUE = (850, 1250)  # where soft tissue lies if 1024 was added to HU
+
 
 def content_hash(array: np.ndarray) -> str:
     """Of the voxels alone: neither name, header nor compression enter."""
     digest = hashlib.blake2b(str(array.shape).encode(), digest_size=16)
     digest.update(np.ascontiguousarray(array, dtype=np.float32).data)
     return digest.hexdigest()
+
+
+def flat_problem(channel: np.ndarray) -> Problem | None:
+    """A channel of one value, or one that voxels far off make as good as empty once it is normalised.
+
+    Args:
+        channel: (W, H, D), finite.
+    """
+    low, high = float(channel.min()), float(channel.max())
+    if low == high:
+        return Problem("constant", f"is {low:g} in every voxel; replace the file or take the case out of the list.")
+    first, last = np.quantile(_sample(channel).astype(np.float64), BULK)
+    if max(-low, high) > UNSET:
+        text = f"reaches from {low:.4g} to {high:.4g}, which no scanner measures; correct the voxels that are far off."
+        return Problem("constant", text)
+    # a single voxel that far off makes this deviation; the exact one would need a copy of the volume in 8 bytes a voxel
+    if last - first < NEARLY * (high - low) / channel.size**0.5:
+        text = f"lies between {first:.4g} and {last:.4g} in 99.8 % of its voxels, but reaches {low:.4g} and {high:.4g}"
+        return Problem("constant", f"{text}, beside which all else is one value; correct the voxels that are far off.")
+    return None
+
+
+def wrapped_problem(channel: np.ndarray) -> Problem | None:
+    """A CT whose negative values were stored without their sign.
+
+    Args:
+        channel: (W, H, D), finite, as its file has it.
+    """
+    seen = _sample(channel)
+    wrapped, between = (seen > WRAPPED).mean(), ((seen > 20_000) & (seen <= WRAPPED)).mean()
+    if channel.min() < 0 or wrapped <= max(0.001, 3 * between):
+        return None
+    text = f"holds {100 * wrapped:.3g} % of its voxels from {WRAPPED} to {channel.max():.6g}"
+    return Problem("CT values", f"{text}: negative HU that lost their sign; subtract 65536 from values above 32767.")
+
+
+def offset_problem(channel: np.ndarray) -> Problem | None:
+    """A CT whose values are no Hounsfield units: nothing in it is as low as air or fat, or its tissue is at 1050.
+
+    Args:
+        channel: (W, H, D), finite, as its file has it.
+    """
+    low, high = float(channel.min()), float(channel.max())
+    seen = _sample(channel)
+    tissue = ((seen > TISSUE[0]) & (seen < TISSUE[1])).mean()
+    added = tissue > 0.05 and np.quantile(seen[seen > PADDING], 0.005) > -200
+    if low < 0 and not added:
+        return None
+    text = f"holds values from {low:.6g} to {high:.6g}, where a CT in HU has air at about -1000"
+    if added:
+        text += f"; {100 * tissue:.0f} % of its voxels lie from {TISSUE[0]} to {TISSUE[1]}, as soft tissue + 1024 does"
+    fix = "write it in HU (subtract what was added), or move the window of data.source.intensity as far"
+    return Problem("CT values", f"{text}; {fix}.")
+
+
+def _sample(channel: np.ndarray) -> np.ndarray:
+    """About `SAMPLE` voxels, evenly spread."""
+    step = max(1, round((channel.size / SAMPLE) ** (1 / 3)))
+    return channel[::step, ::step, ::step]
 
 
 def mirror_ratios(image: np.ndarray, label: np.ndarray) -> np.ndarray:

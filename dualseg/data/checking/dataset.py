@@ -1,6 +1,6 @@
 """One walk over a dataset: each image, and each label that the split lets be opened, is read once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, TypeVar
 
@@ -8,10 +8,12 @@ import numpy as np
 from tqdm import tqdm
 
 from dualseg.data.checking.content import content_hash, mirror_ratios, mirrored_cases
+from dualseg.data.checking.doubts import file_doubts, read_doubting
 from dualseg.data.checking.geometry import grid_problem, spacing_by_direction
-from dualseg.data.problems import KINDS, Kind, VolumeError, image_problems, is_invertible, label_problems
+from dualseg.data.checking.lost import lost_classes, lost_pieces
+from dualseg.data.problems import KINDS, Kind, Problem, VolumeError, image_problems, is_invertible, label_problems
 from dualseg.data.splits import Split
-from dualseg.data.volumes import Grid, Image, VolumeSource
+from dualseg.data.volumes import Grid, Image, VolumeSource, label_dtype
 from dualseg.errors import DualsegError
 
 ROLES = ("labeled", "unlabeled", "validation", "unscored", "test")
@@ -42,19 +44,22 @@ class Findings:
     Attributes:
         images: role -> number of images.
         labels: number of labels that were opened.
+        notes: what is worth knowing and nothing wrong, in sentences.
     """
 
     found: list[Finding] = field(default_factory=list)
     images: dict[str, int] = field(default_factory=dict)
     labels: int = 0
+    notes: list[str] = field(default_factory=list)
 
 
-def check_dataset(source: VolumeSource, split: Split) -> Findings:
+def check_dataset(source: VolumeSource, split: Split, downsample: float = 1.0) -> Findings:
     """Read the volumes of a split, and the source's unscored ones, once and say everything that is wrong with them.
 
     A volume that cannot be read is a finding and stops nothing. Labels of unlabeled cases are never opened.
+    `downsample`: as training shrinks volumes, see `VolumeReader`.
     """
-    walk = _Walk(source)
+    walk = _Walk(source, downsample)
     cases_of = {role: source.unscored_cases if role == "unscored" else getattr(split, role) for role in ROLES}
     cases = [(case, role) for role in ROLES for case in cases_of[role]]
     for case, role in tqdm(cases, desc="Checking volumes", unit="volume", leave=False, delay=1):
@@ -62,24 +67,28 @@ def check_dataset(source: VolumeSource, split: Split) -> Findings:
     walk.compare()
     walk.found.sort(key=lambda finding: KINDS.index(finding.kind))  # stable: within a kind as they were found
     images = {role: len(cases) for role, cases in cases_of.items() if cases}
-    return Findings(walk.found, images, sum(count for role, count in images.items() if role not in WITHOUT_LABEL))
+    labels = sum(count for role, count in images.items() if role not in WITHOUT_LABEL)
+    return Findings(walk.found, images, labels, walk.notes())
 
 
 class _Walk:
     """What is found, and what is kept of each volume to compare it with the others: never its voxels."""
 
-    def __init__(self, source: VolumeSource) -> None:
+    def __init__(self, source: VolumeSource, downsample: float) -> None:
         self.source = source
+        self.downsample = downsample
         self.found: list[Finding] = []
         self.roles: dict[str, str] = {}
         self.hashes: dict[str, list[str]] = {}  # content -> cases
         self.spacings: dict[str, np.ndarray] = {}
         self.mirrors: dict[str, np.ndarray] = {}
+        self.pieces: dict[int, list[tuple[int, int]]] = {}  # class -> of each case, how many are lost, how many it has
 
     def visit(self, case: str, role: str) -> None:
         self.roles[case] = role
-        image = self._read(case, "image", lambda: self.source.read_image(case))
+        image, doubts = self._read(case, "image", lambda: read_doubting(self.source, case)) or (None, [])
         grid = self._read(case, "image", lambda: self.source.stored_grid(case, "image")) if image else None
+        self._doubt(case, doubts)
         if image is not None:
             for problem in image_problems(image.array, self.source.channels):
                 self._say(problem.kind, case, "image", problem.text)
@@ -97,6 +106,7 @@ class _Walk:
         if label is None:
             return
         label_grid = self._read(case, "label", lambda: self.source.stored_grid(case, "label")) if image_grid else None
+        self._doubt(case, self._read(case, "label", lambda: file_doubts(self.source, case, "label")) or [])
         misplaced = grid_problem(image_grid, label_grid) if image_grid and label_grid else None
         if misplaced:
             self._say(misplaced.kind, case, "label", misplaced.text)
@@ -104,10 +114,43 @@ class _Walk:
         for problem in problems:
             if not (misplaced and misplaced.kind == problem.kind):
                 self._say(problem.kind, case, "label", problem.text)
-        if not np.any(label):
+        stored = label if problems else self._compare_with_stored(case, label)
+        if not np.any(stored):
             self._say("empty label", case, "label", "marks no voxel as foreground.")
         if not problems and image is not None and not image_problems(image.array, self.source.channels):
             self.mirrors[case] = mirror_ratios(image.array, label)
+
+    def _compare_with_stored(self, case: str, label: np.ndarray) -> np.ndarray:
+        """Say what resampling a label for training loses; returns the label as its file has it."""
+        names = self.source.class_names
+        label = label.astype(label_dtype(len(names)), copy=False)
+        reference = self._read(case, "label", lambda: self.source.read_reference(case))
+        stored = label if reference is None else reference.array.astype(label.dtype, copy=False)
+        if self.roles[case] != "labeled":
+            return stored
+        if self.downsample != 1:
+            from torch import from_numpy
+
+            from dualseg.data.reading import VolumeReader
+
+            label = VolumeReader(self.source, self.downsample).shrink_label(from_numpy(label)).numpy()
+        if label.shape != stored.shape:
+            for problem in lost_classes(stored, label, names):
+                self._say(problem.kind, case, "label", problem.text)
+            for value, pieces in lost_pieces(stored, label).items():
+                self.pieces.setdefault(value, []).append(pieces)
+        return stored
+
+    def notes(self) -> list[str]:
+        """What resampling leaves of the separate pieces of each class."""
+        said = []
+        for value, cases in sorted(self.pieces.items()):
+            lost, total = (sum(column) for column in zip(*cases, strict=True))
+            if lost:
+                of = f"{lost} of {total} separate pieces of {self.source.class_names[value]}"
+                where = f"in {sum(own > 0 for own, _ in cases)} of {len(cases)} labels that have it"
+                said.append(f"Resampling for training leaves no voxel of {of}, {where}.")
+        return said
 
     def compare(self) -> None:
         """What only shows beside the other volumes."""
@@ -152,6 +195,9 @@ class _Walk:
         except Exception as error:  # a source of yours may let anything through; the other files are still to be read
             self._say("unreadable", case, part, f"cannot be read ({type(error).__name__}: {error}).")
         return None
+
+    def _doubt(self, case: str, doubts: Sequence[Problem]) -> None:
+        self.found += [Finding(kind, self.roles[case], case, text) for kind, text in doubts]
 
     def _say(self, kind: Kind, case: str, part: _Part, text: str) -> None:
         self.found.append(Finding(kind, self.roles[case], case, f"{self.source.where(case, part)} {text}"))

@@ -6,6 +6,7 @@ import numpy as np
 from dualseg.data.problems import Problem
 from dualseg.data.volumes import Grid
 
+PERPENDICULAR = 1e-4  # cosine of the angle between two axes; ITK 5.4 refuses 2e-4 and takes 1e-4
 VOXEL_SHARE = 0.1  # of the smallest edge of a voxel: headers are rounded, a shift this small changes no label
 
 
@@ -24,10 +25,41 @@ def grid_problem(image: Grid, label: Grid) -> Problem | None:
             f"runs towards {axis_codes(label.affine)}, its image towards {axis_codes(image.affine)}; write both with "
             "one orientation.",
         )
-    apart = _largest_distance(image, label)
+    apart = largest_distance(image, label)
     if apart > VOXEL_SHARE * spacing_of(image.affine).min():
         return Problem("affine", f"lies up to {apart:.3g} mm from its image; give both files the affine that is right.")
     return None
+
+
+def shear_problem(grid: Grid) -> Problem | None:
+    """Axes that are not perpendicular, and the nearest affine whose axes are."""
+    axes = grid.affine[:3, :3] / spacing_of(grid.affine)
+    leaning = np.abs(axes.T @ axes - np.eye(3)).max()
+    if leaning <= PERPENDICULAR:
+        return None
+    rigid = nearest_rigid(grid)
+    moved = largest_distance(grid, Grid(grid.shape, rigid))
+    rows = ", ".join("[" + ", ".join(f"{number:.6g}" for number in row) + "]" for row in rigid)
+    return Problem(
+        "shear",
+        f"has an affine whose axes are not perpendicular (two meet at {np.degrees(np.arccos(leaning)):.3g} degrees): "
+        "ITK and 3D Slicer refuse such files, label maps on this grid too. Resample it to perpendicular axes, or give "
+        f"image and label the nearest such affine, which moves no voxel by more than {moved:.2g} mm: [{rows}].",
+    )
+
+
+def nearest_rigid(grid: Grid) -> np.ndarray:
+    """(4, 4) affine with perpendicular axes, the spacing and the centre of `grid`, nearest to its own.
+
+    By the polar decomposition: of all orthogonal matrices the nearest in the Frobenius norm (Higham 1986).
+    """
+    sizes = spacing_of(grid.affine)
+    left, _, right = np.linalg.svd(grid.affine[:3, :3] / sizes)
+    rigid = np.eye(4)
+    rigid[:3, :3] = left @ right * sizes
+    middle = (np.array(grid.shape) - 1) / 2
+    rigid[:3, 3] = grid.affine[:3, 3] + (grid.affine[:3, :3] - rigid[:3, :3]) @ middle
+    return rigid
 
 
 def spacing_of(affine: np.ndarray) -> np.ndarray:
@@ -53,7 +85,7 @@ def _cosines(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return (a * b).sum(axis=0)
 
 
-def _largest_distance(image: Grid, label: Grid) -> float:
+def largest_distance(image: Grid, label: Grid) -> float:
     """mm between a corner of the volume by one affine and by the other: nothing in between is farther apart."""
     ends = [(0, size - 1) for size in image.shape]
     corners = np.stack([c.ravel() for c in np.meshgrid(*ends, indexing="ij")])  # (3, 8)

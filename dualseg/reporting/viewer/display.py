@@ -54,7 +54,7 @@ def display_copy(scan: Image, label: np.ndarray, entropy: np.ndarray, limit: int
 
     Args:
         scan: (C, W, H, D), of which the first channel is shown; affine in mm.
-        label: (W, H, D) uint8.
+        label: (W, H, D), of at most 256 classes.
         entropy: (W, H, D), 0..1.
         limit: bytes of the three files in base64.
     """

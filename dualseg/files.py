@@ -1,4 +1,4 @@
-"""Files that are either whole or not there."""
+"""Files that are written whole or not at all; files below a folder."""
 
 import json
 import os
@@ -72,3 +72,48 @@ def read_object(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise DualsegError(f"{path}: not a JSON object; restore it from a copy.")
     return content
+
+
+def contents_of(folder: Path) -> list[Path]:
+    """Files and folders in a folder, by name.
+
+    Raises:
+        DualsegError: it cannot be listed: nobody knows what would be missing.
+    """
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise _unlisted(error) from error
+
+
+def files_below(folder: Path, hidden: bool = False) -> Iterator[Path]:
+    """All files in a folder and below, by name; links are followed, each folder once; those of `is_of_system` not.
+
+    Args:
+        hidden: hidden files too.
+
+    Raises:
+        DualsegError: as `contents_of`.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise _unlisted(error)
+
+    seen: set[Path] = set()
+    for parent, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        own = Path(parent).resolve()
+        if own in seen:
+            folders.clear()
+            continue
+        seen.add(own)
+        folders[:] = sorted(name for name in folders if not is_of_system(name))
+        yield from (Path(parent, name) for name in sorted(names) if hidden or not name.startswith("."))
+
+
+def is_of_system(folder: str) -> bool:
+    """Whether a folder by this name is hidden, or one that an operating system keeps on each disk."""
+    return folder.startswith(".") or folder in ("lost+found", "$RECYCLE.BIN", "System Volume Information")
+
+
+def _unlisted(error: OSError) -> DualsegError:
+    return DualsegError(f"{error.filename}: cannot be listed ({error.strerror}); make it readable, or move it away.")

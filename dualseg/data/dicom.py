@@ -5,8 +5,6 @@ cannot be a volume is refused: missing slices, a tilted gantry, several frames i
 Names and dates of patients are not read.
 """
 
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +15,7 @@ from pydicom.uid import CTImageStorage, MRImageStorage, PositronEmissionTomograp
 
 from dualseg.data.volumes import Image
 from dualseg.errors import DualsegError
+from dualseg.files import files_below
 
 # what groups files into series; PatientID is the case's name in public collections
 _TAGS = ["SeriesInstanceUID", "PatientID", "Rows", "Columns", "ImagePositionPatient", "ImageOrientationPatient"]
@@ -86,19 +85,6 @@ def find_series(folder: Path) -> SeriesFound:
     return SeriesFound(
         [Series(uid, patient, shape, tuple(files)) for (uid, patient, shape, _), files in groups.items()], damaged
     )
-
-
-def files_below(folder: Path) -> Iterator[Path]:
-    """All files in a folder and below, by name; links are followed, each folder once; hidden ones are left out."""
-    seen: set[Path] = set()
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        own = Path(parent).resolve()
-        if own in seen:
-            folders.clear()
-            continue
-        seen.add(own)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(parent, name) for name in sorted(names) if not name.startswith("."))
 
 
 class _Slice(NamedTuple):

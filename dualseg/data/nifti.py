@@ -1,75 +1,131 @@
 """NIfTI files in and out: clear failures on bad files, and no half-written file under a final name."""
 
-import gzip
+import re
 import zlib
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
+from nibabel.nifti1 import Nifti1Header, Nifti1PairHeader
+from nibabel.nifti2 import Nifti2Header, Nifti2PairHeader
 from nibabel.spatialimages import HeaderDataError
+from nibabel.spm2analyze import Spm2AnalyzeHeader
 
-from dualseg.data.problems import VolumeError, is_invertible
 from dualseg.data.volumes import Grid
+from dualseg.data.voxels import Stored, check_affine, check_is_file, fill, read_voxels, unpacked, unreadable
 from dualseg.errors import DualsegError
 from dualseg.files import replacing
 
 MILLIMETRES = {1: 1000.0, 2: 1.0, 3: 0.001}  # of NIfTI's codes for metre, millimetre, micrometre; unknown is mm
-_UNREADABLE = (
-    ImageFileError,
-    HeaderDataError,
-    gzip.BadGzipFile,
-    zlib.error,
-    EOFError,
-    OSError,
-    ValueError,
-    OverflowError,
-)
+_PAIR = re.compile(r"\.(?:img|hdr)(\.gz)?$", re.IGNORECASE)  # one file for the voxels, one for the header
+UNREADABLE = (ImageFileError, HeaderDataError, zlib.error, EOFError, OSError, ValueError, OverflowError)
 
 
 def read_nifti(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     """Read a 3-D volume, or a 4-D file whose last axis is channels.
 
     Args:
-        path: a .nii or .nii.gz file.
+        path: a .nii or .nii.gz file, or either file of a pair .img and .hdr.
 
     Returns:
         array: (C, W, H, D) float32, C-contiguous, the file's scale and offset applied; C = 1 for a 3-D file.
         affine: (4, 4) float64, voxel indices -> millimetres (RAS+), whatever the file's unit of length.
 
     Raises:
-        DualsegError: the file is missing, truncated, unreadable or not NIfTI; is not a 3-D volume; holds NaN or
-            infinity; or its affine is not invertible.
+        DualsegError: the file is missing, truncated, longer than its header says, unreadable or not NIfTI; the checksum
+            of its compressed data is wrong; it is not a 3-D volume; holds NaN or infinity; or its affine is not
+            invertible.
     """
-    path = Path(path)
-    image = _opened(path)
-    try:
-        array = np.asarray(image.dataobj, dtype=np.float32)
-    except _UNREADABLE as error:
-        raise _unreadable(path, error) from error
-    if array.ndim not in (3, 4) or min(array.shape[:3]) < 2:
-        shape = " x ".join(map(str, array.shape))
-        raise VolumeError(
-            "shape", f"{path}: a volume W x H x D or W x H x D x channels is needed, this file is {shape}"
-        )
-    if not np.isfinite(array).all():
-        raise VolumeError("NaN", f"{path}: holds NaN or infinite voxels; replace them by numbers")
-    array = array[None] if array.ndim == 3 else np.moveaxis(array, -1, 0)
-    return np.ascontiguousarray(array), _checked_affine(path, affine_in_mm(image.header))
+    stored = stored_nifti(Path(path))
+    return read_voxels(stored), stored.affine
 
 
 def read_grid(path: str | Path) -> Grid:
     """Shape and affine, in millimetres, as the file's header has them; no voxel is read.
 
     Raises:
-        DualsegError: the file is missing or not NIfTI, or its affine is not invertible.
+        DualsegError: the file is missing, not NIfTI or no 3-D volume, or its affine is not invertible.
     """
-    path = Path(path)
-    image = _opened(path)
-    return Grid(tuple(map(int, image.shape[:3])), _checked_affine(path, affine_in_mm(image.header)))
+    return stored_nifti(Path(path)).grid
 
 
-def affine_in_mm(header: nib.Nifti1Header) -> np.ndarray:
+def stored_nifti(path: Path) -> Stored:
+    """What the header says, of a pair the .hdr file; no voxel is read.
+
+    Raises:
+        DualsegError: as `read_grid`.
+    """
+    file = partner(path, "img")
+    check_is_file(partner(path, "hdr"))
+    try:
+        header = header_of(path)
+        if header.get_data_dtype().kind not in "uif":
+            raise ImageFileError(f"voxels of type {header.get_data_dtype()} are not plain numbers")
+        slope, intercept = header.get_slope_inter()
+        return Stored(
+            path=path,
+            kind="NIfTI",
+            file=file,
+            start=0,
+            packing="gzip" if file.suffix.lower() == ".gz" else "",
+            skip=header.get_data_offset(),
+            dtype=header.get_data_dtype(),
+            shape=tuple(map(int, header.get_data_shape())),
+            affine=affine_in_mm(header).astype(np.float64),
+            slope=1.0 if slope is None else slope,
+            intercept=0.0 if intercept is None else intercept,
+            header=header,
+        )
+    except DualsegError:
+        raise
+    except UNREADABLE as error:
+        raise unreadable(path, "NIfTI", error) from error
+
+
+def partner(path: Path, suffix: str) -> Path:
+    """The file of a pair whose suffix is img or hdr, in the case of `path`; `path` itself where it is of no pair."""
+    match = _PAIR.search(path.name)
+    if match is None:
+        return path
+    own = match[0].split(".")[1]
+    return path.with_name(f"{path.name[: match.start()]}.{suffix.upper() if own.isupper() else suffix}{match[1] or ''}")
+
+
+def header_of(path: Path, corrected: bool = True) -> Nifti1Header:
+    """The header of a file, of a pair the .hdr; that of Analyze as of NIfTI with neither qform nor sform: it has none.
+
+    Args:
+        corrected: nibabel puts other values in the place of some that cannot be, such as 1 for a pixdim of 0.
+
+    Raises:
+        `UNREADABLE`: it cannot be read, or is not NIfTI.
+    """
+    file = partner(path, "hdr")
+    is_pair = file != partner(path, "img")
+    with unpacked(file, "gzip" if file.suffix.lower() == ".gz" else "") as stream:
+        buffer = bytearray(Nifti2Header.sizeof_hdr)
+        block = bytes(buffer[: fill(stream, memoryview(buffer))])
+    for kind in (Nifti1PairHeader, Nifti2PairHeader) if is_pair else (Nifti1Header, Nifti2Header):
+        if kind.may_contain_header(block):
+            header = kind(block[: kind.sizeof_hdr], check=corrected)
+            if not is_pair and header["magic"] == kind.pair_magic:
+                raise ImageFileError("its header says that the voxels are in another file; name the two .hdr and .img")
+            return header
+    if is_pair and Spm2AnalyzeHeader.may_contain_header(block):
+        return _of_analyze(Spm2AnalyzeHeader(block[: Spm2AnalyzeHeader.sizeof_hdr]))
+    raise ImageFileError("its header is not NIfTI")
+
+
+def _of_analyze(given: Spm2AnalyzeHeader) -> Nifti1Header:
+    header = Nifti1PairHeader.from_header(given).as_byteswapped(given.endianness)
+    slope, intercept = given.get_slope_inter()
+    header["scl_slope"], header["scl_inter"] = slope or 0, intercept or 0
+    header["vox_offset"] = given.get_data_offset()
+    return header
+
+
+def affine_in_mm(header: Nifti1Header) -> np.ndarray:
     """(4, 4) float64, voxel indices -> millimetres (RAS+), by a header whose unit of length may be another."""
     scale = MILLIMETRES.get(int(header["xyzt_units"]) & 7, 1.0)
     return np.diag([scale, scale, scale, 1.0]) @ header.get_best_affine()
@@ -95,35 +151,9 @@ def write_nifti(path: str | Path, array: np.ndarray, affine: np.ndarray) -> None
         array = array.astype(np.uint8)
     if array.ndim == 4:
         array = np.moveaxis(array, 0, -1)
-    image = nib.Nifti1Image(array, _checked_affine(path, np.asarray(affine)), dtype=array.dtype)
+    affine = np.asarray(affine, np.float64)
+    check_affine(path, affine)
+    image = nib.Nifti1Image(array, affine, dtype=array.dtype)
     image.header.set_xyzt_units("mm")
     with replacing(path) as temporary:
         nib.save(image, temporary)  # gzip level 1, no timestamp
-
-
-def _opened(path: Path) -> nib.Nifti1Pair:
-    if not path.is_file():
-        raise DualsegError(f"{path}: no such file; check the data root and the case name")
-    try:
-        image = nib.load(path)
-        if not isinstance(image, nib.Nifti1Pair):  # NIfTI-2 included
-            raise ImageFileError(f"a {type(image).__name__}, not NIfTI")
-        if image.get_data_dtype().kind not in "uif":
-            raise ImageFileError(f"voxels of type {image.get_data_dtype()} are not plain numbers")
-    except _UNREADABLE as error:
-        raise _unreadable(path, error) from error
-    return image
-
-
-def _unreadable(path: Path, error: Exception) -> DualsegError:
-    return DualsegError(f"{path}: cannot be read as NIfTI ({error}); copy or convert the file again")
-
-
-def _checked_affine(path: Path, affine: np.ndarray) -> np.ndarray:
-    """The affine in float64, or DualsegError: without an invertible one, spacing and millimetres mean nothing."""
-    affine = affine.astype(np.float64)
-    if is_invertible(affine):
-        return affine
-    raise VolumeError(
-        "affine", f"{path}: its affine is not invertible ({affine.tolist()}); set the header's qform or sform"
-    )

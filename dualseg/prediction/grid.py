@@ -8,6 +8,7 @@ import nibabel as nib
 import numpy as np
 
 from dualseg.data.nifti import affine_in_mm
+from dualseg.data.voxels import Stored
 from dualseg.files import replacing
 
 # what says where the voxels lie; names and descriptions stay behind, which may tell of the patient
@@ -28,6 +29,14 @@ class ScanGrid:
     shape: tuple[int, int, int]
     affine: np.ndarray
     header: nib.Nifti1Header
+
+    @classmethod
+    def of_stored(cls, stored: Stored) -> Self:
+        """The grid of a volume's file."""
+        if stored.header is not None:
+            return cls.of_header(stored.header)
+        width, height, depth = stored.grid.shape
+        return cls.of_affine((width, height, depth), stored.affine)
 
     @classmethod
     def of_header(cls, given: nib.Nifti1Header) -> Self:

@@ -10,16 +10,16 @@ import numpy as np
 
 from dualseg.data import brats2019 as dataset
 from dualseg.data.cropping import cropped
-from dualseg.data.dicom import files_below
 from dualseg.data.h5 import Crop, shipped_list
 from dualseg.data.nifti import read_nifti
 from dualseg.data.preprocessing import to_lps
 from dualseg.data.volumes import Image
 from dualseg.errors import DualsegError
+from dualseg.files import files_below
 from dualseg.preparation.base import Found, Preparation, Volume, check_pair, check_values, cut, once
 
 LABELS = (0, 1, 2, 4)  # background, necrotic core, edema, enhancing tumour
-_NAME = re.compile(r"(.+)_(flair|t1|t1ce|t2|seg)\.nii(\.gz)?")
+_NAME = re.compile(r"(.+)_(flair|t1|t1ce|t2|seg)(?i:\.nii(\.gz)?)")
 
 
 @dataclass(frozen=True)

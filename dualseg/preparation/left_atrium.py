@@ -9,12 +9,12 @@ import numpy as np
 
 from dualseg.data import left_atrium as dataset
 from dualseg.data.cropping import Box, cropped
-from dualseg.data.dicom import files_below
+from dualseg.data.formats import read_volume
 from dualseg.data.preprocessing import to_lps
 from dualseg.data.volumes import Image
 from dualseg.errors import DualsegError
+from dualseg.files import files_below
 from dualseg.preparation.base import Found, Preparation, Volume, check_pair, check_values, cut, once
-from dualseg.preparation.nrrd import read_nrrd
 
 IMAGE, LABEL = "lgemri.nrrd", "laendo.nrrd"
 MARGIN = (10, 20)  # voxels a side, drawn at random below the second
@@ -41,14 +41,17 @@ class LeftAtriumPreparation(Preparation):
         return found
 
     def read(self, case: str, files: Mapping[str, Any]) -> Volume:
-        array, affine = read_nrrd(files["image"])
-        label, label_affine = read_nrrd(files["label"])
+        array, affine = read_volume(files["image"])
+        label, label_affine = read_volume(files["label"])
+        for path, own in ((files["image"], array), (files["label"], label)):
+            if len(own) != 1:
+                raise DualsegError(f"{path}: has {len(own)} channels; a volume of one is needed.")
         check_values(label, (0, 255), files["label"])
-        image = to_lps(Image(array[None].astype(np.float32), affine))
+        image = to_lps(Image(array, affine))
         if nib.aff2axcodes(label_affine) != nib.aff2axcodes(affine):
             raise DualsegError(f"{files['label']}: its axes are not those of {IMAGE}; download the case again.")
         # voxel lies on voxel, whatever origin and size the label's header gives
-        turned = to_lps(Image((label == 255).astype(np.uint8)[None], affine)).array[0]
+        turned = to_lps(Image((label == 255).astype(np.uint8), affine)).array[0]
         check_pair(image, turned, files["label"])
         return Volume(image, turned)
 

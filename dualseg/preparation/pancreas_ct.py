@@ -10,12 +10,13 @@ from nibabel.affines import voxel_sizes
 
 from dualseg.data import pancreas_ct as dataset
 from dualseg.data.cropping import Box, cropped
-from dualseg.data.dicom import Series, files_below, find_series, read_series
+from dualseg.data.dicom import Series, find_series, read_series
 from dualseg.data.h5 import shipped_list
 from dualseg.data.nifti import read_grid, read_nifti
 from dualseg.data.preprocessing import resample, to_lps
 from dualseg.data.volumes import Grid, Image
 from dualseg.errors import DualsegError
+from dualseg.files import files_below
 from dualseg.preparation.base import Found, Preparation, Volume, check_pair, check_values, cut, once
 
 MARGIN = 25  # voxels a side

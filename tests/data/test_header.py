@@ -107,7 +107,8 @@ def test_other_files_have_no_header_to_look_at(tmp_path):
     nib.save(nib.AnalyzeImage(np.zeros(SHAPE, np.int16), np.eye(4)), tmp_path / "b.img")
     (tmp_path / "c.nii.gz").write_bytes(gzip.compress(bytes(1000))[:-20])
     (tmp_path / "d.nii").write_bytes(b"short")
-    for name in ("a.mgz", "b.img", "c.nii.gz", "d.nii", "missing.nii"):
+    assert kinds(tmp_path / "b.img") == ["no orientation"]
+    for name in ("a.mgz", "c.nii.gz", "d.nii", "missing.nii"):
         assert kinds(tmp_path / name) == []
 
 

@@ -1,19 +1,14 @@
 """What a NIfTI header says twice, or nowhere: where programs differ in what they read of it."""
 
-import zlib
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
-from nibabel.openers import ImageOpener
-from nibabel.spatialimages import HeaderDataError
 
 from dualseg.data.checking.geometry import VOXEL_SHARE, largest_distance, spacing_of
-from dualseg.data.nifti import MILLIMETRES
+from dualseg.data.nifti import MILLIMETRES, UNREADABLE, header_of
 from dualseg.data.problems import Problem, is_invertible
 from dualseg.data.volumes import Grid
 
-_HEADERS = {348: nib.Nifti1Header, 540: nib.Nifti2Header}  # by their size, which is their first number
 # of the volume's diagonal: the three stored numbers of a quaternion leave an angle this uncertain, in radians
 QUATERNION = 1e-3
 
@@ -21,10 +16,12 @@ QUATERNION = 1e-3
 def header_problems(path: Path) -> list[Problem]:
     """What makes the place of a NIfTI file's voxels doubtful, by its header alone.
 
-    A file that is no NIfTI, or that cannot be read, has none: reading it says what is wrong.
+    A file that is no NIfTI, or that cannot be read, has none: reading it says what is wrong. Analyze has neither qform
+    nor sform.
     """
-    header = _stored_header(path)
-    if header is None:
+    try:
+        header = header_of(path, corrected=False)
+    except UNREADABLE:
         return []
     edges = np.array(header["pixdim"][1:4], np.float64)
     if not (np.isfinite(edges) & (edges > 0)).all():
@@ -58,21 +55,6 @@ def header_problems(path: Path) -> list[Problem]:
         said = f"its pixdim says {_edges(scale * edges)} mm"
         return [Problem("pixdim", f"has voxels of {_edges(sizes)} mm by its sform, but {said}; ITK reads pixdim.")]
     return []
-
-
-def _stored_header(path: Path) -> nib.Nifti1Header | None:
-    """The header as it is stored: nibabel's own way of reading puts 1 in the place of a pixdim of 0, and more."""
-    header_file = path.with_suffix(".hdr") if path.suffix.lower() == ".img" else path
-    try:
-        with ImageOpener(str(header_file)) as file:
-            block = file.read(max(_HEADERS))
-        for size, kind in _HEADERS.items():
-            header = kind(block[:size], check=False) if len(block) >= size else None
-            if header is not None and header["sizeof_hdr"] == size and header["magic"].tobytes()[:2] in (b"n+", b"ni"):
-                return header
-    except (OSError, EOFError, zlib.error, ValueError, HeaderDataError):
-        pass
-    return None
 
 
 def _tolerance(grid: Grid) -> float:

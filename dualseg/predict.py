@@ -1,5 +1,6 @@
 """`dualseg-predict run=RUN_FOLDER input=PATH ... output=DIR`: label maps of new scans, on the scans' own grids."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     from dualseg.prediction.options import Options
 
 USAGE = "dualseg-predict run=RUN_FOLDER [run=RUN_FOLDER ...] input=PATH [PATH ...] output=DIR [key=value ...]"
-NOTE = "A scan that fails does not stop the others; the exit code is then 2."
+NOTE = "A scan that fails, or may be one and is not read, does not stop the others; the exit code is then 2."
 
 
 def predict(options: "Options") -> Path:
@@ -21,6 +22,7 @@ def predict(options: "Options") -> Path:
     Raises:
         DualsegError: whatever the user can mend, before the first scan; or, after all others, scans have failed.
     """
+    from dualseg.data.not_read import some
     from dualseg.prediction.options import classes_to_clean
     from dualseg.prediction.outputs import PredictionFolder
     from dualseg.prediction.scans import find_scans
@@ -47,7 +49,9 @@ def predict(options: "Options") -> Path:
         raise DualsegError(f"report=true: the page shows 256 classes, the run has {len(class_names)}; leave it out.")
     folder = PredictionFolder(options.output, class_names)
     folder.check(options.input)
-    scans = find_scans(options.input, channels, options.identifiers)
+    scans, passed_over = find_scans(options.input, channels, options.identifiers)
+    if passed_over:
+        print(f"Passed over as no scans: {len(passed_over)} files ({some(passed_over)})", file=sys.stderr)
     checkpoints = checkpoints_of(runs)
 
     from dualseg import assembly
@@ -55,7 +59,7 @@ def predict(options: "Options") -> Path:
 
     device = device_of(options.device)
     predictor = assembly.build_predictor(runs, sources, trust, options.overlap, options.mirror, device)
-    folder.open(describe(options, predictor, class_names, checkpoints))
+    folder.open(describe(options, predictor, class_names, checkpoints, passed_over))
     failed = predict_scans(predictor, scans, folder, options, channels, clean)
     if failed:
         what = "the only scan" if len(scans) == 1 else f"{len(failed)} of {len(scans)} scans"

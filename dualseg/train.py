@@ -114,6 +114,9 @@ def _train(settings: dict[str, Any], folder: Any) -> None:
         fingerprints = {"fingerprint": data.fingerprint(), "evaluation_fingerprint": evaluated}
         facts = {"dataset": settings["data"]["name"], **fingerprints, **data.cases_used}
         provenance.start(folder.manifest_file, provenance.describe(settings["seed"], facts), resumed_at)
+        if left := data.source.not_read:
+            more = f" dualseg-check names {len(left) - 1} more such." if len(left) > 1 else ""
+            print(f"warning: {left[0]}{more}", file=sys.stderr)
         print(f"Resuming {folder.path} from iteration {resumed_at}" if latest else f"Training {folder.path}")
         for warning in warnings(data.reader.doubts):
             print(f"warning: {warning}", file=sys.stderr)

@@ -9,8 +9,8 @@ from tqdm import tqdm
 
 from dualseg.data.checking.content import offset_problem, wrapped_problem
 from dualseg.data.checking.geometry import grid_problem, spacing_by_direction
+from dualseg.data.formats import read_grid, read_volume
 from dualseg.data.layouts import Case, read_layout
-from dualseg.data.nifti import read_grid, read_nifti
 from dualseg.data.preprocessing import grid_of_spacing, resample, resample_to_spacing, to_ras, window, z_score
 from dualseg.data.problems import Problem, VolumeError, label_problems
 from dualseg.data.split_file import SplitFile, is_spacing, place_of
@@ -75,7 +75,7 @@ class Folder(VolumeSource):
         if fold is not None:
             self.train_cases, self.validation_cases = split.fold(fold, folds)
         self.unlabeled_cases, self.test_cases = split.cases("unlabeled"), split.cases("test")
-        self.unscored_cases = tuple(layout.unscored)
+        self.unscored_cases, self.not_read = tuple(layout.unscored), layout.not_read
         self._without_header: list[str] = []
         self.spacing = self._spacing(spacing, split)
 
@@ -97,7 +97,7 @@ class Folder(VolumeSource):
     def read_stored(self, case: str) -> Image:
         self._refuse_faults(case)
         files = self._cases[case].images
-        parts = [read_nifti(path) for path in files]
+        parts = [read_volume(path) for path in files]
         for path, (array, affine) in zip(files[1:], parts[1:], strict=True):
             own, first = (Grid(a.shape[1:], m) for a, m in ((array, affine), parts[0]))
             if problem := grid_problem(first, own):
@@ -171,7 +171,7 @@ class Folder(VolumeSource):
         if not self._path(case, "image").is_file():
             self._refuse_faults(case)
         path, grid = self._path(case, "label"), self.stored_grid(case, "image")
-        array, affine = read_nifti(path)
+        array, affine = read_volume(path)
         if len(array) != 1:
             raise VolumeError("shape", f"{path}: label has {len(array)} channels; a label map has one.")
         problem = grid_problem(grid, Grid(array.shape[1:], affine))

@@ -1,17 +1,18 @@
 """Where the volumes of a dataset folder lie: nnU-Net's raw layout and the Medical Segmentation Decathlon's."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dualseg.data.formats import READ, one_file_each, stem_of
+from dualseg.data.not_read import beside, other_folders, some
 from dualseg.data.problems import Problem
 from dualseg.errors import DualsegError
-from dualseg.files import read_json
+from dualseg.files import contents_of, read_json
 from dualseg.names import check_printable
 
-SUFFIX = re.compile(r"\.nii(\.gz)?$")
 CHANNEL = re.compile(r"(.+)_(\d{4})")  # CASE_0000, CASE_0001, ...: one file a channel
 EXAMPLE = '{"channel_names": {"0": "MRI"}, "labels": {"background": 0, "organ": 1}}'
 
@@ -42,6 +43,7 @@ class Layout:
         training: name -> case of imagesTr, imagesUn and a second folder, with or without a label.
         test: name -> case of imagesTs that has a label in labelsTs.
         unscored: imagesTs/NAME -> case of imagesTs that has none.
+        not_read: sentences that name what lies in these folders and is not read.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Layout:
     training: Mapping[str, Case]
     test: Mapping[str, Case]
     unscored: Mapping[str, Case]
+    not_read: tuple[str, ...] = ()
 
 
 def read_layout(root: Path, unlabeled: Path | None = None) -> Layout:
@@ -89,8 +92,15 @@ def read_layout(root: Path, unlabeled: Path | None = None) -> Layout:
     both = _joined(training, test)
     training, test = {n: both[n] for n in training}, {n: both[n] for n in test if n not in training}
     title = described.get("name")
-    name = title if isinstance(title, str) and title else root.resolve().name
-    return Layout(name, _class_names(root / "dataset.json", described), channels, training, test, unscored)
+    return Layout(
+        title if isinstance(title, str) and title else root.resolve().name,
+        _class_names(root / "dataset.json", described),
+        channels,
+        training,
+        test,
+        unscored,
+        _not_read(root, further, [*training.values(), *all_test.values()], listed if one_file else {}),
+    )
 
 
 def _read_description(path: Path) -> dict[str, Any]:
@@ -200,7 +210,7 @@ def _some_images(folder: Path, channels: tuple[str, ...], one_file: bool) -> dic
     """`_images` of a folder that must have some."""
     images = _images(folder, channels, one_file)
     if not images:
-        raise DualsegError(f"{folder}: holds no .nii.gz or .nii file; put the images there.")
+        raise DualsegError(f"{folder}: holds no {READ}; put the images there.")
     return images
 
 
@@ -218,7 +228,8 @@ def _images(folder: Path, channels: tuple[str, ...], one_file: bool) -> dict[str
             numbers.setdefault(name, []).append(int(match[2]))
         else:
             text = f"{paths[0]}: the name does not end in a channel number, as other files' do; "
-            text += "remove it" if (folder / f"{stem}_0000.nii.gz").exists() else f"name it {stem}_0000.nii.gz"
+            wanted_name = f"{stem}_0000{paths[0].name[len(stem) :]}"
+            text += "remove it" if (folder / wanted_name).exists() else f"name it {wanted_name}"
             faults += (Problem("channels", f"{text}."),)
         earlier = cases.get(name, Case(()))
         cases[name] = Case((*earlier.images, paths[0]), faults=(*earlier.faults, *faults))
@@ -235,12 +246,13 @@ def _images(folder: Path, channels: tuple[str, ...], one_file: bool) -> dict[str
 def _with_labels(images: Mapping[str, Case], image_folder: Path, label_folder: Path) -> dict[str, Case]:
     """The cases with the labels of a folder; a label without an image is a case too, which cannot be read."""
     cases = dict(images)
+    image_files = _files(image_folder)
     for name, paths in _files(label_folder).items():
         text = f"{paths[0]}: has no image in {image_folder}; a label is named CASE.nii.gz."
-        if (image_folder / paths[0].name).is_file():  # whose last four digits were read as its channel
-            text = (
-                f"{image_folder / paths[0].name}: the last digits are its channel's number; name it {name}_0000.nii.gz."
-            )
+        if name in image_files:  # whose last four digits were read as its channel
+            image = image_files[name][0]
+            wanted = f"{name}_0000{image.name[len(name) :]}"
+            text = f"{image}: the last digits are its channel's number; name it {wanted}."
         case = cases.get(name) or Case((image_folder / paths[0].name,), faults=(Problem("unreadable", text),))
         cases[name] = replace(case, label=paths[0], faults=(*case.faults, *_twins(paths)))
     return cases
@@ -255,17 +267,31 @@ def _twins(paths: list[Path]) -> tuple[Problem, ...]:
 
 
 def _files(folder: Path) -> dict[str, list[Path]]:
-    """Name without suffix -> its NIfTI files, one unless the names are at fault; none where the folder is missing.
+    """Name without suffix -> its files, one unless the names are at fault; none where the folder is missing.
 
-    macOS leaves hidden twins beside files.
+    Hidden ones, such as macOS leaves beside files, are left out.
     """
     found: dict[str, list[Path]] = {}
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if SUFFIX.search(path.name) and not path.name.startswith("."):
-            found.setdefault(stem_of(path.name), []).append(path)
+    if not folder.is_dir():
+        return found
+    visible = [path for path in contents_of(folder) if not path.name.startswith(".") and not path.is_dir()]
+    for path in one_file_each(visible):
+        found.setdefault(stem_of(path.name), []).append(path)
     return found
 
 
-def stem_of(name: str) -> str:
-    """Name of a NIfTI file without its suffix."""
-    return SUFFIX.sub("", name)
+def _not_read(
+    root: Path, further: Sequence[Path], cases: Iterable[Case], listed: Mapping[Path, Path]
+) -> tuple[str, ...]:
+    """What `Layout.not_read` is. `listed`: image -> label of the list that says what is read; empty: none does."""
+    folders = [*(root / name for name in ("imagesTr", "labelsTr", "imagesTs", "labelsTs")), *further]
+    used = {path for case in cases for path in (*case.images, case.label) if path is not None}
+    volumes = {folder: [path for paths in _files(folder).values() for path in paths] for folder in folders}
+    told = [text for folder, own in volumes.items() for text in beside(folder, used.union(own))]
+    labels = {label.resolve() for label in listed.values()}
+    if listed and (unused := [path for path in volumes[root / "labelsTr"] if path.resolve() not in labels]):
+        told.append(
+            f"{root / 'labelsTr'}: {len(unused)} files not read ({some(unused)}), for no entry of 'training' in "
+            "dataset.json names them; add entries, or move them elsewhere."
+        )
+    return (*told, *other_folders(root, [folder.resolve() for folder in folders]))

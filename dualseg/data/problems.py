@@ -25,6 +25,7 @@ Kind = Literal[
     "spacing",
     "duplicate",
     "unlabeled duplicate",
+    "not read",
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 

@@ -72,6 +72,7 @@ class VolumeSource(ABC):
         unlabeled_cases: further training cases, which have no labels; they are neither counted nor held out.
         unscored_cases: cases of the test set that have no label: neither trained on nor scored, but dualseg-check looks
             whether other cases are copies of them.
+        not_read: sentences, each of which names files that lie among those of the dataset and are not read.
         scan_attributes: names of the attributes that prediction reads: the classes, the channels, and whatever
             `prepare_scan` reads of the object. Their values are numbers, text, None, or lists and mappings of such.
     """
@@ -85,6 +86,7 @@ class VolumeSource(ABC):
     regions: Mapping[str, Sequence[int]] = MappingProxyType({})
     unlabeled_cases: tuple[str, ...] = ()
     unscored_cases: tuple[str, ...] = ()
+    not_read: tuple[str, ...] = ()
     scan_attributes: tuple[str, ...] = ("class_names", "channels")
 
     def check_cases(self) -> None:  # noqa: B027 - most sources know nothing before they read

@@ -201,5 +201,7 @@ python -m monai.bundle run --bundle_root DIR --config_file DIR/configs/inference
 
 DIR is this folder, SCANS a folder of NIfTI files in mm ({"one file a scan" if facts["channels"] == 1 else several}),
 as they come from the scanner. OUT/SCAN_label.nii.gz lies on the scan's own grid.
+MONAI's reader does not compare the checksums of .nii.gz files, so that a damaged one may be segmented: test them first
+(`gzip -t SCANS/*.gz`). Files of other kinds are passed over.
 Written with torch {torch.__version__.partition("+")[0]} and MONAI {monai.__version__}; older ones may not read it.
 """

@@ -1,24 +1,30 @@
 """The scans that `input=` names, found and read."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
-import nibabel as nib
 import numpy as np
+from pydicom.misc import is_dicom
 
-from dualseg.data.checking.geometry import shear_problem
+from dualseg.data.checking.geometry import grid_problem, shear_problem
 from dualseg.data.checking.header import header_problems
-from dualseg.data.dicom import Series, files_below, find_series, read_series
-from dualseg.data.layouts import CHANNEL, SUFFIX, stem_of
-from dualseg.data.nifti import read_nifti
+from dualseg.data.dicom import Series, find_series, read_series
+from dualseg.data.formats import READ, SUFFIX, one_file_each, stem_of, stored_volume
+from dualseg.data.layouts import CHANNEL
+from dualseg.data.not_read import PICTURES, is_document, some, unread
 from dualseg.data.problems import Problem
 from dualseg.data.volumes import Grid, Image
+from dualseg.data.voxels import read_voxels
 from dualseg.errors import DualsegError
+from dualseg.files import files_below
 from dualseg.names import check_printable
 from dualseg.prediction.grid import ScanGrid
+
+# names that DICOM files have, which often name the patient too
+_DICOM_NAME = re.compile(r"\.(dcm|dicom|ima|\d+)$|^[^.]*$", re.IGNORECASE)
 
 
 class Scan(NamedTuple):
@@ -29,8 +35,8 @@ class Scan(NamedTuple):
 
 
 @dataclass(frozen=True)
-class NiftiScan:
-    """A scan in one NIfTI file, or in one for each channel.
+class FileScan:
+    """A scan in one file, or in one for each channel.
 
     Attributes:
         name: of its outputs.
@@ -69,21 +75,16 @@ class NiftiScan:
                 f"{self.where}: a scan's channels are _0000, _0001, ..., one file each; here are {names}. Give all "
                 "channels, and each once."
             )
-        arrays, grid = [], None
-        for file in self.files:
-            array, _ = read_nifti(file)
-            own = ScanGrid.of_header(cast(nib.Nifti1Header, nib.load(file).header))
-            if grid is None:
-                grid = own
-            elif own.shape != grid.shape or not np.allclose(own.affine, grid.affine, atol=1e-3):
-                raise DualsegError(f"{file}: is on another grid than {self.files[0]}; bring the channels to one grid.")
-            arrays.append(array)
-        assert grid is not None
+        stored = [stored_volume(file) for file in self.files]
+        for one in stored[1:]:
+            if problem := grid_problem(stored[0].grid, one.grid):
+                raise DualsegError(f"{one.path}: is on another grid than {self.files[0]}: {problem.text}")
+        arrays = [read_voxels(one) for one in stored]
         volume = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
         if len(volume) != channels:
             mend = "one 4-D file, or CASE_0000.nii.gz, CASE_0001.nii.gz, ... of its folder" if channels > 1 else "one"
             raise DualsegError(f"{self.where}: has {len(volume)} channels, the networks take {channels}: {mend}.")
-        return Scan(Image(volume, grid.affine), grid)
+        return Scan(Image(volume, stored[0].affine), ScanGrid.of_stored(stored[0]))
 
 
 @dataclass(frozen=True)
@@ -134,11 +135,54 @@ class DicomScan:
         return Scan(image, ScanGrid.of_affine((width, height, depth), image.affine))
 
 
-AnyScan = NiftiScan | DicomScan
+@dataclass(frozen=True)
+class UnreadFile:
+    """A file of a folder that may be a scan, and is of a kind that is not read.
+
+    Attributes:
+        name: of its row; made from a number where the file may be called after the patient.
+        file: where it lies.
+        identified: what is written may name it.
+    """
+
+    name: str
+    file: Path
+    identified: bool
+
+    @property
+    def where(self) -> str:
+        """What messages call it."""
+        return str(self.file)
+
+    @property
+    def source(self) -> str:
+        """What may be written of where it lies."""
+        return self.where if self.identified else ""
+
+    def doubts(self, grid: ScanGrid) -> list[Problem]:
+        """As of a file that is read; nobody gets so far."""
+        return []
+
+    def read(self, channels: int) -> Scan:
+        """Raises: DualsegError."""
+        what = "is hidden" if self.file.name.startswith(".") else "is of a kind that is not read"
+        raise DualsegError(f"{self.file}: {what}; make it {READ}, or name the files to predict in place of the folder.")
 
 
-def find_scans(inputs: Sequence[str | Path], channels: int, identifiers: bool = False) -> list[AnyScan]:
-    """The scans that files and folders hold, in the order of `inputs`, in a folder by name, DICOM after NIfTI.
+AnyScan = FileScan | DicomScan | UnreadFile
+
+
+class Found(NamedTuple):
+    """`scans`: to be predicted, or to be told of. `passed_over`: files that are obviously none."""
+
+    scans: list[AnyScan]
+    passed_over: list[Path]
+
+
+def find_scans(inputs: Sequence[str | Path], channels: int, identifiers: bool = False) -> Found:
+    """The scans that files and folders hold, in the order of `inputs`, in a folder by name, DICOM after other files.
+
+    No file of a folder is lost: one that may be a scan and is not read counts as a scan, whose reading fails.
 
     Outputs are named after the files; those of subfolders after the path below the folder, a_b for a/b.nii.gz; those of
     DICOM series are series-001, series-002, ...; of two with one name the second is called NAME-2.
@@ -151,55 +195,92 @@ def find_scans(inputs: Sequence[str | Path], channels: int, identifiers: bool = 
         DualsegError: an input is not there, or holds no scan; a file with a line break in its name.
     """
     found: list[AnyScan] = []
-    for given in inputs:
-        path = Path(given).expanduser()
+    passed_over: list[Path] = []
+    paths = [Path(given).expanduser() for given in inputs]
+    files = {*one_file_each(path for path in paths if not path.is_dir())}
+    for given, path in zip(inputs, paths, strict=True):
         if path.is_dir():
-            below: list[AnyScan] = [*_nifti_below(path, channels), *_dicom_below(path, identifiers)]
-            if not below:
-                what = "holds neither .nii or .nii.gz files nor DICOM series of slices"
-                raise DualsegError(f"input={given}: {what}; convert multi-frame DICOM to NIfTI.")
-            found += below
+            below = _below(path, channels, identifiers)
+            found += below.scans
+            passed_over += below.passed_over
         elif not path.exists():
             raise DualsegError(f"input={given}: no such file or folder.")
         elif not SUFFIX.search(path.name):
-            raise DualsegError(f"input={given}: not a .nii or .nii.gz file; of DICOM give the folder.")
-        else:
-            found.append(NiftiScan(stem_of(path.name), (path,)))
-    anonymous = 0
+            raise DualsegError(f"input={given}: is of a kind that is not read; give {READ}, of DICOM the folder.")
+        elif path in files:  # else the header of one that is given too
+            found.append(FileScan(stem_of(path.name), (path,)))
+    numbers = {"series": 0, "unread": 0}
     taken: set[str] = set()
     scans = []
     for scan in found:
         stem = scan.name
-        if isinstance(scan, DicomScan) and not identifiers:
-            anonymous += 1
-            stem = f"series-{anonymous:03d}"
+        if not isinstance(scan, FileScan) and not scan.identified:
+            kind = "series" if isinstance(scan, DicomScan) else "unread"
+            numbers[kind] += 1
+            stem = f"{kind}-{numbers[kind]:03d}"
         name, number = stem, 2
         while name in taken:
             name, number = f"{stem}-{number}", number + 1
         check_printable("scan", [name, scan.source or name])
         taken.add(name)
         scans.append(replace(scan, name=name))
-    return scans
+    return Found(scans, passed_over)
 
 
-def _nifti_below(folder: Path, channels: int) -> Iterator[NiftiScan]:
-    all_files = [file for file in files_below(folder) if SUFFIX.search(file.name)]
+def _below(folder: Path, channels: int, identifiers: bool) -> Found:
+    """Raises: DualsegError where there is no scan that can be read."""
+    files = list(files_below(folder, hidden=True))
+    volumes = one_file_each(file for file in files if not file.name.startswith("."))
+    dicom = list(_dicom_below(folder, identifiers, {*volumes}))
+    of_dicom = {file for scan in dicom for file in (*(scan.series.files if scan.series else ()), *scan.damaged)}
+    left = [file for file in unread(files, {*volumes, *of_dicom}) if not _is_dicom(file)]
+    passed_over = [file for file in left if PICTURES.fullmatch(file.suffix) or is_document(file)]
+    others = sorted({*left} - {*passed_over})
+    if not volumes and not dicom:
+        held = f"; files not read: {len(left)} ({some([*others, *passed_over])})" if left else ""
+        what = f"holds neither {READ} nor DICOM series of slices"
+        raise DualsegError(f"input={folder}: {what}{held}; convert scans, such as multi-frame DICOM, to NIfTI.")
+    unread_files = [
+        UnreadFile(_name_below(folder, file), file, identifiers or not _DICOM_NAME.search(file.name)) for file in others
+    ]
+    return Found([*_file_scans(folder, volumes, channels), *dicom, *unread_files], passed_over)
+
+
+def _file_scans(folder: Path, volumes: Sequence[Path], channels: int) -> Iterator[FileScan]:
     # with one channel a number may be the case's own, as in PANCREAS_0001, unless it is 0000 everywhere
-    numbered = channels > 1 or all(stem_of(file.name).endswith("_0000") for file in all_files)
+    numbered = channels > 1 or all(stem_of(file.name).endswith("_0000") for file in volumes)
     groups: dict[Path, list[Path]] = {}
-    for file in all_files:
+    for file in volumes:
         match = CHANNEL.fullmatch(stem_of(file.name)) if numbered else None
         groups.setdefault(file.with_name(match[1]) if match else file, []).append(file)
     for case, files in groups.items():
-        yield NiftiScan(stem_of("_".join(case.relative_to(folder).parts)), tuple(files))
+        yield FileScan(_name_below(folder, case), tuple(files))
 
 
-def _dicom_below(folder: Path, identifiers: bool) -> Iterator[DicomScan]:
-    """Its series of several slices; a single one, such as a scout view, is no volume and is passed over."""
+def _name_below(folder: Path, file: Path) -> str:
+    """Of outputs: a_b for a/b.nii.gz."""
+    return stem_of("_".join(file.relative_to(folder).parts))
+
+
+def _is_dicom(file: Path) -> bool:
+    """Such as a report or a single slice: no scan, which `_dicom_below` has seen."""
+    try:
+        return file.is_file() and is_dicom(file)
+    except OSError:
+        return False
+
+
+def _dicom_below(folder: Path, identifiers: bool, volumes: Collection[Path]) -> Iterator[DicomScan]:
+    """Its series of several slices; a single one, such as a scout view, is no volume and is passed over.
+
+    Args:
+        volumes: files of other formats, which are no damaged DICOM either.
+    """
     found = find_series(folder)
     damaged: dict[Path, list[Path]] = {}
     for path in found.damaged:
-        damaged.setdefault(path.parent, []).append(path)
+        if path not in volumes:
+            damaged.setdefault(path.parent, []).append(path)
     told: set[Path] = set()
     for series in found.series:
         folders = dict.fromkeys(path.parent for path in series.files)

@@ -9,7 +9,9 @@ KEYS = {
         required="RUN_FOLDER",
     ),
     "input": Word(
-        "NIfTI files, folders of them, folders of DICOM series; the dataset of the run is not needed", required="SCAN"
+        "files (NIfTI, NRRD, MetaImage, .img with .hdr), folders of them, folders of DICOM series; the dataset of the "
+        "run is not needed",
+        required="SCAN",
     ),
     "output": Word("a new or empty folder: labels/, summary.csv, prediction.json", required="DIR"),
     "overlap": Word(

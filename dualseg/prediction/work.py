@@ -4,9 +4,11 @@ import os
 import sys
 import time
 import traceback
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,9 +36,17 @@ def device_of(word: str) -> torch.device:
 
 
 def describe(
-    options: Options, predictor: Predictor, class_names: Sequence[str], checkpoints: Mapping[str, Any]
+    options: Options,
+    predictor: Predictor,
+    class_names: Sequence[str],
+    checkpoints: Mapping[str, Any],
+    passed_over: Sequence[Path],
 ) -> dict[str, Any]:
-    """prediction.json: how the maps were made. Neither inputs nor the command line, which may name patients."""
+    """prediction.json: how the maps were made. Neither inputs nor the command line, which may name patients.
+
+    Args:
+        passed_over: files that are no scans, of which their kinds are counted.
+    """
     settings = {key: value for key, value in asdict(options).items() if key not in ("run", "input", "output", "trust")}
     facts = provenance.describe(seed=0, data={})
     return {
@@ -46,6 +56,7 @@ def describe(
         "labels": {name: value for value, name in enumerate(class_names)},
         "windows": [{"patch_size": m.window.patch_size, "stride": m.window.stride} for m in predictor.members],
         "settings": {**settings, "device": str(predictor.device)},
+        "passed_over": dict(Counter(file.suffix.lower() for file in passed_over)),
     }
 
 

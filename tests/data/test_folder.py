@@ -296,8 +296,16 @@ def test_training_evaluating_and_what_the_run_records(command, tmp_path, write):
 
 def test_everything_may_be_trained_on_and_nothing_scored(command, tmp_path):
     root = write_nnunet(tmp_path / "set", 3, 1)
+    for name in ("imagesTr/c09.mgz", "labelsTr/c09.mgz"):
+        (root / name).write_bytes(b"of another program")
     ended = command(train.main, *WORDS, f"data.root={root}", f"output={tmp_path / 'runs'}")
     assert ended.code == 0, ended.err
+    (warning,) = [line for line in ended.err.splitlines() if "not read" in line]
+    assert (
+        warning.startswith("warning: ")
+        and "imagesTr: 1 file .mgz not read (c09.mgz)" in warning
+        and "dualseg-check names 1 more" in warning
+    )
 
 
 def test_labels_of_unlabeled_cases_are_never_opened(command, tmp_path):

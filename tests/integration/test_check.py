@@ -205,7 +205,7 @@ def test_a_defect_is_one_row(kind, file, case, defect, root, check):
 
 
 def test_every_row_of_the_table_has_a_defect():
-    of_their_own = {"CT values", "lost class"}  # tests, below
+    of_their_own = {"CT values", "lost class", "not read"}  # tests, below
     assert {defect[0] for defect in DEFECTS} | of_their_own == set(KINDS)
 
 
@@ -349,6 +349,7 @@ def test_files_of_a_folder_that_do_not_fit_one_another_are_rows_too(tmp_path, co
     shutil.copy(labels / "c05.nii.gz", root / "labelsTs" / "t0.nii.gz")
     edit(labels / "c00.nii.gz", poke(7))  # a label is read where one of its image's channels is missing
     truncate(images / "c11_0000.nii.gz")
+    (labels / "c12.mgz").write_bytes(b"of another program")
     outcome = command(dualseg.check.main, "data=folder", f"data.root={root}")
     assert outcome.code == 1, outcome
     assert sorted(findings(outcome)) == sorted(
@@ -361,6 +362,7 @@ def test_files_of_a_folder_that_do_not_fit_one_another_are_rows_too(tmp_path, co
             ("channels", "labeled", "c02"),
             ("label values", "labeled", "c00"),
             ("duplicate", "labeled", "c03"),
+            ("not read", "-", "-"),
         ]
     )  # the order is that of a random split
     assert "c04" not in outcome.out, "its image alone is in order: it is unlabeled"

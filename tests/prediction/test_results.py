@@ -211,8 +211,8 @@ def test_names_of_outputs(tmp_path) -> None:
     for path in ("b.nii.gz", "a.nii", "sub-01/anat/T1w.nii.gz", "._a.nii", ".hidden/c.nii", "notes.txt"):
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_bytes(b"")
-    scans = find_scans([folder, folder / "b.nii.gz", folder / "sub-01" / "anat" / "T1w.nii.gz"], 1)
-    assert [scan.name for scan in scans] == ["a", "b", "sub-01_anat_T1w", "b-2", "T1w"]
+    found = find_scans([folder, folder / "b.nii.gz", folder / "sub-01" / "anat" / "T1w.nii.gz"], 1)
+    assert [scan.name for scan in found.scans] == ["a", "b", "sub-01_anat_T1w", "b-2", "T1w"]
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ def test_names_of_outputs(tmp_path) -> None:
 def test_numbers_at_the_end_of_a_name_with_one_channel(tmp_path, files, names) -> None:
     for file in files:
         (tmp_path / file).write_bytes(b"")
-    assert [scan.name for scan in find_scans([tmp_path], 1)] == names
+    assert [scan.name for scan in find_scans([tmp_path], 1).scans] == names
 
 
 @pytest.mark.parametrize(

@@ -86,11 +86,10 @@ def fails(predict, tmp_path, *words, **kinds) -> str:
 def test_inputs_that_are_not_there(predict, tmp_path) -> None:
     assert "input=/none: no such file or folder" in fails(predict, tmp_path, "input=/none")
     (tmp_path / "empty").mkdir()
-    assert "holds neither .nii or .nii.gz files nor DICOM series of slices" in fails(
-        predict, tmp_path, f"input={tmp_path / 'empty'}"
-    )
-    (tmp_path / "scan.mha").write_text("")
-    assert "scan.mha: not a .nii" in fails(predict, tmp_path, f"input={tmp_path / 'scan.mha'}")
+    assert "holds neither .nii.gz" in fails(predict, tmp_path, f"input={tmp_path / 'empty'}")
+    (tmp_path / "empty" / "scan.mgz").write_bytes(b"\0")
+    assert "files not read: 1 (scan.mgz)" in fails(predict, tmp_path, f"input={tmp_path / 'empty'}")
+    assert "scan.mgz: is of a kind that is not read" in fails(predict, tmp_path, f"input={tmp_path / 'empty/scan.mgz'}")
 
 
 def test_no_run_folder_and_one_given_twice(predict, tmp_path, run, scan) -> None:

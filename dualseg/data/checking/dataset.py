@@ -65,6 +65,7 @@ def check_dataset(source: VolumeSource, split: Split, downsample: float = 1.0) -
     for case, role in tqdm(cases, desc="Checking volumes", unit="volume", leave=False, delay=1):
         walk.visit(case, role)
     walk.compare()
+    walk.found += [Finding("not read", "-", "-", text) for text in source.not_read]
     walk.found.sort(key=lambda finding: KINDS.index(finding.kind))  # stable: within a kind as they were found
     images = {role: len(cases) for role, cases in cases_of.items() if cases}
     labels = sum(count for role, count in images.items() if role not in WITHOUT_LABEL)

@@ -64,6 +64,7 @@ class Folder(VolumeSource):
         self.intensity = _intensities(intensity, layout.channel_names)
         self.ct_channels = tuple(k for k, name in enumerate(layout.channel_names) if _is_ct(name))
         self._read_last: tuple[str, Reference] | None = None
+        self._grids: dict[Path, Grid] = {}
         self._cases: dict[str, Case] = {**layout.training, **layout.test, **layout.unscored}
         labels = {name: case.label is not None for name, case in layout.training.items()}
         if not any(labels.values()):
@@ -97,11 +98,10 @@ class Folder(VolumeSource):
     def read_stored(self, case: str) -> Image:
         self._refuse_faults(case)
         files = self._cases[case].images
-        parts = [read_volume(path) for path in files]
-        for path, (array, affine) in zip(files[1:], parts[1:], strict=True):
-            own, first = (Grid(a.shape[1:], m) for a, m in ((array, affine), parts[0]))
-            if problem := grid_problem(first, own):
+        for path in files[1:]:  # by the headers, before a voxel is read
+            if problem := grid_problem(self._grid(files[0]), self._grid(path)):
                 raise VolumeError(problem.kind, f"{path}: beside {files[0].name} {problem.text}")
+        parts = [read_volume(path) for path in files]
         array = parts[0][0] if len(files) == 1 else np.concatenate([array for array, _ in parts])
         if len(array) != self.channels:
             raise VolumeError(
@@ -149,10 +149,16 @@ class Folder(VolumeSource):
         return self._cases[case].images if kind == "image" else (self._path(case, kind),)
 
     def stored_grid(self, case: str, kind: Literal["image", "label"]) -> Grid:
-        return read_grid(self._path(case, kind))
+        return self._grid(self._path(case, kind))
 
     def where(self, case: str, kind: str) -> str:
         return f"{self._path(case, kind)}: {kind}"
+
+    def _grid(self, path: Path) -> Grid:
+        """Of the header, which is read once."""
+        if path not in self._grids:
+            self._grids[path] = read_grid(path)
+        return self._grids[path]
 
     def _path(self, case: str, kind: str) -> Path:
         files = self._cases[case]
@@ -170,12 +176,13 @@ class Folder(VolumeSource):
         """The label on its own voxels, turned to right, anterior, superior, with the affine of its image."""
         if not self._path(case, "image").is_file():
             self._refuse_faults(case)
-        path, grid = self._path(case, "label"), self.stored_grid(case, "image")
-        array, affine = read_volume(path)
-        if len(array) != 1:
-            raise VolumeError("shape", f"{path}: label has {len(array)} channels; a label map has one.")
-        problem = grid_problem(grid, Grid(array.shape[1:], affine))
-        for found in [problem] if problem else label_problems(array[0], None, len(self.class_names)):
+        path, grid, own = self._path(case, "label"), self.stored_grid(case, "image"), self.stored_grid(case, "label")
+        if own.channels != 1:
+            raise VolumeError("shape", f"{path}: label has {own.channels} channels; a label map has one.")
+        if problem := grid_problem(grid, own):
+            raise VolumeError(problem.kind, f"{path}: label {problem.text}")
+        array, _ = read_volume(path)
+        for found in label_problems(array[0], None, len(self.class_names)):
             raise VolumeError(found.kind, f"{path}: label {found.text}")
         turned = to_ras(Image(array.astype(label_dtype(len(self.class_names))), grid.affine))
         return Reference(turned.array[0], turned.affine)

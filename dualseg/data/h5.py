@@ -1,5 +1,7 @@
 """What the prepared benchmarks share: one HDF5 file per case with `image` and `label`, isotropic voxels."""
 
+import math
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -7,14 +9,17 @@ from typing import Any, Literal, get_args
 import h5py
 import numpy as np
 
+from dualseg.data.problems import VolumeError
 from dualseg.data.volumes import Grid, Image, VolumeSource
 from dualseg.errors import DualsegError
 from dualseg.files import read_json
+from dualseg.machine import file_problem
 
 Crop = Literal["ground_truth", "foreground"]
 RECORD = "prepared.json"  # what dualseg-prepare leaves in the folder: how, and which cases the download lacks
 
-_UNREADABLE = (OSError, RuntimeError, KeyError, TypeError, ValueError)  # h5py's, depending on where the damage is
+# h5py's, depending on where the damage is
+_UNREADABLE = (OSError, RuntimeError, KeyError, TypeError, ValueError, AttributeError)
 
 
 def shipped_list(name: str) -> tuple[str, ...]:
@@ -81,9 +86,14 @@ class H5Source(VolumeSource):
 
     def read_image(self, case: str) -> Image:
         array = self._read(case, "image").astype(np.float32, copy=False)
-        return Image(
-            array[None] if array.ndim == 3 else array, np.diag([self.spacing, self.spacing, self.spacing, 1.0])
-        )
+        return Image(array[None] if array.ndim == 3 else array, self._affine())
+
+    def stored_grid(self, case: str, kind: Literal["image", "label"]) -> Grid | None:
+        """The shape is that of the file; the affine is not in it, but the protocol's."""
+        shape = self._open(case, kind, lambda dataset: dataset.shape)
+        if len(shape) not in (3, 4):  # no volume, as reading it will say
+            return None
+        return Grid(tuple(map(int, shape[-3:])), self._affine(), math.prod(shape[:-3]))
 
     def read_label(self, case: str) -> np.ndarray:
         return self._read(case, "label")
@@ -98,16 +108,25 @@ class H5Source(VolumeSource):
     def _path(self, case: str) -> Path:
         return self.root / self.file.format(case=case)
 
+    def _affine(self) -> np.ndarray:
+        return np.diag([self.spacing, self.spacing, self.spacing, 1.0])
+
     def _read(self, case: str, key: str) -> np.ndarray:
+        if problem := file_problem(self._open(case, key, lambda dataset: dataset.shape)):
+            raise VolumeError("memory", f"{self.where(case, key)}: {problem}")
+        return self._open(case, key, lambda dataset: dataset[()])
+
+    def _open(self, case: str, key: str, read: Callable[[h5py.Dataset], Any]) -> Any:
+        """What `read` gives of a dataset of the case's file."""
         path = self._path(case)
         if not path.is_file():
             raise DualsegError(f"{path}: missing, but {case} is in the list of cases. {self.mend_of_missing(case)}")
         try:
             with h5py.File(path, "r") as h5:
                 keys = sorted(h5)
-                array = h5[key][()] if key in keys else None
+                found = read(h5[key]) if key in keys else None
         except _UNREADABLE as error:
             raise DualsegError(f"{path}: cannot be read ({error}). Truncated? Copy or unpack it again.") from error
-        if array is None:
+        if found is None:
             raise DualsegError(f"{path}: has no dataset '{key}', only {keys}. Write the file again.")
-        return array
+        return found

@@ -18,6 +18,7 @@ from dualseg.errors import DualsegError
 from dualseg.files import replacing
 
 MILLIMETRES = {1: 1000.0, 2: 1.0, 3: 0.001}  # of NIfTI's codes for metre, millimetre, micrometre; unknown is mm
+_UNITS = {1: "metres", 3: "micrometres"}  # their names where they are not mm
 _PAIR = re.compile(r"\.(?:img|hdr)(\.gz)?$", re.IGNORECASE)  # one file for the voxels, one for the header
 UNREADABLE = (ImageFileError, HeaderDataError, zlib.error, EOFError, OSError, ValueError, OverflowError)
 
@@ -76,6 +77,7 @@ def stored_nifti(path: Path) -> Stored:
             slope=1.0 if slope is None else slope,
             intercept=0.0 if intercept is None else intercept,
             header=header,
+            unit=_UNITS.get(int(header["xyzt_units"]) & 7, "mm"),
         )
     except DualsegError:
         raise

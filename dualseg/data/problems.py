@@ -23,6 +23,7 @@ Kind = Literal[
     "empty label",
     "lost class",
     "spacing",
+    "memory",
     "duplicate",
     "unlabeled duplicate",
     "not read",

@@ -39,15 +39,35 @@ class Image(NamedTuple):
 
 
 class Grid(NamedTuple):
-    """How a file lays its voxels out. `shape`: (W, H, D). `affine`: (4, 4) voxel indices -> millimetres (RAS+)."""
+    """How a file lays its voxels out, by its header.
+
+    Attributes:
+        shape: (W, H, D).
+        affine: (4, 4), voxel indices -> millimetres (RAS+).
+        channels: how many the file has.
+        unit: that the file itself counts lengths in.
+    """
 
     shape: tuple[int, ...]
     affine: np.ndarray
+    channels: int = 1
+    unit: str = "mm"
+
+    @property
+    def spacing(self) -> np.ndarray:
+        """(3,) edges of a voxel in mm, along the voxel axes."""
+        return np.linalg.norm(self.affine[:3, :3], axis=0)
+
+    @property
+    def edges(self) -> str:
+        """`spacing` for messages, with the unit of the file where that is an unusual one."""
+        unit = "" if self.unit == "mm" else f" (its header counts in {self.unit})"
+        return " x ".join(f"{edge:.4g}" for edge in self.spacing) + f" mm{unit}"
 
     def voxels_of(self, spacing: Sequence[float]) -> int:
         """How many voxels with these three edges in mm have its volume."""
         volume = math.prod(self.shape) * abs(float(np.linalg.det(self.affine[:3, :3])))
-        return math.ceil(volume / math.prod(spacing))
+        return max(1, round(volume / math.prod(spacing)))
 
 
 class Reference(NamedTuple):
@@ -106,8 +126,9 @@ class VolumeSource(ABC):
     def stored_grid(self, case: str, kind: Literal["image", "label"]) -> Grid | None:
         """The grid of a case's image or label as its file has it, before reading turns or resamples it.
 
-        `dualseg-check` compares the two; it asks for a label's where `read_label` may be called, and for no other.
-        Override it where the files have affines, reading headers alone. None: the format has none.
+        `dualseg-check` compares the two; it asks for a label's where `read_label` may be called, and for no other. What
+        a volume will take of memory is worked out from its image's. Override it where the files have headers, reading
+        these alone. None: they have none, and a volume that is too large is noticed once it is read.
         """
         return None
 
@@ -154,7 +175,9 @@ class VolumeSource(ABC):
         return scan
 
     def prepared_voxels(self, grid: Grid) -> int:
-        """How many voxels of a channel `prepare_scan` makes of a scan on this grid, about: memory is foreseen by it.
+        """How many voxels of a channel `read_image` and `prepare_scan` make of a volume on this grid, about.
+
+        Memory is foreseen by it.
 
         As many as the scan has or, where `scan_attributes` has a `spacing` (three edges in mm), as that makes. Override
         it where something else makes a scan finer.

@@ -17,6 +17,7 @@ from nibabel.volumeutils import apply_read_scaling
 from dualseg.data.problems import VolumeError, is_invertible
 from dualseg.data.volumes import Grid
 from dualseg.errors import DualsegError
+from dualseg.machine import file_problem
 
 Packing = Literal["", "gzip", "zlib", "bzip2"]
 
@@ -42,6 +43,7 @@ class Stored:
         affine: (4, 4) float64, voxel indices -> millimetres (RAS+).
         slope, intercept: value = slope * stored + intercept.
         header: that of a NIfTI file.
+        unit: that the file counts lengths in.
 
     Raises:
         DualsegError: it is no 3-D volume, with or without channels, or its affine is not invertible.
@@ -60,6 +62,7 @@ class Stored:
     slope: float = 1.0
     intercept: float = 0.0
     header: nib.Nifti1Header | None = None
+    unit: str = "mm"
 
     def __post_init__(self) -> None:
         if len(self.shape) > 4 or len(self.grid.shape) != 3 or min(self.shape) < 1 or min(self.grid.shape) < 2:
@@ -71,12 +74,13 @@ class Stored:
     @property
     def grid(self) -> Grid:
         """Where the voxels lie."""
-        return Grid(self.shape[1:] if self.channels_first else self.shape[:3], self.affine)
+        shape = self.shape[1:] if self.channels_first else self.shape[:3]
+        return Grid(shape, self.affine, self.channels, self.unit)
 
     @property
     def channels(self) -> int:
         """C."""
-        return math.prod(self.shape) // math.prod(self.grid.shape)
+        return self.shape[0] if self.channels_first else math.prod(self.shape[3:])
 
     @property
     def length(self) -> int:
@@ -116,10 +120,13 @@ def read_voxels(stored: Stored) -> np.ndarray:
         (C, W, H, D) float32, C-contiguous; slope and intercept are applied in float64, as nibabel does.
 
     Raises:
-        DualsegError: the file is missing, damaged, shorter or longer than its header says, or holds NaN or infinity.
+        DualsegError: the file is missing, damaged, shorter or longer than its header says, or holds NaN or infinity; or
+            this machine cannot hold what its header says.
     """
     if not stored.file.is_file():
         raise DualsegError(f"{stored.path}: its voxels are in {stored.file}, but there is no such file; put it there")
+    if problem := file_problem(stored.shape):
+        raise VolumeError("memory", f"{stored.path}: {problem}")
     try:
         _check_length(stored)
         array, finite = _read(stored)

@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from dualseg.errors import DualsegError
+from dualseg.machine import bytes_of
 from dualseg.prediction.words import KEYS
 from dualseg.runs.folder import nearest
-
-UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
 
 @dataclass(frozen=True)
@@ -84,13 +82,6 @@ def _overlap(key: str, value: str) -> float:
     return number
 
 
-def _memory(key: str, value: str) -> int:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?) *([KMGT]?I?B)", value.upper())
-    if match is None or match[2] not in UNITS or float(match[1]) == 0:
-        raise DualsegError(f"{key}={value}: give a size such as 8GiB or 900MiB.")
-    return int(float(match[1]) * UNITS[match[2]])
-
-
 def _device(key: str, value: str) -> str:
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
         raise DualsegError(f"{key}={value}: give auto, cpu, cuda or cuda:N.")
@@ -114,7 +105,7 @@ READERS = {
     "uncertainty": _switch,
     "report": _switch,
     "keep_largest": _names,
-    "memory": _memory,
+    "memory": bytes_of,
     "device": _device,
     "identifiers": _switch,
     "trust": _text,

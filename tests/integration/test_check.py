@@ -152,8 +152,13 @@ def far_off(array, affine):
     return array, affine
 
 
+def vast(path: Path) -> None:
+    """32767 voxels along each axis, says the header, as much as NIfTI-1 can."""
+    header(path, lambda own: own["dim"].__setitem__(slice(1, 4), 32767))
+
+
 IMAGE, LABEL = "images/{}.nii.gz", "labels/{}.nii.gz"
-OF_FILES = (truncate, two_places, no_such_code, nowhere, no_thickness, other_edges)
+OF_FILES = (truncate, two_places, no_such_code, nowhere, no_thickness, other_edges, vast)
 DEFECTS: list[tuple[str, str, str, Edit | Callable[[Path], None] | str]] = [
     # problem, file, case, how it is made (a string: the case whose file takes its place)
     ("unreadable", IMAGE, UNLABELED, truncate),
@@ -180,6 +185,7 @@ DEFECTS: list[tuple[str, str, str, Edit | Callable[[Path], None] | str]] = [
     ("label values", LABEL, TEST, poke(2)),
     ("empty label", LABEL, LABELED, lambda a, affine: (0 * a, affine)),
     ("spacing", IMAGE, UNLABELED, lambda a, affine: (a, affine @ np.diag([1, 1, 2.5, 1]))),
+    ("memory", IMAGE, LABELED, vast),
     ("duplicate", IMAGE, LABELED, TEST),
     ("unlabeled duplicate", IMAGE, UNLABELED, TEST),
 ]

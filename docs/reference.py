@@ -140,6 +140,8 @@ def takes(path: str) -> str:
         said = "number from 0 to 1"
     elif path in settings.NUMBERS:
         said = f"number, at least {settings.NUMBERS[path]:g}"
+    elif path in settings.SIZES:
+        said = "size such as 8GiB"
     elif path in settings.POSITIVE:
         said = "number above 0"
     return f"{said}, null" if said and path in settings.NULLABLE else said

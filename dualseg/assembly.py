@@ -63,9 +63,8 @@ def build_evaluation_data(
     config: Config, source: VolumeSource, augmentation: Sequence[MapTransform] = ()
 ) -> SemiSupervisedDataModule:
     """`data` and `batch` around a source that is there already; without augmentation, which an evaluation needs not."""
-    settings = {
-        k: v for k, v in config["data"].items() if k not in ("name", "root", "source", "stride", "augmentation")
-    }
+    others = ("name", "root", "source", "stride", "augmentation", "memory")
+    settings = {k: v for k, v in config["data"].items() if k not in others}
     with naming_keys_of("data", config["data"]):
         return SemiSupervisedDataModule(
             source,
@@ -75,6 +74,12 @@ def build_evaluation_data(
             seed=config["seed"],
             **settings,
         )
+
+
+def on_cpu(config: Config) -> bool:
+    """`trainer.accelerator` means the CPU on this machine."""
+    accelerator = config["trainer"]["accelerator"]
+    return accelerator == "cpu" or (accelerator == "auto" and not torch.accelerator.is_available())
 
 
 def build_networks(config: Config, source: VolumeSource) -> dict[str, nn.Module]:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from dualseg.cli import run_with_hydra
+from dualseg.train import OUT_OF_MEMORY
 
 BATCHES = 3
 # iterations before the audit, and how many more where a mask was empty: early, confident predictions are rare
@@ -34,12 +35,14 @@ def audit_config(config: Any) -> None:
 
     from dualseg import assembly
     from dualseg.errors import DualsegError
+    from dualseg.machine import MemoryLimit
     from dualseg.methods.audit import audit
     from dualseg.reporting.audit_table import audit_table
     from dualseg.runs.checkpoints import load_networks
 
     assembly.use_threads(settings)
     data = assembly.build_data(settings)
+    data.check_memory(MemoryLimit.of("data.memory", settings["data"].get("memory")))
     method = assembly.build_method(settings, data.source)
     if settings["weights"]:
         load_networks(settings["weights"], dict(method.networks.items()))
@@ -79,7 +82,7 @@ def audit_config(config: Any) -> None:
 
 def main() -> None:
     """Console script."""
-    run_with_hydra(audit_config, "train", help_text=HELP)
+    run_with_hydra(audit_config, "train", help_text=HELP, out_of_memory=OUT_OF_MEMORY)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,11 @@ HELP = """dualseg-check [any words of dualseg-train; see dualseg-train --help]
     dualseg-check data=la data.root=DIR data.labeled=8 data.held_out_test=20
 """
 
+OUT_OF_MEMORY = (
+    "One volume is in memory at a time. Give less in data.memory=... than there is: a volume that takes more by its "
+    "header is then named, and not read."
+)
+
 
 def check_config(config: Any) -> None:
     """Check the dataset of a composed configuration and print the table.
@@ -22,10 +27,12 @@ def check_config(config: Any) -> None:
         SystemExit: something is wrong with a volume (exit code 1).
     """
     from dualseg.data.checking import check_dataset, findings_table
+    from dualseg.machine import MemoryLimit
     from dualseg.runs.settings import resolve, source_and_split
 
     settings = resolve(config)
-    findings = check_dataset(*source_and_split(settings), settings["data"]["downsample"])
+    limit = MemoryLimit.of("data.memory", settings["data"].get("memory"))
+    findings = check_dataset(*source_and_split(settings), settings["data"]["downsample"], limit)
     print(findings_table(findings))
     if findings.found:
         raise SystemExit(1)
@@ -33,7 +40,7 @@ def check_config(config: Any) -> None:
 
 def main() -> None:
     """Console script."""
-    run_with_hydra(check_config, "train", help_text=HELP)
+    run_with_hydra(check_config, "train", help_text=HELP, out_of_memory=OUT_OF_MEMORY)
 
 
 if __name__ == "__main__":

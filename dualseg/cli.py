@@ -21,7 +21,8 @@ from dualseg.quiet import quiet
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 READER_GONE = 141  # exit code of a command that writes into a closed pipe (128 + SIGPIPE), as `| head` leaves it
 DEVICES = "pytorch_lightning.trainer.connectors.accelerator_connector"  # Lightning's reader of `trainer`
-OUT_OF_MEMORY = re.compile(r"out of memory|not enough memory|can't allocate memory", re.IGNORECASE)
+MORE_MEMORY = "End other programs, or use a machine with more memory."
+_TOO_LITTLE = re.compile(r"out of memory|not enough memory|can't allocate memory", re.IGNORECASE)
 
 
 def conf_dir() -> Path:
@@ -36,6 +37,7 @@ def run_with_hydra(
     config_name: str,
     in_sweep: Callable[[Any], Any] | None = None,
     help_text: str | None = None,
+    out_of_memory: str = MORE_MEMORY,
 ) -> None:
     """Compose `config_name` with the command line's overrides and call `task` with it.
 
@@ -45,6 +47,7 @@ def run_with_hydra(
         in_sweep: takes the configuration of each run of `-m`, and gives back what the sweeper wants to know; None:
             `-m` is refused.
         help_text: what `--help` prints, where Hydra's own would be that of another command.
+        out_of_memory: what to do when there is too little memory.
     """
     if help_text is not None and {"-h", "--help"} & set(sys.argv[1:]):
         print(help_text)
@@ -62,9 +65,9 @@ def run_with_hydra(
         if in_sweep is not None and HydraConfig.get().mode == RunMode.MULTIRUN:
             return in_sweep(config)
         # guarded inside as well: Hydra prints a line of its own about what leaves the task
-        return guarded(lambda: task(config))
+        return guarded(lambda: task(config), out_of_memory)
 
-    guarded(hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(job))
+    guarded(hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(job), out_of_memory)
 
 
 def _flags_first(words: list[str]) -> list[str]:
@@ -80,22 +83,27 @@ def _flags_first(words: list[str]) -> list[str]:
     return [*flags, *others]
 
 
-def run_with_words(command: Callable[[list[str]], Any], help_text: str) -> None:
+def run_with_words(command: Callable[[list[str]], Any], help_text: str, out_of_memory: str = MORE_MEMORY) -> None:
     """Call `command` with the command line's words, guarded; with --help, or without a word, print `help_text`."""
     words = sys.argv[1:]
     if not words or {"-h", "--help"} & set(words):
         print(help_text)
         raise SystemExit(0 if words else 2)
-    guarded(lambda: command(words))
+    guarded(lambda: command(words), out_of_memory)
 
 
-def guarded(command: Callable[[], Any]) -> None:
-    """Call `command`; turn what a user can mend into one message and an exit code."""
+def guarded(command: Callable[[], Any], out_of_memory: str = MORE_MEMORY) -> None:
+    """Call `command`; turn what a user can mend into one message and an exit code.
+
+    Args:
+        command: what is to be done.
+        out_of_memory: what to do when there is too little memory for it: it depends on the command.
+    """
     quiet()
     _warn_of_other_torch()
     try:
         try:
-            _answer(command)
+            _answer(command, out_of_memory)
         finally:
             sys.stdout.flush()  # here, where it can be answered, and not when Python shuts down
     except BrokenPipeError:
@@ -120,7 +128,7 @@ def _warn_of_other_torch() -> None:
         print(f"warning: torch {installed}: dualseg needs torch{wanted.specifier} ({why}): {fix}", file=sys.stderr)
 
 
-def _answer(command: Callable[[], Any]) -> None:
+def _answer(command: Callable[[], Any], out_of_memory: str) -> None:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
@@ -140,13 +148,9 @@ def _answer(command: Callable[[], Any]) -> None:
         _exit(f"error: {error}. Free space, then give the same command again; a run resumes.", 2)
     except Exception as error:
         reason = " ".join(str(error).split())
-        if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(reason)):
+        if is_out_of_memory(error):
             reason = (str(error) or "MemoryError").splitlines()[0]
-            mend = (
-                "Lower data.patch_size, batch.labeled and batch.unlabeled, inference.batch_size or base_channels, "
-                "raise data.downsample, or use trainer.precision=bf16-mixed on a GPU."
-            )
-            _exit(f"error: out of memory ({reason}). {mend}", 2)
+            _exit(f"error: out of memory ({reason}). {out_of_memory}", 2)
         # by the place and not by the type: Lightning's MisconfigurationException can be a bug of a method as well
         if any(frame.f_globals.get("__name__") == DEVICES for frame, _ in traceback.walk_tb(error.__traceback__)):
             mend = (
@@ -155,6 +159,11 @@ def _answer(command: Callable[[], Any]) -> None:
             )
             _exit(f"error: the trainer cannot be set up: {reason} {mend}", 2)
         raise
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether Python, NumPy or torch could not have the memory that they asked for."""
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(_TOO_LITTLE.search(str(error))))
 
 
 def _exit(message: str, code: int) -> NoReturn:

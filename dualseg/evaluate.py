@@ -4,6 +4,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,23 @@ from dualseg.errors import DualsegError
 from dualseg.words import TRUST
 
 HELP = (
-    """dualseg-evaluate run=RUN_FOLDER [run=RUN_FOLDER ...] [split=test|validation] [output=DIR] [key=value ...]
+    """dualseg-evaluate run=RUN_FOLDER [run=RUN_FOLDER ...] [split=test|validation] [key=value ...]
 
   run      a run folder; several are evaluated together, every network on its own and all as one ensemble
   split    which cases (default: test)
   output   folder of the evaluation (default: RUN_FOLDER/evaluations/NNN-SPLIT of the first run)
+  memory   of RAM, at most, such as 8GiB (default: what this machine or its container offers); a case that takes more
+           is named before the first one is read
   key      changes to the first run's configuration under data, inference or trainer, for example
            data.root=DIR  data.stride=[9,9,4]  inference.distance_unit=mm
 """
     + "\n".join(textwrap.wrap(f"trust    {TRUST.meaning}", 118, initial_indent="  ", subsequent_indent=" " * 11))
     + "\n"
+)
+
+OUT_OF_MEMORY = (
+    "Lower inference.batch_size; on a GPU, trainer.accelerator=cpu takes RAM instead. Give less in memory=... than "
+    "there is: a case that takes more is then named before the first one is read."
 )
 
 
@@ -61,6 +69,7 @@ def evaluate(
 
     from dualseg import assembly
     from dualseg.data.checking.doubts import warnings
+    from dualseg.machine import MemoryLimit
     from dualseg.runs import provenance
     from dualseg.runs.evaluation import check_unseen, checkpoints_of, write_evaluation
 
@@ -72,6 +81,12 @@ def evaluate(
     check_unseen([folder.config() for folder in folders], settings["data"], data.source, cases, trust)
     evaluation = assembly.build_evaluation(settings, folders, data.source, trust)
     trainer = assembly.build_evaluator(settings, target)
+    data.check_memory(
+        MemoryLimit.of("memory", settings["data"]["memory"]),
+        training=False,
+        stages=[split],
+        segmenting=partial(evaluation.needs, on_cpu=trainer.strategy.root_device.type == "cpu"),
+    )
     run_stage = trainer.test if split == "test" else trainer.validate
     facts = {"dataset": settings["data"]["name"], split: len(cases)}
     manifest = {**provenance.describe(settings["seed"], facts), "evaluated": checkpoints_of(folders)}
@@ -99,7 +114,7 @@ def main() -> None:
         for warning in warnings:
             print(f"warning: {warning}", file=sys.stderr)
 
-    run_with_words(command, HELP)
+    run_with_words(command, HELP, OUT_OF_MEMORY)
 
 
 if __name__ == "__main__":

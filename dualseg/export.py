@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 USAGE = "dualseg-export run=RUN_FOLDER format=onnx|bundle output=DIR"
 
+OUT_OF_MEMORY = "Networks are exported at data.patch_size of their run; export on a machine with more memory."
+
 
 def export(options: "Options") -> Path:
     """Write the folder; returns it.
@@ -63,7 +65,7 @@ def main() -> None:
 
         print(f"Exported: {export(parse_words(words))}")
 
-    run_with_words(command, help_of(USAGE, KEYS))
+    run_with_words(command, help_of(USAGE, KEYS), OUT_OF_MEMORY)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from dualseg.cli import run_with_words
 from dualseg.errors import DualsegError
-from dualseg.prediction.words import KEYS
+from dualseg.prediction.words import KEYS, OUT_OF_MEMORY
 from dualseg.words import help_of
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def main() -> None:
 
         print(f"Predictions: {predict(parse_words(words))}")
 
-    run_with_words(command, help_of(USAGE, KEYS, NOTE))
+    run_with_words(command, help_of(USAGE, KEYS, NOTE), OUT_OF_MEMORY)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 USAGE = "dualseg-prepare data=la|pancreas|brats raw=DIR out=DIR [key=value ...]"
 NOTE = "A case that fails does not stop the others; the exit code is then 2, and the same command goes on where it was."
 
+OUT_OF_MEMORY = "Lower workers=..., and give the same command again; finished cases are kept."
+
 
 def prepare(options: "Options") -> "Outcome":
     """Prepare a dataset, write and print the summary.
@@ -67,7 +69,7 @@ def main() -> None:
 
         prepare(parse_words(words))
 
-    run_with_words(command, help_of(USAGE, KEYS, NOTE))
+    run_with_words(command, help_of(USAGE, KEYS, NOTE), OUT_OF_MEMORY)
 
 
 if __name__ == "__main__":

@@ -3,12 +3,18 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dualseg.cli import run_with_hydra
 from dualseg.processes import as_rank
 from dualseg.sweeps.job import run_job
+
+OUT_OF_MEMORY = (
+    "Lower data.patch_size, batch.labeled and batch.unlabeled, inference.batch_size or base_channels, raise "
+    "data.downsample, or use trainer.precision=bf16-mixed on a GPU."
+)
 
 
 def train(config: Any) -> None:
@@ -87,6 +93,8 @@ def _train(settings: dict[str, Any], folder: Any) -> None:
     from dualseg import assembly
     from dualseg.data.checking.doubts import warnings
     from dualseg.files import write_json
+    from dualseg.machine import MemoryLimit
+    from dualseg.processes import world_size
     from dualseg.runs import checkpoints, provenance
     from dualseg.runs.folder import iteration_of
 
@@ -99,9 +107,15 @@ def _train(settings: dict[str, Any], folder: Any) -> None:
         checkpoints.check_architecture(latest, networks)
     elif settings["weights"]:
         checkpoints.load_networks(settings["weights"], networks)
-    data.setup("fit")
     along = ["validation"] if settings["trainer"]["validate_every"] else []
     stages = list(dict.fromkeys([*along, *settings["evaluate_on"]]))
+    data.check_memory(
+        MemoryLimit.of("data.memory", settings["data"].get("memory")),
+        stages=stages,
+        segmenting=partial(method.needs, on_cpu=assembly.on_cpu(settings)),
+        processes=world_size() // settings["trainer"]["num_nodes"],
+    )
+    data.setup("fit")
     evaluated = data.check_evaluation(stages)
     resumed_at = iteration_of(latest) if latest else 0
     if latest is not None:
@@ -179,7 +193,7 @@ def _show(folder: Any) -> None:
 def main() -> None:
     """Console script."""
     with as_rank():
-        run_with_hydra(train, "train", in_sweep=run_job)
+        run_with_hydra(train, "train", in_sweep=run_job, out_of_memory=OUT_OF_MEMORY)
 
 
 if __name__ == "__main__":

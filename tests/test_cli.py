@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException, InstantiationException
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from dualseg import audit, cli, evaluate, report, train
+from dualseg import audit, check, cli, evaluate, export, predict, prepare, report, train
 from dualseg.errors import DualsegError, Interrupted
 from dualseg.runs.folder import run_name
 from dualseg.runs.settings import resolve
@@ -243,6 +243,28 @@ def test_bugs_keep_their_traceback(error):
 
     with pytest.raises(type(error), match="a bug"):
         cli.guarded(fail)
+
+
+@pytest.mark.parametrize(
+    ("module", "task", "words", "advice"),
+    [
+        (train, "train", ["name=x"], ["data.patch_size", "batch.labeled", "base_channels"]),
+        (audit, "audit_config", ["name=x"], ["data.patch_size", "batch.labeled", "base_channels"]),
+        (check, "check_config", ["name=x"], ["data.memory"]),
+        (evaluate, "evaluate", ["run=x"], ["inference.batch_size", " memory=", "trainer.accelerator=cpu"]),
+        (predict, "predict", ["run=x", "input=y", "output=z"], [" memory=", "device="]),
+        (export, "export", ["run=x", "format=onnx", "output=z"], ["data.patch_size"]),
+        (prepare, "prepare", ["data=la", "raw=x", "out=z"], ["workers="]),
+    ],
+)
+def test_out_of_memory_has_an_answer_that_fits_the_command(command, monkeypatch, module, task, words, advice):
+    def hungry(*arguments):
+        raise MemoryError("Unable to allocate 9 GiB")
+
+    monkeypatch.setattr(module, task, hungry)
+    said = command(module.main, *words).complains("out of memory", "9 GiB", *advice)
+    others = {"data.patch_size", "batch.labeled", "base_channels", " memory=", "workers="} - {*advice}
+    assert not any(word in said for word in others), said
 
 
 def test_a_command_that_ends_well_ends_well():

@@ -1,6 +1,6 @@
 """Volumes -> batches: labeled and unlabeled patches mixed, iteration by iteration."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -11,12 +11,14 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from dualseg.data.checks import check_batch, check_patch_size
+from dualseg.data.memory import MemoryCheck
 from dualseg.data.reading import EvaluationVolume, Fingerprint, VolumeReader
 from dualseg.data.sampling import IterationBatchSampler, SampleKey, case_index, sample_seed
 from dualseg.data.splits import COUNTS, Split, split_source
 from dualseg.data.transforms import plain_tensors, training_transform
 from dualseg.data.volumes import VolumeSource
 from dualseg.errors import DualsegError
+from dualseg.machine import MemoryLimit
 
 LABELED, UNLABELED = 0, 1  # the two sample streams
 
@@ -84,8 +86,11 @@ def _check_shares(processes: int, volumes: int) -> None:
 class EvaluationDataset(Dataset[EvaluationVolume]):
     """Whole volumes with their labels, read one at a time; kept in memory where they come again (`cache`)."""
 
-    def __init__(self, reader: VolumeReader, cases: Sequence[str], cache: bool) -> None:
+    def __init__(
+        self, reader: VolumeReader, cases: Sequence[str], cache: bool, memory: MemoryCheck | None = None
+    ) -> None:
         self.reader, self.cases = reader, cases
+        self.memory = memory
         self.cache: dict[int, EvaluationVolume] | None = {} if cache else None
 
     def __len__(self) -> int:
@@ -95,6 +100,11 @@ class EvaluationDataset(Dataset[EvaluationVolume]):
         if self.cache is not None and index in self.cache:
             return self.cache[index]
         volume = self.reader.read_evaluation(self.cases[index], index)
+        if self.memory is not None:
+            image, label = volume.image, volume.label
+            self.memory.was_read(volume.case, len(image), image[0].numel(), label.numel())
+            if self.cache is not None:
+                self.memory.was_kept(volume.case, image.nbytes + label.nbytes)
         if self.cache is not None:
             self.cache[index] = volume
         return volume
@@ -103,7 +113,8 @@ class EvaluationDataset(Dataset[EvaluationVolume]):
 class SemiSupervisedDataModule(pl.LightningDataModule):
     """Mixes labeled and unlabeled patches into every batch; validation and test give whole volumes.
 
-    All training volumes are read, checked and hashed once, before the first iteration, and then stay in memory.
+    All training volumes are read, checked and hashed once, before the first iteration, and then stay in memory; whether
+    they fit is worked out from their headers, before that.
     Labels of unlabeled cases are never opened. The trainer's `max_steps` is the length of the run.
 
     Args:
@@ -150,27 +161,65 @@ class SemiSupervisedDataModule(pl.LightningDataModule):
         check_batch(labeled_per_batch, unlabeled_per_batch, self.split)
         self.volumes: dict[str, tuple[Tensor, Tensor | None]] = {}
         self._validation: EvaluationDataset | None = None
+        self._memory: MemoryCheck | None = None
 
     @property
     def cases_used(self) -> dict[str, int]:
         """Number of cases of each role that this run reads."""
         return {
             "labeled": len(self.split.labeled),
-            "unlabeled": len(self.split.unlabeled) if self.unlabeled_per_batch else 0,
+            "unlabeled": len(self._unlabeled),
             "validation": len(self.split.validation),
             "test": len(self.split.test),
         }
 
+    def check_memory(
+        self,
+        limit: MemoryLimit,
+        training: bool = True,
+        stages: Collection[str] = (),
+        segmenting: Callable[[int, float, float], int] | None = None,
+        processes: int = 1,
+    ) -> None:
+        """Work out from headers what a run takes of RAM; where it is not called, `setup` does it for training alone.
+
+        A volume whose source knows no header is counted once it is read.
+
+        Args:
+            limit: how much there is.
+            training: the training volumes stay in memory.
+            stages: validation, test: which are evaluated.
+            segmenting, processes: see `MemoryCheck`.
+
+        Raises:
+            DualsegError: a header cannot be read, or something takes more than the limit.
+        """
+        self._memory = MemoryCheck(self.source, limit, self.reader.downsample, segmenting, processes)
+        self._memory.foresee(
+            self.split.labeled if training else (),
+            self._unlabeled if training else (),
+            self.split.validation if "validation" in stages else (),
+            self.split.test if "test" in stages else (),
+        )
+
+    @property
+    def _unlabeled(self) -> tuple[str, ...]:
+        """The unlabeled cases that are read."""
+        return self.split.unlabeled if self.unlabeled_per_batch else ()
+
     def setup(self, stage: str) -> None:
         if stage != "fit" or self.volumes:
             return
-        unlabeled = self.split.unlabeled if self.unlabeled_per_batch else ()
+        if self._memory is None:
+            self.check_memory(MemoryLimit.of("data.memory"))
+        assert self._memory is not None
         volumes: dict[str, tuple[Tensor, Tensor | None]] = {}
-        for case in tqdm([*self.split.labeled, *unlabeled], desc="Reading volumes", leave=False, disable=None):
+        for case in tqdm([*self.split.labeled, *self._unlabeled], desc="Reading volumes", leave=False, disable=None):
             labeled = len(volumes) < len(self.split.labeled)
             volumes[case] = self.reader.read_pair(case) if labeled else (self.reader.read_image(case), None)
+            self._memory.was_kept(case, sum(tensor.nbytes for tensor in volumes[case] if tensor is not None))
         self.volumes = volumes
-        self._validation = EvaluationDataset(self.reader, self.split.validation, cache=True)
+        self._validation = EvaluationDataset(self.reader, self.split.validation, cache=True, memory=self._memory)
 
     def check_evaluation(self, stages: Collection[str]) -> dict[str, str]:
         """Read the volumes of `stages` (validation, test) once: a bad one is better found before a run than after it.
@@ -183,7 +232,7 @@ class SemiSupervisedDataModule(pl.LightningDataModule):
         """
         datasets = {
             "validation": self._validation,
-            "test": EvaluationDataset(self.reader, self.split.test, cache=False),
+            "test": EvaluationDataset(self.reader, self.split.test, cache=False, memory=self._memory),
         }
         hashes = {}
         for stage in stages:
@@ -253,11 +302,13 @@ class SemiSupervisedDataModule(pl.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[EvaluationVolume] | list[Any]:
         if self._validation is None:
-            self._validation = EvaluationDataset(self.reader, self.split.validation, cache=True)
+            self._validation = EvaluationDataset(self.reader, self.split.validation, cache=True, memory=self._memory)
         return self._evaluation_loader(self._validation)
 
     def test_dataloader(self) -> DataLoader[EvaluationVolume] | list[Any]:
-        return self._evaluation_loader(EvaluationDataset(self.reader, self.split.test, cache=False))
+        return self._evaluation_loader(
+            EvaluationDataset(self.reader, self.split.test, cache=False, memory=self._memory)
+        )
 
     def _evaluation_loader(self, dataset: EvaluationDataset) -> DataLoader[EvaluationVolume] | list[Any]:
         if not len(dataset):

@@ -13,7 +13,7 @@ import pydicom
 from pydicom.errors import InvalidDicomError
 from pydicom.uid import CTImageStorage, MRImageStorage, PositronEmissionTomographyImageStorage
 
-from dualseg.data.volumes import Image
+from dualseg.data.volumes import Grid, Image
 from dualseg.errors import DualsegError
 from dualseg.files import files_below
 
@@ -116,9 +116,26 @@ def read_series(series: Series) -> Image:
     return Image(np.stack([s.pixels for s in slices], axis=-1)[None], _LPS_TO_RAS @ affine)
 
 
-def _header(path: Path) -> pydicom.Dataset:
+def series_grid(series: Series) -> Grid:
+    """The grid that a series has if it is a volume, by its headers alone.
+
+    Raises:
+        DualsegError: a header cannot be read.
+    """
+    headers = [_header(path, without_pixels=True) for path in series.files]
+    first = headers[0]
+    columns, rows = np.asarray(first.ImageOrientationPatient, float).reshape(2, 3)
+    along = sorted(float(np.asarray(h.ImagePositionPatient, float) @ np.cross(columns, rows)) for h in headers)
+    between_rows, between_columns = np.asarray(first.PixelSpacing, float)
+    step = (along[-1] - along[0]) / max(len(along) - 1, 1)
+    affine = np.eye(4)
+    affine[:3, :3] = np.stack([columns * between_columns, rows * between_rows, np.cross(columns, rows) * step], axis=1)
+    return Grid((*series.shape, len(headers)), _LPS_TO_RAS @ affine)
+
+
+def _header(path: Path, without_pixels: bool = False) -> pydicom.Dataset:
     try:
-        return pydicom.dcmread(path)
+        return pydicom.dcmread(path, stop_before_pixels=without_pixels)
     except Exception as error:  # as in find_series
         raise DualsegError(f"{path}: cannot be read as DICOM ({error}); download it again.") from error
 

@@ -1,7 +1,8 @@
 """From files to checked tensors, down-sampled if asked: what training and evaluation see of a volume."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -56,10 +57,15 @@ class VolumeReader:
 
     def read_image(self, case: str) -> Tensor:
         """(C, w, h, d) float32 for training; the label file is not touched."""
-        return self._shrink(torch.from_numpy(self._image(case).array))
+        with self._enough_memory(case):
+            return self._shrink(torch.from_numpy(self._image(case).array))
 
     def read_pair(self, case: str) -> tuple[Tensor, Tensor]:
         """`read_image` and the label (w, h, d), of `label_dtype`, on the same, down-sampled grid."""
+        with self._enough_memory(case):
+            return self._read_pair(case)
+
+    def _read_pair(self, case: str) -> tuple[Tensor, Tensor]:
         image = self._image(case)
         stored = seen = self._label(case, image)
         if (reference := self.source.read_reference(case)) is not None:
@@ -72,6 +78,10 @@ class VolumeReader:
 
     def read_evaluation(self, case: str, index: int) -> EvaluationVolume:
         """The image as networks see it, with the label on the volume's own grid."""
+        with self._enough_memory(case):
+            return self._read_evaluation(case, index)
+
+    def _read_evaluation(self, case: str, index: int) -> EvaluationVolume:
         image = self._image(case)
         reference = self.source.read_reference(case)
         if reference is None:
@@ -96,6 +106,17 @@ class VolumeReader:
         to_fine = np.diag([*factor, 1.0])
         to_fine[:3, 3] = (factor - 1) / 2
         return Image(shrunk, prepared.affine @ to_fine)
+
+    @contextmanager
+    def _enough_memory(self, case: str) -> Iterator[None]:
+        """Raises: DualsegError in place of what tells that memory does not suffice for reading the case."""
+        try:
+            yield
+        except MemoryError as error:
+            raise DualsegError(
+                f"{self.source.where(case, 'image')}: out of memory on reading it ({error}). Raise data.downsample or "
+                "use fewer cases; with less in data.memory=... than there is, that is foreseen."
+            ) from error
 
     def _image(self, case: str) -> Image:
         image, doubts = read_doubting(self.source, case)

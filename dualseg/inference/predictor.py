@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from dualseg.data.memory import BASE_BYTES, preparing_bytes
 from dualseg.data.problems import Problem
 from dualseg.data.volumes import Grid, Image, label_dtype
 from dualseg.errors import DualsegError
@@ -21,11 +22,6 @@ from dualseg.inference.sliding_window import SlidingWindow
 MAPS = ("probabilities", "entropy", "disagreement")  # what is kept on request
 MEASURES = ("mean_entropy", "mean_entropy_foreground", "disagreement", "disagreement_foreground")
 SLAB_BYTES = 1 << 27  # of the arrays of one slab
-BASE_BYTES = 3 << 28  # Python, torch and its kernels
-# Of the scan, or of what it becomes where that is larger, while it is turned, resampled, cropped and normalised. The
-# copy for a page is made when all but the scan itself are gone, and takes less than these.
-SCAN_COPIES = 5
-VOXEL_BYTES = 512  # of feature maps of full width, for each voxel of the windows in one pass
 
 
 @dataclass(frozen=True)
@@ -93,15 +89,32 @@ class Predictor:
         """What makes the values of a scan doubtful to any of the members."""
         return list(dict.fromkeys(problem for member in self.members for problem in member.doubts(scan)))
 
-    def needs(self, scan: Image) -> int:
+    def needs(self, grid: Grid) -> int:
         """Bytes of memory that a scan takes at the least, wherever the probabilities lie."""
-        windows = max(math.prod(member.window.patch_size) * member.window.batch_size for member in self.members)
-        voxels = max(math.prod(scan.array.shape[1:]), self._prepared_voxels(scan))
-        copies = SCAN_COPIES * len(scan.array) * voxels * 4  # float32
-        return BASE_BYTES + SLAB_BYTES + windows * VOXEL_BYTES + copies
+        windows = max(member.window.pass_bytes for member in self.members)
+        return BASE_BYTES + SLAB_BYTES + windows + preparing_bytes(grid, self._prepared_voxels(grid))
 
-    def _prepared_voxels(self, scan: Image) -> int:
-        grid = Grid(scan.array.shape[1:], scan.affine)
+    def check(self, grid: Grid, where: str, budget: int) -> None:
+        """Whether a scan can be predicted, by its header alone.
+
+        Args:
+            grid: of the scan, with the channels that its files have together.
+            where: what messages call it.
+            budget: bytes of memory.
+
+        Raises:
+            DualsegError: it takes more than the budget.
+        """
+        needed, prepared = self.needs(grid), self._prepared_voxels(grid)
+        if needed <= budget:
+            return
+        size, mend = f"{' x '.join(map(str, grid.shape))} voxels", "give memory=... more"
+        if prepared > math.prod(grid.shape):
+            size += f", {prepared / 1e6:.3g} million once resampled from {grid.edges},"
+            mend += ", or correct the header if that is not its spacing"
+        raise DualsegError(f"{where}: {size} take at least {needed / 2**30:,.1f} GiB; {mend}.")
+
+    def _prepared_voxels(self, grid: Grid) -> int:
         return max(member.prepared_voxels(grid) for member in self.members)
 
     def __call__(
@@ -126,14 +139,9 @@ class Predictor:
             DualsegError: the scan cannot be prepared, or takes more than the budget as it is.
             OSError: `folder` has no room.
         """
-        needed = self.needs(scan)
-        if needed > budget:
-            size = f"{' x '.join(map(str, scan.array.shape[1:]))} voxels"
-            prepared = self._prepared_voxels(scan)
-            if prepared > math.prod(scan.array.shape[1:]):
-                size += f", {prepared / 1e6:.3g} million once resampled,"
-            raise DualsegError(f"{where}: {size} take at least {needed / 2**30:.1f} GiB; give memory=... more.")
-        scratch = Scratch(folder, budget - needed)
+        grid = Grid(scan.array.shape[1:], scan.affine, len(scan.array))
+        self.check(grid, where, budget)
+        scratch = Scratch(folder, budget - self.needs(grid))
         stores = self._segment(scan, where, scratch, progress)
         return self._combine(stores, scan.array.shape[1:], scratch, keep)
 

@@ -1,5 +1,6 @@
 """Sliding-window probabilities of several networks over one volume, through MONAI."""
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 
@@ -9,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dualseg.inference.folding import fold_batch_norm
+
+_VOXEL_BYTES = 512  # of feature maps of full width, for each voxel of the windows in one pass
 
 
 class SlidingWindow:
@@ -44,6 +47,11 @@ class SlidingWindow:
         # MONAI takes an overlap fraction and floors patch * (1 - overlap), which for 112 and 18 gives 17. Half a
         # voxel of slack makes the floor give the stride that was asked for.
         self.overlap = tuple(0.0 if s == p else 1 - (s + 0.5) / p for s, p in zip(stride, patch_size, strict=True))
+
+    @property
+    def pass_bytes(self) -> int:
+        """What the feature maps of one forward pass take, about."""
+        return math.prod(self.patch_size) * self.batch_size * _VOXEL_BYTES
 
     def __call__(
         self, networks: Mapping[str, nn.Module], image: Tensor, size: Sequence[int] | None = None

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from dualseg.inference import SlidingWindow
 from dualseg.metrics.segmentation import SegmentationScores, Summary
 
+_SCORING = 80  # bytes for each voxel: label maps, distance transforms, slices
+
 Stage = Literal["validation", "test"]
 
 
@@ -50,6 +52,24 @@ class NetworkEvaluation(pl.LightningModule):
     def probabilities(self, image: Tensor, size: Sequence[int] | None = None) -> dict[str, Tensor]:
         """Name -> (K, W, H, D) probabilities of an image (C, w, h, d), interpolated to `size`; `ensemble` included."""
         return self.sliding_window(dict(self.networks.items()), image, size)
+
+    def needs(self, channels: int, seen: float, own: float, on_cpu: bool = True) -> int:
+        """Bytes of RAM that segmenting and scoring a volume takes, about; fitted to measured peaks.
+
+        Args:
+            channels: of the image.
+            seen: voxels of the grid that the networks see.
+            own: voxels of the grid that the volume is scored on.
+            on_cpu: networks and probabilities are in RAM too.
+        """
+        classes, networks = len(self.class_names), len(self.networks)
+        volume, scoring = 4 * channels * seen + own, _SCORING * own
+        if not on_cpu:
+            return int(volume + scoring)
+        maps = 4 * classes * own * len(self.scores)
+        # from where windows overlap to the own grid, then from there to the scores and the slices that are shown
+        segmenting = 4 * (networks * classes + 1) * seen + 4 * networks * classes * own
+        return int(self.sliding_window.pass_bytes + volume + max(segmenting, maps + scoring + 12 * classes * own))
 
     def _evaluate(self, volume: Any) -> dict[str, Tensor]:
         probabilities = self.probabilities(volume.image, volume.label.shape)

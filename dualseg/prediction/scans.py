@@ -11,13 +11,13 @@ from pydicom.misc import is_dicom
 
 from dualseg.data.checking.geometry import grid_problem, shear_problem
 from dualseg.data.checking.header import header_problems
-from dualseg.data.dicom import Series, find_series, read_series
+from dualseg.data.dicom import Series, find_series, read_series, series_grid
 from dualseg.data.formats import READ, SUFFIX, one_file_each, stem_of, stored_volume
 from dualseg.data.layouts import CHANNEL
 from dualseg.data.not_read import PICTURES, is_document, some, unread
 from dualseg.data.problems import Problem
 from dualseg.data.volumes import Grid, Image
-from dualseg.data.voxels import read_voxels
+from dualseg.data.voxels import Stored, read_voxels
 from dualseg.errors import DualsegError
 from dualseg.files import files_below
 from dualseg.names import check_printable
@@ -62,6 +62,14 @@ class FileScan:
         found = [problem for file in self.files for problem in header_problems(file)]
         return list(dict.fromkeys([*([sheared] if sheared else []), *found]))
 
+    def grid(self, channels: int) -> Grid:
+        """Its grid by the headers alone, with the channels of all files.
+
+        Raises:
+            DualsegError: as `read`, where the headers show it.
+        """
+        return self._stored(channels)[0].grid._replace(channels=channels)
+
     def read(self, channels: int) -> Scan:
         """Read it.
 
@@ -69,6 +77,13 @@ class FileScan:
             DualsegError: a file is missing, damaged or no volume, or the channels do not number `channels`, are not
                 0000, 0001, ... each once, or are not on one grid.
         """
+        stored = self._stored(channels)
+        arrays = [read_voxels(one) for one in stored]
+        volume = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+        return Scan(Image(volume, stored[0].affine), ScanGrid.of_stored(stored[0]))
+
+    def _stored(self, channels: int) -> list[Stored]:
+        """What the headers say, after a check that they fit together."""
         if len(self.files) > 1 and [_channel(file) for file in self.files] != list(range(len(self.files))):
             names = ", ".join(file.name for file in self.files)
             raise DualsegError(
@@ -79,12 +94,11 @@ class FileScan:
         for one in stored[1:]:
             if problem := grid_problem(stored[0].grid, one.grid):
                 raise DualsegError(f"{one.path}: is on another grid than {self.files[0]}: {problem.text}")
-        arrays = [read_voxels(one) for one in stored]
-        volume = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-        if len(volume) != channels:
+        count = sum(one.channels for one in stored)
+        if count != channels:
             mend = "one 4-D file, or CASE_0000.nii.gz, CASE_0001.nii.gz, ... of its folder" if channels > 1 else "one"
-            raise DualsegError(f"{self.where}: has {len(volume)} channels, the networks take {channels}: {mend}.")
-        return Scan(Image(volume, stored[0].affine), ScanGrid.of_stored(stored[0]))
+            raise DualsegError(f"{self.where}: has {count} channels, the networks take {channels}: {mend}.")
+        return stored
 
 
 @dataclass(frozen=True)
@@ -119,20 +133,31 @@ class DicomScan:
         """What may be written of where it lies: folders and files of DICOM often bear the name of the patient."""
         return str(self.folder) if self.identified else ""
 
+    def grid(self, channels: int) -> Grid:
+        """Its grid by the headers alone, about: whether it is a volume is seen on reading it.
+
+        Raises:
+            DualsegError: a header is damaged, or the networks take several channels.
+        """
+        return series_grid(self._volume(channels))
+
     def read(self, channels: int) -> Scan:
         """Read it.
 
         Raises:
             DualsegError: a file is damaged, the series is no volume, or the networks take several channels.
         """
+        image = read_series(self._volume(channels))
+        width, height, depth = image.array.shape[1:]
+        return Scan(image, ScanGrid.of_affine((width, height, depth), image.affine))
+
+    def _volume(self, channels: int) -> Series:
         if self.damaged or self.series is None:
             mend = "slices of the series beside it may be missing; download them again"
             raise DualsegError(f"{self.damaged[0]}: is DICOM with a damaged header; {mend}.")
         if channels > 1:
             raise DualsegError(f"{self.where}: is one channel, the networks take {channels}; convert them to NIfTI.")
-        image = read_series(self.series)
-        width, height, depth = image.array.shape[1:]
-        return Scan(image, ScanGrid.of_affine((width, height, depth), image.affine))
+        return self.series
 
 
 @dataclass(frozen=True)
@@ -163,10 +188,19 @@ class UnreadFile:
         """As of a file that is read; nobody gets so far."""
         return []
 
+    def grid(self, channels: int) -> Grid:
+        """Raises: DualsegError."""
+        raise self._refusal()
+
     def read(self, channels: int) -> Scan:
         """Raises: DualsegError."""
+        raise self._refusal()
+
+    def _refusal(self) -> DualsegError:
         what = "is hidden" if self.file.name.startswith(".") else "is of a kind that is not read"
-        raise DualsegError(f"{self.file}: {what}; make it {READ}, or name the files to predict in place of the folder.")
+        return DualsegError(
+            f"{self.file}: {what}; make it {READ}, or name the files to predict in place of the folder."
+        )
 
 
 AnyScan = FileScan | DicomScan | UnreadFile

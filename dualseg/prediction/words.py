@@ -2,6 +2,8 @@
 
 from dualseg.words import TRUST, Word
 
+OUT_OF_MEMORY = "Give less memory=..., so that more lies on disk meanwhile, or another device=..."
+
 KEYS = {
     "run": Word(
         "a run folder, wherever it lies; given again, as for seeds or folds, all networks are one ensemble: the "

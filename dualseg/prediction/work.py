@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from dualseg.cli import DISK_FULL, OUT_OF_MEMORY
+from dualseg.cli import DISK_FULL, is_out_of_memory
 from dualseg.errors import DualsegError
 from dualseg.inference.components import keep_largest
 from dualseg.inference.predictor import Predictor
@@ -21,6 +21,7 @@ from dualseg.prediction.options import Options
 from dualseg.prediction.outputs import PredictionFolder
 from dualseg.prediction.review import Row, reasons_to_look
 from dualseg.prediction.scans import AnyScan
+from dualseg.prediction.words import OUT_OF_MEMORY
 from dualseg.reporting.viewer import ReviewPage
 from dualseg.runs import provenance
 
@@ -122,6 +123,7 @@ def _predict_scan(
     page: ReviewPage | None,
 ) -> None:
     """Fill `row`, write the maps, and give `page` what it shows."""
+    predictor.check(scan.grid(channels), scan.where, options.memory)  # before a voxel of it is read
     image, grid = scan.read(channels)
     doubts = [*scan.doubts(grid), *predictor.doubts(image)]
     row.doubts = tuple(dict.fromkeys(problem.kind for problem in doubts))
@@ -151,7 +153,7 @@ def _problem(error: Exception, where: str) -> str:
     reason = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, OSError) and error.errno in DISK_FULL:
         return f"{where}: the disk of the output is full ({os.strerror(error.errno)}); free space."
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(reason)):
-        return f"{where}: out of memory ({reason}); give less memory=..., a smaller overlap=... or another device=..."
+    if is_out_of_memory(error):
+        return f"{where}: out of memory ({reason}). {OUT_OF_MEMORY}"
     traceback.print_exc()  # not foreseen: who reads the message needs the place
     return f"{where}: {type(error).__name__}: {reason}"

@@ -156,6 +156,8 @@ def _attempt(task: Callable[[], None]) -> str:
         task()
     except DualsegError as error:
         return str(error)
+    except MemoryError as error:
+        return f"out of memory ({error}); lower workers"
     except Exception as error:  # a case that nobody has thought of does not stop the others either
         return f"{type(error).__name__}: {error}"
     return ""

@@ -11,6 +11,7 @@ from dualseg.data.splits import split_source
 from dualseg.data.volumes import VolumeSource
 from dualseg.errors import DualsegError
 from dualseg.files import write_text
+from dualseg.machine import bytes_of
 from dualseg.runs.folder import RunFolder, flatten, iteration_of, nearest
 from dualseg.runs.trusted import Trust
 
@@ -35,6 +36,9 @@ def parse_words(words: Sequence[str]) -> tuple[list[str], str, str | None, dict[
             split = value
         elif key == "output":
             output = value
+        elif key == "memory":
+            bytes_of(key, value)
+            changes["data.memory"] = value
         else:
             changes[key] = yaml.safe_load(value)
     if not runs:
@@ -58,6 +62,7 @@ def settings_of_evaluation(configs: Sequence[Mapping[str, Any]], changes: Mappin
             if config["data"][key] != settings["data"][key]:
                 ours, theirs = settings["data"][key], config["data"][key]
                 raise DualsegError(f"data.{key}: {ours} in one run, {theirs} in another; they cannot be ensembled.")
+    settings["data"]["memory"] = None  # that of the training was of its machine
     known = [key for key in flatten(settings) if key.startswith(CHANGEABLE)]
     if "data.root" in changes:  # before the changes to data.source itself, which say where they mean
         new = Path(str(changes["data.root"])).expanduser().absolute()

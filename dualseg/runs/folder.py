@@ -30,6 +30,7 @@ NOT_IDENTITY = (
     "data.root",
     "data.source.root",
     "data.num_workers",
+    "data.memory",
     "trainer.accelerator",
     "trainer.progress_bar",
     "trainer.log_every",

@@ -15,6 +15,7 @@ from dualseg.data.checks import check_batch, check_patch_size
 from dualseg.data.splits import Split, split_source
 from dualseg.data.volumes import VolumeSource
 from dualseg.errors import DualsegError
+from dualseg.machine import bytes_of
 from dualseg.names import check_folder_name, check_network_names, check_printable
 from dualseg.runs.folder import flatten, nearest
 
@@ -61,9 +62,11 @@ FRACTIONS = (
     "method.keep_fraction",
     "method.prototype_momentum",
 )
+SIZES = ("data.memory",)
 NULLABLE = (
     "data.labeled",
     "data.labeled_ratio",
+    "data.memory",
     "trainer.threads",
     "trainer.validate_every",
     "method.gradient_clip_norm",
@@ -218,6 +221,8 @@ def _check_values(settings: Mapping[str, Any]) -> None:
             raise DualsegError(f"{key}={value}: {mend}.")
         if (key in SWITCHES or key.endswith(".enabled")) and type(value) is not bool:
             raise DualsegError(f"{key}={value}: give true or false.")  # a string such as off would count as true
+        if key in SIZES:
+            bytes_of(key, value)
         if key in CHOICES and value not in CHOICES[key]:
             raise DualsegError(f"{key}={value}: choose from {', '.join(CHOICES[key])}.")
 

@@ -1,21 +1,29 @@
 """What a scan is foreseen to take: enough for preparing it, and for its copy on a page."""
 
+import gzip
+import struct
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 import torch
-from predict_toys import Threshold
+from dicom_toys import write_series
+from predict_toys import Rising, Threshold, save
 
 from dualseg.data import BraTS2019, LeftAtrium, PancreasCT, Phantom
 from dualseg.data.folder import Folder
+from dualseg.data.memory import COPIES
+from dualseg.data.nifti import read_nifti
 from dualseg.data.reading import VolumeReader
 from dualseg.data.volumes import Grid, Image, VolumeSource
 from dualseg.errors import DualsegError
 from dualseg.inference import SlidingWindow
-from dualseg.inference.predictor import SCAN_COPIES, Member, Predictor
+from dualseg.inference.predictor import Member, Predictor
+from dualseg.prediction import scans
 from dualseg.reporting.viewer.display import display_copy
 
 SHAPE = (48, 40, 20)
@@ -68,7 +76,7 @@ def test_preparing_takes_what_is_foreseen(source: VolumeSource, spacing, larger:
     taken = peak(lambda: prepared.append(VolumeReader(source).prepare_scan(scan, "scan")))
     assert prepared[0].array[0].size <= 1.03 * foreseen  # axes are rounded to whole voxels
     small = 200_000  # of objects, and not of voxels
-    assert scan.array.nbytes + taken < SCAN_COPIES * max(foreseen * 4, scan.array.nbytes) + small
+    assert scan.array.nbytes + taken < COPIES * max(foreseen * 4, scan.array.nbytes) + small
 
 
 def test_a_scan_that_preparing_makes_too_large_is_refused_before(tmp_path: Path) -> None:
@@ -83,13 +91,54 @@ def test_a_scan_that_preparing_makes_too_large_is_refused_before(tmp_path: Path)
     member = Member(prepare, source.prepared_voxels, {"n": Threshold(1, 3)}, window)
     predictor = Predictor([member], 3, torch.device("cpu"))
     thick, thin = body((1, 1, 4)), body((1, 1, 1))
-    assert predictor.needs(thick) - predictor.needs(thin) == SCAN_COPIES * 3 * thin.array.nbytes
-    with pytest.raises(DualsegError, match=r"thick\.nii: 48 x 40 x 20 voxels, 0\.154 million .*take .*memory=\.\.\."):
-        predictor(thick, "thick.nii", predictor.needs(thick) - 1, tmp_path)
+    needed, less = (predictor.needs(Grid(SHAPE, scan.affine)) for scan in (thick, thin))
+    assert needed - less == COPIES * 3 * thin.array.nbytes
+    with pytest.raises(
+        DualsegError, match=r"thick\.nii: 48 x 40 x 20 voxels, 0\.154 million .*1 x 1 x 4 mm, take .*memory=\.\.\."
+    ):
+        predictor(thick, "thick.nii", needed - 1, tmp_path)
     assert not calls
-    assert predictor(thick, "thick.nii", predictor.needs(thick), tmp_path).label.shape == SHAPE
-    assert predictor(thin, "thin.nii", predictor.needs(thick) - 1, tmp_path).label.shape == SHAPE
+    assert predictor(thick, "thick.nii", needed, tmp_path).label.shape == SHAPE
+    assert predictor(thin, "thin.nii", needed - 1, tmp_path).label.shape == SHAPE
     assert calls == ["thick.nii", "thin.nii"]
+
+
+@pytest.mark.parametrize("kind", ["NIfTI", "compressed", "metres", "DICOM"])
+def test_a_scan_that_is_too_large_is_refused_by_its_header(predict, tmp_path: Path, monkeypatch, kind: str) -> None:
+    """Not a voxel of it is read; the other scan is predicted."""
+    large = tmp_path / "in" / "large"
+    voxels = np.zeros((32, 30, 28), np.int16)
+    if kind == "DICOM":
+        write_series(large)
+        for path in large.iterdir():
+            dataset = pydicom.dcmread(path)
+            dataset.PixelSpacing = [160, 190]
+            dataset.save_as(path)
+        where, taken = str(large), "190 x 160 x 2.5 mm"
+    else:
+        path = large / ("scan.nii.gz" if kind == "compressed" else "scan.nii")
+        save(path, voxels, np.diag([2.0, 2, 2, 1]))
+        if kind == "metres":
+            image = nib.load(path)
+            image.header.set_xyzt_units("meter")
+            nib.save(nib.Nifti1Image(voxels, None, image.header), path)
+        else:
+            raw = bytearray(gzip.decompress(path.read_bytes()) if kind == "compressed" else path.read_bytes())
+            struct.pack_into("<3h", raw, 42, 1200, 1200, 1200)
+            path.write_bytes(gzip.compress(raw) if kind == "compressed" else raw)
+        where, taken = str(path), "1200 x 1200 x 1200" if kind != "metres" else "metres"
+    save(tmp_path / "in" / "small.nii", voxels, np.diag([2.0, 2, 2, 1]))
+    monkeypatch.setattr(Rising, "prepared_voxels", lambda self, grid: grid.voxels_of((2, 2, 2)))
+    read: list[str] = []
+    monkeypatch.setattr(scans, "read_nifti", lambda path: read.append(str(path)) or read_nifti(path))
+    monkeypatch.setattr(scans, "read_series", lambda series: pytest.fail("the series was read"))
+    outcome = predict(f"input={tmp_path / 'in'}", "memory=2GiB")
+    outcome.complains("1 of 2 scans failed")
+    (said,) = [line for line in outcome.err.splitlines() if "failed. " in line]
+    for word in (where, taken, "GiB", "memory=", *(["header"] if kind in ("metres", "DICOM") else [])):
+        assert word in said, said
+    assert read == [str(tmp_path / "in" / "small.nii")]
+    assert (tmp_path / "out" / "labels" / "small.nii.gz").is_file()
 
 
 @pytest.mark.parametrize("limit", [10_000_000, 40_000])
@@ -98,4 +147,4 @@ def test_the_copy_for_a_page_takes_less_than_preparing_did(limit: int) -> None:
     label = np.asfortranarray((scan.array[0] > 110).astype(np.uint8))
     entropy = np.asfortranarray(np.random.default_rng(1).random(SHAPE, np.float32))
     taken = peak(lambda: display_copy(scan, label, entropy, limit))
-    assert scan.array.nbytes + taken < SCAN_COPIES * scan.array.nbytes + 100_000
+    assert scan.array.nbytes + taken < COPIES * scan.array.nbytes + 100_000

@@ -18,7 +18,7 @@ from predict_toys import BALLS, Rising, Threshold, save, scene, write_run
 from dualseg.data import Folder
 from dualseg.data.checking.doubts import scan_doubts
 from dualseg.data.reading import VolumeReader
-from dualseg.data.volumes import Image
+from dualseg.data.volumes import Grid, Image
 from dualseg.errors import DualsegError
 from dualseg.inference import SlidingWindow
 from dualseg.inference.predictor import MAPS, Member, Predictor
@@ -57,7 +57,8 @@ def test_on_disk_the_result_is_bit_for_bit_that_in_memory(tmp_path) -> None:
     image = Image(scene(AFFINE, SHAPE)[0][None], AFFINE)
     ours = predictor(0.4, 0.5, 0.6)
     in_memory = ours(image, "scan", 2**34, tmp_path / "never", MAPS)  # a file there could not be made
-    on_disk = ours(image, "scan", ours.needs(image), tmp_path, MAPS)
+    needed = ours.needs(Grid(SHAPE, AFFINE))
+    on_disk = ours(image, "scan", needed, tmp_path, MAPS)
     for name in ("label", *MAPS):
         got, expected = getattr(on_disk, name), getattr(in_memory, name)
         np.testing.assert_array_equal(got, expected)
@@ -65,7 +66,7 @@ def test_on_disk_the_result_is_bit_for_bit_that_in_memory(tmp_path) -> None:
     assert on_disk.measures == in_memory.measures
     assert not any(tmp_path.iterdir())
     with pytest.raises(DualsegError, match="42 x 30 x 25 voxels take at least"):
-        ours(image, "scan", ours.needs(image) - 1, tmp_path)
+        ours(image, "scan", needed - 1, tmp_path)
 
 
 def test_entropy_disagreement_and_measures_by_hand(tmp_path, monkeypatch) -> None:

@@ -65,7 +65,7 @@ def test_a_name_is_stable():
     [
         "output=elsewhere", "overwrite=true", "logger=wandb", "data.root=/other", "data.num_workers=2",
         "trainer.accelerator=cpu", "trainer.progress_bar=false", "trainer.log_every=3", "trainer.checkpoint_every=7",
-        "trainer.checkpoints_kept=4",
+        "trainer.checkpoints_kept=4", "data.memory=9GiB",
     ],
 )  # fmt: skip
 def test_what_does_not_decide_the_result_keeps_the_name(override):

@@ -1,6 +1,7 @@
 """One walk over a dataset: each image, and each label that the split lets be opened, is read once."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, TypeVar
 
@@ -11,10 +12,12 @@ from dualseg.data.checking.content import content_hash, mirror_ratios, mirrored_
 from dualseg.data.checking.doubts import file_doubts, read_doubting
 from dualseg.data.checking.geometry import grid_problem, spacing_by_direction
 from dualseg.data.checking.lost import lost_classes, lost_pieces
+from dualseg.data.memory import Size, size_of, size_problems
 from dualseg.data.problems import KINDS, Kind, Problem, VolumeError, image_problems, is_invertible, label_problems
 from dualseg.data.splits import Split
 from dualseg.data.volumes import Grid, Image, VolumeSource, label_dtype
 from dualseg.errors import DualsegError
+from dualseg.machine import MemoryLimit
 
 ROLES = ("labeled", "unlabeled", "validation", "unscored", "test")
 WITHOUT_LABEL = ("unlabeled", "unscored")
@@ -53,23 +56,31 @@ class Findings:
     notes: list[str] = field(default_factory=list)
 
 
-def check_dataset(source: VolumeSource, split: Split, downsample: float = 1.0) -> Findings:
+def check_dataset(
+    source: VolumeSource, split: Split, downsample: float = 1.0, limit: MemoryLimit | None = None
+) -> Findings:
     """Read the volumes of a split, and the source's unscored ones, once and say everything that is wrong with them.
 
-    A volume that cannot be read is a finding and stops nothing. Labels of unlabeled cases are never opened.
-    `downsample`: as training shrinks volumes, see `VolumeReader`.
+    A volume that cannot be read is a finding and stops nothing; one that its header makes too large is a finding and
+    not read, nor is its label. Labels of unlabeled cases are never opened.
+
+    Args:
+        source: the dataset.
+        split: of it.
+        downsample: as training shrinks volumes, see `VolumeReader`.
+        limit: what one volume may take of memory; None: what this machine offers.
     """
     walk = _Walk(source, downsample)
     cases_of = {role: source.unscored_cases if role == "unscored" else getattr(split, role) for role in ROLES}
     cases = [(case, role) for role in ROLES for case in cases_of[role]]
+    walk.foresee([case for case, _ in cases], limit or MemoryLimit.of("data.memory"))
     for case, role in tqdm(cases, desc="Checking volumes", unit="volume", leave=False, delay=1):
         walk.visit(case, role)
     walk.compare()
     walk.found += [Finding("not read", "-", "-", text) for text in source.not_read]
     walk.found.sort(key=lambda finding: KINDS.index(finding.kind))  # stable: within a kind as they were found
     images = {role: len(cases) for role, cases in cases_of.items() if cases}
-    labels = sum(count for role, count in images.items() if role not in WITHOUT_LABEL)
-    return Findings(walk.found, images, labels, walk.notes())
+    return Findings(walk.found, images, walk.labels, walk.notes())
 
 
 class _Walk:
@@ -82,11 +93,27 @@ class _Walk:
         self.roles: dict[str, str] = {}
         self.hashes: dict[str, list[str]] = {}  # content -> cases
         self.spacings: dict[str, np.ndarray] = {}
+        self.labels = 0  # that were asked for
         self.mirrors: dict[str, np.ndarray] = {}
         self.pieces: dict[int, list[tuple[int, int]]] = {}  # class -> of each case, how many are lost, how many it has
+        self.too_large: dict[str, Problem] = {}
+
+    def foresee(self, cases: Sequence[str], limit: MemoryLimit) -> None:
+        """What is too large, by the headers of all cases."""
+        sizes: dict[str, Size] = {}
+        for case in tqdm(cases, desc="Reading headers", unit="volume", leave=False, delay=1):
+            with suppress(Exception):  # `visit` says what is wrong with it
+                size = size_of(self.source, case)
+                if size is not None:
+                    sizes[case] = size
+        self.too_large = size_problems(sizes, limit)
 
     def visit(self, case: str, role: str) -> None:
         self.roles[case] = role
+        if problem := self.too_large.get(case):
+            self._say(problem.kind, case, "image", f"{problem.text} It was not read.")
+            self._doubt(case, self._read(case, "image", lambda: file_doubts(self.source, case, "image")) or [])
+            return
         image, doubts = self._read(case, "image", lambda: read_doubting(self.source, case)) or (None, [])
         grid = self._read(case, "image", lambda: self.source.stored_grid(case, "image")) if image else None
         self._doubt(case, doubts)
@@ -103,6 +130,7 @@ class _Walk:
             self._visit_label(case, image, grid)
 
     def _visit_label(self, case: str, image: Image | None, image_grid: Grid | None) -> None:
+        self.labels += 1
         label = self._read(case, "label", lambda: self.source.read_label(case))
         if label is None:
             return
@@ -193,6 +221,8 @@ class _Walk:
             finding = Finding(kind, self.roles[case], case, str(error))
             if finding not in self.found:  # image and label may be in one file
                 self.found.append(finding)
+        except MemoryError as error:
+            self._say("memory", case, part, f"takes more memory than there is ({error}).")
         except Exception as error:  # a source of yours may let anything through; the other files are still to be read
             self._say("unreadable", case, part, f"cannot be read ({type(error).__name__}: {error}).")
         return None

@@ -9,7 +9,11 @@ import h5py
 import numpy as np
 from nibabel.affines import voxel_sizes
 
+from dualseg.data.memory import Size, size_problems
+from dualseg.data.volumes import Grid, Image
+from dualseg.errors import DualsegError
 from dualseg.files import read_json, replacing, write_json
+from dualseg.machine import MemoryLimit
 from dualseg.preparation.base import Preparation, Volume
 from dualseg.preparation.picture import write_picture
 
@@ -43,11 +47,21 @@ def prepare_case(
     """
     target = preparation.file(out, case)
     raw = preparation.read(case, files)
+    _check_memory(preparation, case, raw.image)
     prepared = preparation.prepare(case, raw)
     _write_volumes(target, prepared)
     if picture is not None:
         write_picture(picture, f"{case}, crop={preparation.crop}", prepared.image.array[0], prepared.label)
     write_json(record_file(target), _record(preparation, case, raw, prepared))
+
+
+def _check_memory(preparation: Preparation, case: str, image: Image) -> None:
+    """Raises: DualsegError where resampling would make more of a case than this machine holds."""
+    grid = Grid(image.array.shape[1:], image.affine, len(image.array))
+    voxels = grid.voxels_of((preparation.source.spacing,) * 3)
+    size = Size(case, grid, grid.channels, voxels, None)  # the spacing is the protocol's, and not to be changed
+    for problem in size_problems({case: size}, MemoryLimit.of("workers")).values():
+        raise DualsegError(f"its image {problem.text}")
 
 
 def _write_volumes(path: Path, volume: Volume) -> None:

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -55,6 +56,20 @@ def short_lists(monkeypatch: pytest.MonkeyPatch) -> None:
 def rows_of(out: Path) -> list[dict[str, str]]:
     with (out / "summary.csv").open() as file:
         return list(csv.DictReader(file))
+
+
+def test_a_header_of_another_scale_is_refused_before_it_is_resampled(raw, tmp_path, command):
+    rng = np.random.default_rng(1)
+    label = np.zeros((40, 36, 8))
+    label[12:25, 10:22, 2:6] = 255
+    shutil.rmtree(raw / CASES[1])
+    write_la(raw / CASES[1], rng.integers(80, 120, label.shape), label, lps_affine((62.5,) * 3, (0, 0, 0)))
+    ended = command(prepare.main, "data=la", f"raw={raw}", f"out={tmp_path / 'out'}", "workers=1")
+    ended.complains(CASES[1])
+    (said,) = [line for line in ended.out.splitlines() if line.startswith(f"{CASES[1]}: ")]
+    for word in ("40 x 36 x 8 voxels of 62.5 x 62.5 x 62.5 mm", "11,520,000,000 voxels", "GiB", "header"):
+        assert word in said
+    assert not (tmp_path / "out" / CASES[1]).exists() and (tmp_path / "out" / CASES[2] / "mri_norm2.h5").exists()
 
 
 @pytest.mark.parametrize("workers", [1, 2])

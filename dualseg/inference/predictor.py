@@ -110,7 +110,8 @@ class Predictor:
             return
         size, mend = f"{' x '.join(map(str, grid.shape))} voxels", "give memory=... more"
         if prepared > math.prod(grid.shape):
-            size += f", {prepared / 1e6:.3g} million once resampled from {grid.edges},"
+            millions = f"{prepared / 1e6:.3g}" if prepared < 1e9 else f"{prepared / 1e6:,.0f}"
+            size += f", {millions} million once resampled from {grid.edges},"
             mend += ", or correct the header if that is not its spacing"
         raise DualsegError(f"{where}: {size} take at least {needed / 2**30:,.1f} GiB; {mend}.")
 

@@ -8,7 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from dualseg.data.problems import Problem, VolumeError
-from dualseg.data.volumes import Grid, VolumeSource
+from dualseg.data.volumes import Grid, VolumeSource, label_dtype
 from dualseg.errors import DualsegError
 from dualseg.machine import MemoryLimit, size_text
 
@@ -158,8 +158,13 @@ class MemoryCheck:
         for case, problem in size_problems(self._known, self.limit).items():
             raise VolumeError(problem.kind, f"{self._known[case].where} {problem.text}")
         kept = {case: self._shrunk_bytes(case) for case in (*labeled, *unlabeled, *cached) if case in self._known}
-        kept |= {case: kept[case] + int(self.shrunk * self._known[case].voxels) for case in labeled if case in kept}
-        kept |= {case: kept[case] + self._own(self._known[case]) for case in cached if case in kept}
+        label = np.dtype(label_dtype(len(self.source.class_names))).itemsize
+        for case in labeled:
+            if case in kept:
+                kept[case] += int(self.shrunk * label * self._known[case].voxels)
+        for case in cached:
+            if case in kept:
+                kept[case] += label * self._own(self._known[case])
         self.held += sum(kept.values())
         self._check_held(kept)
         for case in (*cached, *evaluated):

@@ -74,7 +74,7 @@ def test_a_header_of_another_scale_is_named_before_anything_is_resampled(root, r
         spaced(label, factor, unit)
     source = Folder(root)
     split = Split(source.train_cases, source.unlabeled_cases, (), ())
-    found = [finding for finding in check_dataset(source, split, AMPLE).found if "was not read" in finding.text]
+    found = [finding for finding in check_dataset(source, split, limit=AMPLE).found if "was not read" in finding.text]
     assert [(finding.kind, finding.case) for finding in found] == [("spacing", case)]
     voxels = source.prepared_voxels(read_grid(image))
     edges = " x ".join(f"{edge:.4g}" for edge in read_grid(image).spacing)

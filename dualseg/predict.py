@@ -22,6 +22,7 @@ def predict(options: "Options") -> Path:
     Raises:
         DualsegError: whatever the user can mend, before the first scan; or, after all others, scans have failed.
     """
+    from dualseg.data.dicom import left_out_line
     from dualseg.data.not_read import some
     from dualseg.prediction.options import classes_to_clean
     from dualseg.prediction.outputs import PredictionFolder
@@ -49,9 +50,11 @@ def predict(options: "Options") -> Path:
         raise DualsegError(f"report=true: the page shows 256 classes, the run has {len(class_names)}; leave it out.")
     folder = PredictionFolder(options.output, class_names)
     folder.check(options.input)
-    scans, passed_over = find_scans(options.input, channels, options.identifiers)
+    scans, passed_over, left_out = find_scans(options.input, channels, options.identifiers)
     if passed_over:
         print(f"Passed over as no scans: {len(passed_over)} files ({some(passed_over)})", file=sys.stderr)
+    if left_out:
+        print(left_out_line(left_out), file=sys.stderr)
     checkpoints = checkpoints_of(runs)
 
     from dualseg import assembly
@@ -59,7 +62,7 @@ def predict(options: "Options") -> Path:
 
     device = device_of(options.device)
     predictor = assembly.build_predictor(runs, sources, trust, options.overlap, options.mirror, device)
-    folder.open(describe(options, predictor, class_names, checkpoints, passed_over))
+    folder.open(describe(options, predictor, class_names, checkpoints, passed_over, left_out))
     failed = predict_scans(predictor, scans, folder, options, channels, clean)
     if failed:
         what = "the only scan" if len(scans) == 1 else f"{len(failed)} of {len(scans)} scans"

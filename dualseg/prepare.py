@@ -23,6 +23,7 @@ def prepare(options: "Options") -> "Outcome":
     Raises:
         DualsegError: whatever the user can mend, before the first case; or, after all others, cases have failed.
     """
+    from dualseg.data.dicom import left_out_line
     from dualseg.preparation.summary import write_summary
     from dualseg.preparation.work import prepare_dataset
 
@@ -34,6 +35,8 @@ def prepare(options: "Options") -> "Outcome":
     print(f"Prepared: {len(outcome.finished)} cases in {out}{kept}; crop={preparation.crop}")
     if outcome.unlisted:
         print(f"Left out: {outcome.unlisted} cases that are in no list of data={preparation.source.name}")
+    if outcome.left_out:
+        print(left_out_line(outcome.left_out))
     if outcome.not_in_download:
         names = ", ".join(outcome.not_in_download)
         print(f"Not there: {names}, which today's public download lacks; training from {out} leaves them out")

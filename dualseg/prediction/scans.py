@@ -1,17 +1,17 @@
 """The scans that `input=` names, found and read."""
 
 import re
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from pydicom.misc import is_dicom
 
 from dualseg.data.checking.geometry import grid_problem, shear_problem
 from dualseg.data.checking.header import header_problems
-from dualseg.data.dicom import Series, find_series, read_series, series_grid
+from dualseg.data.dicom import Series, SeriesFound, damage_of, find_series, left_out_line, read_series
 from dualseg.data.formats import READ, SUFFIX, one_file_each, stem_of, stored_volume
 from dualseg.data.layouts import CHANNEL
 from dualseg.data.not_read import PICTURES, is_document, some, unread
@@ -134,12 +134,12 @@ class DicomScan:
         return str(self.folder) if self.identified else ""
 
     def grid(self, channels: int) -> Grid:
-        """Its grid by the headers alone, about: whether it is a volume is seen on reading it.
+        """Its grid by the headers alone.
 
         Raises:
-            DualsegError: a header is damaged, or the networks take several channels.
+            DualsegError: as `read`, where the headers show it.
         """
-        return series_grid(self._volume(channels))
+        return self._volume(channels).grid
 
     def read(self, channels: int) -> Scan:
         """Read it.
@@ -153,8 +153,7 @@ class DicomScan:
 
     def _volume(self, channels: int) -> Series:
         if self.damaged or self.series is None:
-            mend = "slices of the series beside it may be missing; download them again"
-            raise DualsegError(f"{self.damaged[0]}: is DICOM with a damaged header; {mend}.")
+            raise DualsegError(damage_of(self.damaged[0]))
         if channels > 1:
             raise DualsegError(f"{self.where}: is one channel, the networks take {channels}; convert them to NIfTI.")
         return self.series
@@ -207,10 +206,17 @@ AnyScan = FileScan | DicomScan | UnreadFile
 
 
 class Found(NamedTuple):
-    """`scans`: to be predicted, or to be told of. `passed_over`: files that are obviously none."""
+    """What the inputs hold.
+
+    Attributes:
+        scans: to be predicted, or to be told of.
+        passed_over: files that are obviously none.
+        left_out: kind of DICOM file -> how many add to no scan.
+    """
 
     scans: list[AnyScan]
     passed_over: list[Path]
+    left_out: Counter[str]
 
 
 def find_scans(inputs: Sequence[str | Path], channels: int, identifiers: bool = False) -> Found:
@@ -230,6 +236,7 @@ def find_scans(inputs: Sequence[str | Path], channels: int, identifiers: bool = 
     """
     found: list[AnyScan] = []
     passed_over: list[Path] = []
+    left_out: Counter[str] = Counter()
     paths = [Path(given).expanduser() for given in inputs]
     files = {*one_file_each(path for path in paths if not path.is_dir())}
     for given, path in zip(inputs, paths, strict=True):
@@ -237,6 +244,7 @@ def find_scans(inputs: Sequence[str | Path], channels: int, identifiers: bool = 
             below = _below(path, channels, identifiers)
             found += below.scans
             passed_over += below.passed_over
+            left_out += below.left_out
         elif not path.exists():
             raise DualsegError(f"input={given}: no such file or folder.")
         elif not SUFFIX.search(path.name):
@@ -258,26 +266,29 @@ def find_scans(inputs: Sequence[str | Path], channels: int, identifiers: bool = 
         check_printable("scan", [name, scan.source or name])
         taken.add(name)
         scans.append(replace(scan, name=name))
-    return Found(scans, passed_over)
+    return Found(scans, passed_over, left_out)
 
 
 def _below(folder: Path, channels: int, identifiers: bool) -> Found:
     """Raises: DualsegError where there is no scan that can be read."""
     files = list(files_below(folder, hidden=True))
     volumes = one_file_each(file for file in files if not file.name.startswith("."))
-    dicom = list(_dicom_below(folder, identifiers, {*volumes}))
-    of_dicom = {file for scan in dicom for file in (*(scan.series.files if scan.series else ()), *scan.damaged)}
-    left = [file for file in unread(files, {*volumes, *of_dicom}) if not _is_dicom(file)]
+    series = find_series(folder)
+    left_out = Counter({kind: len(paths) for kind, paths in series.left_out.items()})
+    dicom = list(_dicom_scans(folder, series, identifiers, {*volumes}))
+    left = unread(files, {*volumes, *series.files})
     passed_over = [file for file in left if PICTURES.fullmatch(file.suffix) or is_document(file)]
     others = sorted({*left} - {*passed_over})
     if not volumes and not dicom:
         held = f"; files not read: {len(left)} ({some([*others, *passed_over])})" if left else ""
         what = f"holds neither {READ} nor DICOM series of slices"
-        raise DualsegError(f"input={folder}: {what}{held}; convert scans, such as multi-frame DICOM, to NIfTI.")
+        if left_out:
+            held = f". {left_out_line(left_out)}{held}"
+        raise DualsegError(f"input={folder}: {what}{held}; convert scans to NIfTI.")
     unread_files = [
         UnreadFile(_name_below(folder, file), file, identifiers or not _DICOM_NAME.search(file.name)) for file in others
     ]
-    return Found([*_file_scans(folder, volumes, channels), *dicom, *unread_files], passed_over)
+    return Found([*_file_scans(folder, volumes, channels), *dicom, *unread_files], passed_over, left_out)
 
 
 def _file_scans(folder: Path, volumes: Sequence[Path], channels: int) -> Iterator[FileScan]:
@@ -296,21 +307,8 @@ def _name_below(folder: Path, file: Path) -> str:
     return stem_of("_".join(file.relative_to(folder).parts))
 
 
-def _is_dicom(file: Path) -> bool:
-    """Such as a report or a single slice: no scan, which `_dicom_below` has seen."""
-    try:
-        return file.is_file() and is_dicom(file)
-    except OSError:
-        return False
-
-
-def _dicom_below(folder: Path, identifiers: bool, volumes: Collection[Path]) -> Iterator[DicomScan]:
-    """Its series of several slices; a single one, such as a scout view, is no volume and is passed over.
-
-    Args:
-        volumes: files of other formats, which are no damaged DICOM either.
-    """
-    found = find_series(folder)
+def _dicom_scans(folder: Path, found: SeriesFound, identifiers: bool, volumes: Collection[Path]) -> Iterator[DicomScan]:
+    """Args: volumes: files of other formats, which are no damaged DICOM either."""
     damaged: dict[Path, list[Path]] = {}
     for path in found.damaged:
         if path not in volumes:
@@ -318,10 +316,9 @@ def _dicom_below(folder: Path, identifiers: bool, volumes: Collection[Path]) -> 
     told: set[Path] = set()
     for series in found.series:
         folders = dict.fromkeys(path.parent for path in series.files)
-        if len(series.files) > 1:
-            beside = tuple(path for own in folders for path in damaged.get(own, []))
-            told.update(beside)
-            yield _dicom_scan(folder, next(iter(folders)), series, beside, identifiers)
+        beside = tuple(path for own in folders for path in damaged.get(own, []))
+        told.update(beside)
+        yield _dicom_scan(folder, next(iter(folders)), series, beside, identifiers)
     for own, paths in damaged.items():
         if not told.issuperset(paths):
             yield _dicom_scan(folder, own, None, tuple(paths), identifiers)

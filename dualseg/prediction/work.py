@@ -42,11 +42,13 @@ def describe(
     class_names: Sequence[str],
     checkpoints: Mapping[str, Any],
     passed_over: Sequence[Path],
+    left_out: Mapping[str, int],
 ) -> dict[str, Any]:
     """prediction.json: how the maps were made. Neither inputs nor the command line, which may name patients.
 
     Args:
         passed_over: files that are no scans, of which their kinds are counted.
+        left_out: kind of DICOM file -> how many added to no scan.
     """
     settings = {key: value for key, value in asdict(options).items() if key not in ("run", "input", "output", "trust")}
     facts = provenance.describe(seed=0, data={})
@@ -58,6 +60,7 @@ def describe(
         "windows": [{"patch_size": m.window.patch_size, "stride": m.window.stride} for m in predictor.members],
         "settings": {**settings, "device": str(predictor.device)},
         "passed_over": dict(Counter(file.suffix.lower() for file in passed_over)),
+        "left_out": dict(sorted(left_out.items())),
     }
 
 

@@ -36,11 +36,13 @@ class Found:
         cases: name -> its files, as `read` takes them.
         failed: name -> why it cannot be prepared, where that is known without reading volumes.
         problems: files that nothing can be done with, one sentence each.
+        left_out: kind of DICOM file -> how many add to no volume.
     """
 
     cases: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    left_out: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from nibabel.affines import voxel_sizes
 
 from dualseg.data import pancreas_ct as dataset
 from dualseg.data.cropping import Box, cropped
-from dualseg.data.dicom import Series, find_series, read_series
+from dualseg.data.dicom import Series, damage_of, find_series, read_series
 from dualseg.data.h5 import shipped_list
 from dualseg.data.nifti import read_grid, read_nifti
 from dualseg.data.preprocessing import resample, to_lps
@@ -39,11 +39,14 @@ class PancreasPreparation(Preparation):
             if match := _LABEL.fullmatch(path.name):
                 labels.setdefault(f"image{match[1]}", []).append(path)
         scans: dict[str, list[Series]] = {}
-        series, damaged = find_series(raw)
-        for one in series:
-            if match := _PATIENT.fullmatch(one.patient.strip()):
+        dicom = find_series(raw)
+        for one in dicom.series:
+            if match := _PATIENT.fullmatch(one.patient):
                 scans.setdefault(f"image{match[1]}", []).append(one)
-        found.problems += [f"{path}: cannot be read as DICOM; download it again." for path in damaged]
+            elif not one.patient and one.problem:  # nobody knows whose it is
+                found.problems.append(one.problem)
+        found.problems += [damage_of(path) for path in dicom.damaged]
+        found.left_out = {kind: len(files) for kind, files in dicom.left_out.items()}
         label_of = once({case: paths for case, paths in labels.items() if case in scans}, found.failed)
         for case, candidates in scans.items():
             if case in label_of:
@@ -72,21 +75,18 @@ class PancreasPreparation(Preparation):
 
 
 def _series_of(candidates: Sequence[Series], label: Path) -> Series:
-    """The series that was labeled: the one with the label's grid, where a patient has several.
-
-    A slice may lie in the series twice, so a series has at least as many files as the label has slices.
-    """
+    """The series that was labeled: the one with the label's grid, where a patient has several."""
     if len(candidates) == 1:
         return candidates[0]
     *in_plane, slices = read_grid(label).shape
-    fitting = [one for one in candidates if sorted(one.shape) == sorted(in_plane) and len(one.files) >= slices]
-    if len(fitting) > 1:
-        fitting = [one for one in fitting if len(one.files) == slices]
+    fitting = [one for one in candidates if sorted(one.shape) == sorted(in_plane) and len(one.files) == slices]
     if len(fitting) != 1:
-        grids = "; ".join(f"{' x '.join(map(str, one.shape))} x {len(one.files)} files" for one in candidates)
+        grids = "; ".join(f"{' x '.join(map(str, one.shape))} x {len(one.files)} slices" for one in candidates)
+        problems = " ".join(one.problem for one in candidates if one.problem)
         raise DualsegError(
             f"{label}: its grid, {' x '.join(map(str, (*in_plane, slices)))}, is that of {len(fitting)} of the "
-            f"patient's series ({grids}; {candidates[0].files[0].parent}); leave the right one alone below raw."
+            f"patient's series ({grids}; {candidates[0].files[0].parent}); leave the right one alone below raw. "
+            f"{problems}".rstrip()
         )
     return fitting[0]
 

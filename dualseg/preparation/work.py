@@ -34,6 +34,7 @@ class Outcome:
         kept: how many of them were there before.
         failed: case -> why.
         problems: files that nothing could be done with.
+        left_out: kind of DICOM file -> how many add to no volume.
         not_in_download: listed cases that are not there, as was to be expected.
         missing: all other listed cases that are not there.
         unlisted: how many cases of the raw folder are in no list.
@@ -43,6 +44,7 @@ class Outcome:
     kept: int = 0
     failed: dict[str, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    left_out: dict[str, int] = field(default_factory=dict)
     not_in_download: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     unlisted: int = 0
@@ -71,6 +73,7 @@ def _prepare(preparation: Preparation, raw: Path, out: Path, workers: int) -> Ou
     outcome = Outcome(
         failed={case: found.failed[case] for case in listed if case in found.failed},
         problems=found.problems,
+        left_out=found.left_out,
         not_in_download=[case for case in absent if case in preparation.not_in_download],
         missing=[case for case in absent if case not in preparation.not_in_download],
         unlisted=len(there - {*listed}),

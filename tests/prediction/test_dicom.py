@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import json
 from pathlib import Path
 
 import nibabel as nib
@@ -9,8 +10,9 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK
-from dicom_toys import SECRETS, compress, write_series, write_slice
+from dicom_toys import SECRETS, compress, dicom_slice, save_slice, strip_header, write_series, write_volume
 from predict_toys import BALLS, save, scene
+from pydicom.uid import RTStructureSetStorage
 
 from dualseg.data.dicom import find_series, read_series
 
@@ -91,12 +93,19 @@ def test_mixed_series_a_scout_and_nifti_in_one_folder(predict, tmp_path) -> None
     folder = tmp_path / "in"
     for seed in (0, 1):
         write_series(folder, seed)
-    scout = {"SeriesInstanceUID": pydicom.uid.generate_uid(), "StudyInstanceUID": "1.2.3", **SECRETS}
-    write_slice(folder / "scout", np.zeros((30, 20)), np.diag([3.0, 3, 3, 1]), 0, 1.0, scout)
+    scout = {"SeriesInstanceUID": "1.9", **SECRETS, "ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}
+    save_slice(folder / "scout", dicom_slice(np.zeros((30, 20)), np.diag([3.0, 3, 3, 1]), 0, **scout))
+    plan = dicom_slice(np.zeros((3, 2)), np.eye(4), 0, SOPClassUID=RTStructureSetStorage, SeriesInstanceUID="1.8")
+    save_slice(folder / "structures.dcm", plan)
     save(folder / "scan.nii.gz", scene(np.diag([2.0, 2, 2, 1]), (32, 30, 28))[0], np.diag([2.0, 2, 2, 1]))
     (folder / "readme.txt").write_text("no image")
-    assert predict(f"input={folder}").code == 0
+    outcome = predict(f"input={folder}")
+    assert outcome.code == 0
     assert list(summary(tmp_path / "out")) == ["scan", "series-001", "series-002"]
+    left_out = {"RT Structure Set": 1, "localizer": 1}
+    assert json.loads((tmp_path / "out" / "prediction.json").read_text())["left_out"] == left_out
+    (line,) = [line for line in outcome.err.splitlines() if line.startswith("Left out")]
+    assert "2 DICOM files" in line and all(f"1 {kind}" in line for kind in left_out)
 
 
 def fails_beside_a_good_one(predict, tmp_path, *words: str) -> None:
@@ -142,7 +151,7 @@ def test_headers_that_break_off(predict, tmp_path, length, share) -> None:
     outcome = predict(f"input={tmp_path / 'in'}")
     assert outcome.code == 2 and "Traceback" not in outcome.err
     (message,) = [line for line in outcome.err.splitlines() if ": failed." in line]
-    assert str(folder) in message and "is DICOM with a damaged header" in message
+    assert f"{folder}/0-" in message
     assert sorted(row["status"] for row in summary(tmp_path / "out").values()) == ["failed", "predicted"]
 
 
@@ -170,3 +179,27 @@ def test_a_run_of_several_channels(predict, run, tmp_path) -> None:
     outcome = predict(f"input={tmp_path / 'in'}")
     outcome.complains("the only scan failed")
     assert "is one channel, the networks take 4" in outcome.err
+
+
+def test_single_slices_alone_are_counted_in_the_message(predict, tmp_path) -> None:
+    for k in range(3):
+        own = dicom_slice(np.zeros((4, 3)), np.eye(4), k, SeriesInstanceUID=f"1.2.{k}")
+        save_slice(tmp_path / f"{k}", own)
+    predict(f"input={tmp_path}", f"output={tmp_path}-out").complains(str(tmp_path), "3 single slice")
+
+
+def test_slices_without_a_preamble_among_others(predict, tmp_path) -> None:
+    """As some exports leave a part of a series: it must not be taken for the whole."""
+    write_volume(tmp_path / "in", *still())
+    for k, kind in ((25, (True, True)), (26, (False, True)), (27, (False, False))):
+        strip_header(tmp_path / "in" / f"IM{k:04d}.dcm", *kind)
+    assert predict(f"input={tmp_path / 'in'}").code == 0
+    assert nib.load(tmp_path / "out" / "labels" / "series-001.nii.gz").shape == SHAPE
+    (tmp_path / "in" / "IM0027.dcm").write_bytes((tmp_path / "in" / "IM0027.dcm").read_bytes()[:100])
+    outcome = predict(f"input={tmp_path / 'in'}", f"output={tmp_path / 'again'}")
+    assert outcome.code == 2 and "IM0027.dcm" in outcome.err
+
+
+def still() -> tuple[np.ndarray, np.ndarray]:
+    affine = np.diag([1.6, 1.9, 2.5, 1])
+    return np.round(1000 * scene(affine, SHAPE)[0]), affine

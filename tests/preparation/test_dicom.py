@@ -62,15 +62,15 @@ def test_several_series_in_one_folder_are_told_apart(tmp_path):
     (tmp_path / "LICENSE").write_text("text")
     (tmp_path / ".hidden").write_bytes((tmp_path / "a000000").read_bytes())
     found = find_series(tmp_path)
-    assert sorted((s.patient, len(s.files)) for s in found.series) == [("A", 1), ("A", 6), ("B", 6)]
+    assert sorted((s.patient, len(s.files)) for s in found.series) == [("A", 6), ("B", 6)]
     assert not found.damaged
+    assert [*found.left_out] == ["single slice"] and len(found.left_out["single slice"]) == 1
     for series in found.series:
-        if len(series.files) > 1:
-            np.testing.assert_array_equal(read_series(series).array[0], noise(1 if series.patient == "A" else 2))
+        np.testing.assert_array_equal(read_series(series).array[0], noise(1 if series.patient == "A" else 2))
 
 
-def test_one_uid_with_two_grids_is_two_series(tmp_path):
-    """A scout often bears the uid of the scan."""
+def test_one_uid_with_two_grids_at_the_same_places_is_two_series(tmp_path):
+    """Two fields of view of one scan."""
     write_series(tmp_path, noise(), AFFINE, "A", prefix="a", uid="1.2.3.4")
     write_series(tmp_path, noise()[:8], AFFINE, "A", prefix="b", uid="1.2.3.4")
     assert sorted(s.shape for s in find_series(tmp_path).series) == [(8, 7), (11, 7)]
@@ -151,13 +151,7 @@ def frames(files: list[Path]) -> str:
     return "holds several frames"
 
 
-def alone(files: list[Path]) -> str:
-    for path in files[1:]:
-        path.unlink()
-    return "the only slice of its series"
-
-
-@pytest.mark.parametrize("damage", [lose, shift, differ, move, tilt, compress, truncate, frames, alone])
+@pytest.mark.parametrize("damage", [lose, shift, differ, move, tilt, compress, truncate, frames])
 def test_what_is_no_volume_is_refused_by_name(tmp_path, damage):
     files = write_series(tmp_path, noise(), AFFINE, "A")
     message = damage(files)
@@ -173,11 +167,13 @@ def garble(path: Path, text: bytes) -> None:
     path.write_bytes(content.replace(text, b"x" * len(text), 1))
 
 
-def test_damaged_headers_are_reported(tmp_path):
+def test_a_header_that_cannot_be_read_fails_its_series_alone(tmp_path):
     files = write_series(tmp_path, noise(), AFFINE, "A")
-    garble(files[0], b"0.900000")  # of PixelSpacing: it cannot even be said which series this belongs to
+    write_series(tmp_path, noise(1), AFFINE, "B", prefix="b")
+    garble(files[0], b"0.900000")  # of PixelSpacing
     found = find_series(tmp_path)
-    assert found.damaged == [files[0]] and [len(series.files) for series in found.series] == [5]
-    garble(files[3], b"-31.500000")  # of the position
-    with pytest.raises(DualsegError, match=f"{files[3]}: its header or pixels cannot be read"):
-        read_series(found.series[0])
+    assert not found.damaged
+    by_patient = {series.patient: series for series in found.series}
+    assert read_series(by_patient["B"]).array.shape == (1, *SHAPE)
+    with pytest.raises(DualsegError, match=f"{files[0]}: PixelSpacing"):
+        read_series(by_patient["A"])

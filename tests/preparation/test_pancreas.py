@@ -221,6 +221,12 @@ def two_series_alike(raw: Path, files: list[Path]) -> str:
     return r"is that of 2 of the patient's series"
 
 
+def of_several_a_damaged_one(raw: Path, files: list[Path]) -> str:
+    write_series(raw / "dicom2", volumes()[0][:, :, :9], AFFINE, "PANCREAS_0001")
+    files[10].unlink()
+    return r"is that of 0 of the patient's series.*slices 1 missing"
+
+
 def labels_of_another_kind(raw: Path, files: list[Path]) -> str:
     write_nifti_label(raw / "labels" / "label0001.nii.gz", 3 * volumes()[1].astype(int), AFFINE, "LPS")
     return r"label0001\.nii\.gz: holds the values 0, 3; expected 0, 1"
@@ -234,7 +240,16 @@ def truncated_label(raw: Path, files: list[Path]) -> str:
 
 @pytest.mark.parametrize(
     "damage",
-    [missing_slice, missing_end, wrong_header, wrong_size, two_series_alike, labels_of_another_kind, truncated_label],
+    [
+        missing_slice,
+        missing_end,
+        wrong_header,
+        wrong_size,
+        two_series_alike,
+        of_several_a_damaged_one,
+        labels_of_another_kind,
+        truncated_label,
+    ],
 )
 def test_a_bad_case_names_its_file_and_leaves_nothing(tmp_path, damage):
     files = write_raw(tmp_path / "raw")
@@ -244,6 +259,18 @@ def test_a_bad_case_names_its_file_and_leaves_nothing(tmp_path, damage):
     assert str(tmp_path / "raw") in str(caught.value)
     assert "Doe" not in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_files_that_add_to_no_volume_are_counted_and_series_of_nobody_are_told(tmp_path):
+    files = write_raw(tmp_path)
+    (tmp_path / "dicom" / "again").write_bytes(files[3].read_bytes())
+    write_series(tmp_path / "dicom", volumes()[0][:, :, :1], AFFINE, "PANCREAS_0001", prefix="scout")
+    for path in write_series(tmp_path / "other", volumes()[0][:, :, :3], AFFINE, "", prefix="x"):
+        edit_slice(path, NumberOfFrames=2)
+    found = PancreasPreparation("ground_truth").find(tmp_path)
+    assert [*found.cases] == ["image0001"] and found.left_out == {"repeated slice": 1, "single slice": 1}
+    (problem,) = found.problems
+    assert str(tmp_path / "other") in problem and "several frames" in problem
 
 
 def test_a_series_without_its_label_is_known_before_reading(tmp_path):

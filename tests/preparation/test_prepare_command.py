@@ -206,10 +206,12 @@ def test_pancreas_without_the_two_cases_that_the_download_lacks(tmp_path, comman
     raw, out = tmp_path / "raw", tmp_path / "out"
     for number in (1, 2, 25):
         write_raw(raw, number=number, prefix=str(number))
-    for path in (raw / "dicom").glob("25*"):
-        path.unlink()
+    first, *others = (raw / "dicom").glob("25*")
+    for path in others:
+        path.unlink()  # what is left is a single slice
     ended = command(prepare.main, "data=pancreas", f"raw={raw}", f"out={out}", "workers=1")
     assert ended.code == 0, ended.err
+    assert "Left out of volumes: 1 DICOM files (1 single slice)" in ended.out and first.exists()
     assert "Not there: image0025, image0070, which today's public download lacks" in ended.out
     source = PancreasCT(out)
     assert len(source.train_cases) == 61 and len(source.test_cases) == 19

@@ -1,7 +1,7 @@
 # Every target makes .venv and installs the pinned dependencies first, if they are missing or their list has changed.
 .DEFAULT_GOAL := help
 STUDIES := la-main la-label-count la-ablation la-networks pancreas-main brats-main
-.PHONY: help demo test test-slurm check bench $(STUDIES) reproduce tables clean
+.PHONY: help demo test test-slurm drill check bench $(STUDIES) reproduce tables clean
 
 PYTHON ?= python3
 WORKERS ?= 2
@@ -29,6 +29,10 @@ test: $(INSTALLED) ## run all tests, WORKERS=2 processes at a time
 
 test-slurm: $(INSTALLED) ## a sweep on a real Slurm of one machine, as root (apt-get install slurm-wlm munge); minutes
 	@$(BIN)/python tests/slurm/run.py
+
+# Each prints its figures, and goes on after one that failed.
+drill: $(INSTALLED) ## damage 1,050 files, kill commands 200 times, signal every process of a training; an hour
+	@failed=0; for part in files kills signals; do $(BIN)/python tests/drill/$$part.py || failed=1; done; exit $$failed
 
 check: $(INSTALLED) ## lint (ruff), formatting (ruff format) and types (mypy)
 	$(BIN)/ruff check .

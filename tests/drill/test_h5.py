@@ -5,7 +5,6 @@ python tests/drill/test_h5.py [MUTANTS]
 
 import multiprocessing
 import random
-import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -82,8 +81,3 @@ def test_damaged_volumes_are_refused_or_read_as_written():
     found = drill(40)
     assert {*found} <= {"refused", "as written"}, found
     assert found["refused"] > 25
-
-
-if __name__ == "__main__":
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else 300
-    print(f"{count} damaged HDF5 files: {dict(drill(count))}")

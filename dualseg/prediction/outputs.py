@@ -129,7 +129,7 @@ class PredictionFolder:
             raise
 
     def write_summary(self, rows: Sequence[Row]) -> None:
-        """Write summary.csv: one row a scan, those without a prediction too.
+        """Write summary.csv, unless it says so already: one row a scan, those without a prediction too.
 
         Raises:
             DualsegError: it cannot be written.
@@ -145,7 +145,8 @@ class PredictionFolder:
             measures = [_number(row.measures.get(name, math.nan), 6) for name in MEASURES]
             ends = [f"{row.seconds:.1f}", row.source, row.problem]
             table.writerow([row.scan, status, "; ".join(look_at), *ml, *measures, *ends])
-        write_text(self.summary_file, text.getvalue())
+        if not self.summary_file.is_file() or self.summary_file.read_bytes() != text.getvalue().encode():
+            write_text(self.summary_file, text.getvalue())
 
 
 def _number(value: float, digits: int) -> str:

@@ -168,16 +168,18 @@ def _comparable(content: Mapping[str, Any]) -> dict[str, str]:
 def _entry(name: str, facts: Mapping[str, Any]) -> Entry:
     if Path(name).name != name:  # files are called so
         raise KeyError(name)
-    origin = Origin(facts["place"], facts["state"])
-    if "seconds" not in facts:
-        return Entry(origin)
-    measures = {key: math.nan if value is None else value for key, value in facts["measures"].items()}
-    return Entry(origin, Row(name, "", volumes=facts["volumes"], measures=measures, seconds=facts["seconds"]))
+    row = facts.get("row")
+    if row is not None:
+        measures = {key: math.nan if value is None else value for key, value in row["measures"].items()}
+        row = Row(name, "", **{**row, "measures": measures})
+    return Entry(Origin(facts["place"], facts["state"]), row)
 
 
 def _facts(entry: Entry) -> dict[str, Any]:
     facts: dict[str, Any] = entry.origin._asdict()
     if entry.row:
-        measures = {key: None if math.isnan(value) else value for key, value in entry.row.measures.items()}
-        facts |= {"volumes": entry.row.volumes, "measures": measures, "seconds": entry.row.seconds}
+        row = {key: value for key, value in asdict(entry.row).items() if key not in ("scan", "source", "problem")}
+        # JSON has no NaN
+        row["measures"] = {key: None if math.isnan(value) else value for key, value in row["measures"].items()}
+        facts["row"] = row
     return facts

@@ -6,11 +6,15 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dualseg.cli import run_with_words
 from dualseg.errors import DualsegError
 from dualseg.words import TRUST
+
+if TYPE_CHECKING:
+    from dualseg.runs.folder import RunFolder
+    from dualseg.runs.trusted import Trust
 
 HELP = (
     """dualseg-evaluate run=RUN_FOLDER [run=RUN_FOLDER ...] [split=test|validation] [key=value ...]
@@ -44,9 +48,9 @@ def evaluate(
     Raises:
         DualsegError: whatever the user can mend.
     """
-    from dualseg.runs.evaluation import settings_of_evaluation
+    from dualseg.runs.evaluation import settings_of_evaluation, writing_evaluation
     from dualseg.runs.folder import RunFolder
-    from dualseg.runs.settings import check, check_source
+    from dualseg.runs.settings import check
     from dualseg.runs.trusted import Trust
 
     folders = [RunFolder.existing(run) for run in runs]
@@ -58,12 +62,15 @@ def evaluate(
         trust.check({**folder.config(), "data": settings["data"]}, folder.config_file)
     check(settings)
     label = split if len(folders) == 1 else f"{split}-ensemble-of-{len(folders)}"
-    target = RunFolder(output) if output else folders[0].new_evaluation(label)
-    if target.path.exists() and not target.path.is_dir():
-        raise DualsegError(f"output={target.path}: is a file; give a folder.")
-    # slices alone are what an evaluation that was stopped has left
-    if target.path.exists() and any(p != target.slices for p in target.path.iterdir()):
-        raise DualsegError(f"output={target.path}: is not empty; evaluations are never written over earlier ones.")
+    with writing_evaluation(folders[0], label, output) as target:
+        return _evaluate(folders, split, target, settings, trust)
+
+
+def _evaluate(
+    folders: "list[RunFolder]", split: str, target: "RunFolder", settings: dict[str, Any], trust: "Trust"
+) -> Path:
+    from dualseg.runs.settings import check_source
+
     source = trust.source(settings["data"]["source"], f"{folders[0].config_file}: data.source")
     check_source(settings, source)
 

@@ -1,39 +1,114 @@
 """Files that are written whole or not at all; files below a folder."""
 
+import fcntl
 import json
 import os
+import re
 import secrets
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from dualseg.errors import DualsegError
 
+TEMPORARY = re.compile(r"\.[0-9a-f]{8}\.tmp\.(.+)", re.DOTALL)  # the name of `temporary_beside`, and that of its target
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside `path`; when the block ends well, sync that file and rename it to `path`.
+    """Give a temporary file beside `path`; when the block ends well, sync that file and rename it to `path`.
 
-    Whatever fails, `path` keeps its former content and no temporary file stays. The temporary name is hidden and keeps
-    the suffixes, by which nibabel chooses its format; a random token keeps parallel writers apart.
+    Whatever fails, `path` keeps its former content and no temporary file stays; see `sweep` for a process that is
+    killed.
 
     Raises:
         DualsegError: naming `path`, if the operating system refuses any step.
     """
-    temporary = path.with_name(f".{secrets.token_hex(4)}.tmp.{path.name}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with temporary_beside(path) as temporary:
             yield temporary
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
             temporary.replace(path)
             _sync_folder(path.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise DualsegError(f"{path}: cannot be written ({error}); check permissions and free space.") from error
+
+
+@contextmanager
+def temporary_beside(path: Path, folder: bool = False) -> Iterator[Path]:
+    """An empty file, or folder, in the folder of `path`; after the block it is gone, unless it was renamed.
+
+    Its name is hidden and keeps the suffixes, by which nibabel chooses its format; a random token keeps parallel
+    writers apart. This process holds a lock on it, by which `sweep` knows that it is in use.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary, descriptor = _make(path, folder)
+    try:
+        yield temporary
+    finally:
+        if folder:
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _make(path: Path, folder: bool) -> tuple[Path, int]:
+    while True:
+        temporary = path.with_name(f".{secrets.token_hex(4)}.tmp.{path.name}")
+        if folder:
+            temporary.mkdir()
+        descriptor = os.open(temporary, os.O_RDONLY if folder else os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        with suppress(OSError):  # no locks here: then nothing is swept either
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), temporary.stat()):
+                return temporary, descriptor
+        os.close(descriptor)  # swept by another process before it was locked
+
+
+def is_temporary(path: Path) -> bool:
+    """Its name is one of `temporary_beside`."""
+    return TEMPORARY.fullmatch(path.name) is not None
+
+
+def sweep(folder: Path, name: str | None = None) -> None:
+    """Remove the temporary files and folders of killed processes in `folder`, but not below.
+
+    What a living process writes stays, for that holds the lock; where the file system has no locks, all stays.
+
+    Args:
+        folder: need not exist.
+        name: of the only file or folder whose temporary ones are removed: in a folder that others write, too.
+    """
+    with suppress(OSError):
+        for path in list(folder.iterdir()):
+            match = TEMPORARY.fullmatch(path.name)
+            if match and name in (None, match[1]):
+                _remove_if_left(path)
+
+
+def sweep_below(folder: Path) -> None:
+    """`sweep` a folder and all below."""
+    for parent, _, _ in os.walk(folder):
+        sweep(Path(parent))
+
+
+def _remove_if_left(path: Path) -> None:
+    with suppress(OSError):
+        folder = path.is_dir()
+        descriptor = os.open(path, (os.O_RDONLY if folder else os.O_RDWR) | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(path) if folder else path.unlink()
+        finally:
+            os.close(descriptor)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """`dualseg-predict run=RUN_FOLDER input=PATH ... output=DIR`: label maps of new scans, on the scans' own grids."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,25 +11,26 @@ from dualseg.prediction.words import KEYS, OUT_OF_MEMORY
 from dualseg.words import help_of
 
 if TYPE_CHECKING:
+    from dualseg.data.volumes import VolumeSource
     from dualseg.prediction.options import Options
+    from dualseg.prediction.outputs import PredictionFolder
+    from dualseg.runs.folder import RunFolder
+    from dualseg.runs.trusted import Trust
 
 USAGE = "dualseg-predict run=RUN_FOLDER [run=RUN_FOLDER ...] input=PATH [PATH ...] output=DIR [key=value ...]"
 NOTE = "A scan that fails, or may be one and is not read, does not stop the others; the exit code is then 2."
 
 
 def predict(options: "Options") -> Path:
-    """Predict every scan; returns the folder with what was written.
+    """Predict every scan that the folder does not have yet; returns the folder with what was written.
 
     Raises:
         DualsegError: whatever the user can mend, before the first scan; or, after all others, scans have failed.
     """
-    from dualseg.data.dicom import left_out_line
-    from dualseg.data.not_read import some
     from dualseg.prediction.options import classes_to_clean
     from dualseg.prediction.outputs import PredictionFolder
-    from dualseg.prediction.scans import find_scans
-    from dualseg.runs.evaluation import checkpoints_of
     from dualseg.runs.folder import RunFolder
+    from dualseg.runs.lock import writing
     from dualseg.runs.preprocessing import scan_source
     from dualseg.runs.trusted import Trust
 
@@ -44,30 +46,75 @@ def predict(options: "Options") -> Path:
             first, other = getattr(sources[0], what), getattr(source, what)
             if first != other:
                 raise DualsegError(f"{run.path}: {what} are {other}, those of {runs[0].path} {first}; no ensemble.")
-    class_names, channels = sources[0].class_names, sources[0].channels
-    clean = classes_to_clean(options.keep_largest, class_names)
+    class_names = sources[0].class_names
+    classes_to_clean(options.keep_largest, class_names)
     if options.report and len(class_names) > 256:  # what draws them there keeps them in 8 bits
         raise DualsegError(f"report=true: the page shows 256 classes, the run has {len(class_names)}; leave it out.")
     folder = PredictionFolder(options.output, class_names)
     folder.check(options.input)
-    scans, passed_over, left_out = find_scans(options.input, channels, options.identifiers)
+    with writing(folder.path, "choose another output=..."):
+        _predict(options, runs, sources, trust, folder)
+    return folder.path
+
+
+def _predict(
+    options: "Options",
+    runs: "Sequence[RunFolder]",
+    sources: "Sequence[VolumeSource]",
+    trust: "Trust",
+    folder: "PredictionFolder",
+) -> None:
+    from dualseg.data.dicom import left_out_line
+    from dualseg.data.not_read import some
+    from dualseg.prediction.record import made_by
+    from dualseg.prediction.review import reasons_to_look
+    from dualseg.prediction.scans import find_scans
+    from dualseg.reporting.viewer import ReviewPage, copies_of, is_finished
+
+    by = made_by(options, runs, sources)
+    record = folder.record(by)
+    found = find_scans(options.input, sources[0].channels, options.identifiers, record.scans)
+    scans, passed_over = found.scans, found.passed_over
     if passed_over:
         print(f"Passed over as no scans: {len(passed_over)} files ({some(passed_over)})", file=sys.stderr)
-    if left_out:
-        print(left_out_line(left_out), file=sys.stderr)
-    checkpoints = checkpoints_of(runs)
+    if found.left_out:
+        print(left_out_line(found.left_out), file=sys.stderr)
+    named = {*record.scans}
+    copies = copies_of(folder.report_file) if options.report else None
+    todo = record.take(scans, lambda scan: folder.holds(scan, record.kinds) and (copies is None or scan in copies))
+    for scan in scans:
+        if not scan.source:
+            print(f"{scan.name} is {scan.where}")  # and nothing that is written says so
+    failed, page = {}, None
+    if len(todo) < len(scans):
+        print(f"{len(scans) - len(todo)} of {len(scans)} scans are predicted already")
+    if todo:
+        from dualseg import assembly
+        from dualseg.prediction.work import begin, device_of, predict_scans
 
-    from dualseg import assembly
-    from dualseg.prediction.work import describe, device_of, predict_scans
-
-    device = device_of(options.device)
-    predictor = assembly.build_predictor(runs, sources, trust, options.overlap, options.mirror, device)
-    folder.open(describe(options, predictor, class_names, checkpoints, passed_over, left_out))
-    failed = predict_scans(predictor, scans, folder, options, channels, clean)
+        device = device_of(options.device)
+        record.check_device(str(device))
+        predictor = assembly.build_predictor(runs, sources, trust, options.overlap, options.mirror, device)
+        folder.open()
+        page = ReviewPage(folder.report_file, folder.class_names, len(scans)) if options.report else None
+        begin(record, by, predictor, found)
+        for name in {*named, *record.scans} - {*record.kept}:
+            folder.remove(name)  # of a file that has changed, or from a killed process
+        failed = predict_scans(predictor, todo, folder, record, options, sources[0].channels, page)
+        record.write()
+    elif options.report and not is_finished(folder.report_file):
+        page = ReviewPage(folder.report_file, folder.class_names, len(scans))
+    rows = record.rows(failed)
+    folder.write_summary(rows)
+    if page is not None:
+        page.write(rows, record.content["networks"])
+        print(f"To look through: {page.path}")
+    for row, reasons in zip(rows, reasons_to_look(rows), strict=True):
+        if reasons:
+            print(f"Look at {row.scan}: {', '.join(reasons)}")
     if failed:
         what = "the only scan" if len(scans) == 1 else f"{len(failed)} of {len(scans)} scans"
         raise DualsegError(f"{what} failed, see above: {', '.join(failed)}. All others are in {folder.path}.")
-    return folder.path
 
 
 def main() -> None:

@@ -39,7 +39,7 @@ def unread(files: Iterable[Path], read: Collection[Path]) -> list[Path]:
         files: hidden ones count where they are called as volumes are; what macOS leaves beside files does not.
         read: among them or elsewhere.
     """
-    taken = {*read, *(part for path in read for part in _parts(path))}
+    taken = {*read, *(part for path in read for part in parts_of(path))}
     return [
         path
         for path in files
@@ -49,7 +49,7 @@ def unread(files: Iterable[Path], read: Collection[Path]) -> list[Path]:
     ]
 
 
-def _parts(path: Path) -> list[Path]:
+def parts_of(path: Path) -> list[Path]:
     """The other files of a volume."""
     if path.suffix.lower() in (".mhd", ".nhdr"):
         try:

@@ -18,7 +18,7 @@ from dualseg.data.nifti import read_grid, read_nifti, write_nifti
 from dualseg.data.problems import VolumeError
 from dualseg.data.volumes import Grid, Image, VolumeSource
 from dualseg.errors import DualsegError
-from dualseg.files import replacing
+from dualseg.files import sweep_below, write_text
 
 GENERATOR_VERSION = 1  # raise it whenever a change alters any voxel
 FIELD_OF_VIEW = np.array([77.0, 77.0, 61.0])  # mm, in the mean; voxel axes point left, anterior, superior
@@ -68,6 +68,8 @@ class Phantom(VolumeSource):
             for index, case in enumerate(cases)
             if not (self._path("images", case).is_file() and self._path("labels", case).is_file())
         ]
+        if missing:
+            sweep_below(self.root)
         for index, case in tqdm(missing, desc=f"phantom volumes to {self.root}", unit="volume", delay=1):
             image, label, affine = make_phantom(seed, index, shape)
             write_nifti(self._path("images", case), image, affine)
@@ -110,8 +112,7 @@ class Phantom(VolumeSource):
                 raise DualsegError(f"{self.root}: holds volumes but no dataset.json that says which; {remedy}")
         except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
             raise DualsegError(f"{path}: cannot be read ({error}); {remedy}") from error
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(request) + "\n")
+        write_text(path, json.dumps(request) + "\n")
 
 
 def make_phantom(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from dualseg.errors import DualsegError
-from dualseg.files import read_json, write_json
+from dualseg.files import read_json, sweep, write_json
 
 NAME = "dualseg-split.json"
 ROLES = ("labeled", "unlabeled", "validation", "test", "excluded")
@@ -131,6 +131,7 @@ class SplitFile:
     def _write(self) -> None:
         if not self._kept:
             return
+        sweep(self.path.parent, self.path.name)
         try:
             write_json(self.path, self._content)
         except DualsegError as error:

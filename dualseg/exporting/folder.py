@@ -1,12 +1,11 @@
 """A folder that is whole or not there."""
 
-import secrets
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from dualseg.errors import DualsegError
+from dualseg.files import sweep, temporary_beside
 
 
 def check_output(path: Path) -> None:
@@ -21,19 +20,16 @@ def check_output(path: Path) -> None:
 def new_folder(path: Path) -> Iterator[Path]:
     """Give a temporary folder beside `path`; when the block ends well, rename it to `path`, which is new or empty.
 
-    Whatever fails, nothing of it stays.
+    Whatever fails, nothing of it stays; what a killed process left of it is removed first.
 
     Raises:
         DualsegError: naming `path`, if the operating system refuses any step.
     """
     path = path.absolute()
-    temporary = path.with_name(f".{secrets.token_hex(4)}.tmp.{path.name}")
+    sweep(path.parent, path.name)
     try:
-        temporary.mkdir(parents=True)
-        try:
+        with temporary_beside(path, folder=True) as temporary:
             yield temporary
             temporary.replace(path)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
     except OSError as error:
         raise DualsegError(f"output={path}: cannot be written ({error}); check permissions and free space.") from error

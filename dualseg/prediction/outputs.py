@@ -3,18 +3,21 @@
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dualseg.errors import DualsegError
-from dualseg.files import write_json, write_text
+from dualseg.files import is_temporary, sweep_below, write_json, write_text
 from dualseg.prediction.grid import ScanGrid
+from dualseg.prediction.record import PredictionRecord
 from dualseg.prediction.review import Row, reasons_to_look
+from dualseg.runs.lock import LOCK
 
 if TYPE_CHECKING:
     from dualseg.inference.predictor import Prediction
 
+KINDS = ("probabilities", "entropy", "disagreement", "labels")  # of maps
 MEASURES = ("mean_entropy", "mean_entropy_foreground", "disagreement", "disagreement_foreground")
 
 
@@ -34,14 +37,17 @@ class PredictionFolder:
         self.report_file = path / "report.html"
 
     def map_file(self, kind: str, scan: str) -> Path:
-        """`kind`: labels, probabilities, entropy or disagreement."""
+        """`kind`: one of `KINDS`."""
         return self.path / kind / f"{scan}.nii.gz"
 
+    def _names_file(self, scan: str) -> Path:
+        return self.path / "labels" / f"{scan}.json"
+
     def check(self, inputs: Sequence[str | Path]) -> None:
-        """It can take the results, and is apart from the scans.
+        """It is a folder, and apart from the scans.
 
         Raises:
-            DualsegError: it lies where an input lies, is not empty, or is a file.
+            DualsegError: it lies where an input lies, or is a file.
         """
         own = self.path.resolve()
         for given in inputs:
@@ -52,20 +58,53 @@ class PredictionFolder:
                 raise DualsegError(f"output={self.path}: is, or lies in, the folder of input={given}; {mend}.")
         if self.path.exists() and not self.path.is_dir():
             raise DualsegError(f"output={self.path}: is a file; give a folder.")
-        if self.path.exists() and any(self.path.iterdir()):
-            raise DualsegError(f"output={self.path}: is not empty; predictions are never written over earlier ones.")
 
-    def open(self, record: dict[str, Any]) -> None:
-        """Make the folder and write prediction.json.
+    def record(self, made_by: Mapping[str, Any]) -> PredictionRecord:
+        """What is done of a prediction that goes on; the folder is cleared of what killed processes left.
+
+        Args:
+            made_by: what decides the maps now.
 
         Raises:
-            DualsegError: it cannot be written.
+            DualsegError: the folder holds something else, or predictions that were made otherwise.
+        """
+        record = PredictionRecord(self.record_file)
+        if (
+            not record.content
+            and self.path.is_dir()
+            and any(path.name != LOCK and not is_temporary(path) for path in self.path.iterdir())
+        ):
+            raise DualsegError(f"output={self.path}: is not empty; predictions are never written over earlier ones.")
+        record.check(made_by)
+        sweep_below(self.path)
+        return record
+
+    def open(self) -> None:
+        """Make the folder.
+
+        Raises:
+            DualsegError: it cannot be made.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DualsegError(f"output={self.path}: cannot be made ({error}); choose another.") from error
-        write_json(self.record_file, record)
+
+    def holds(self, scan: str, kinds: Collection[str]) -> bool:
+        """These maps of a scan are there, and the names of its classes."""
+        return all(path.is_file() for path in (self._names_file(scan), *(self.map_file(kind, scan) for kind in kinds)))
+
+    def remove(self, scan: str) -> None:
+        """Remove what there is of a scan.
+
+        Raises:
+            DualsegError: it cannot be removed.
+        """
+        try:
+            for path in (*(self.map_file(kind, scan) for kind in KINDS), self._names_file(scan)):
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            raise DualsegError(f"output={self.path}: cannot be written ({error}); check permissions.") from error
 
     def write(self, scan: str, prediction: "Prediction", grid: ScanGrid) -> None:
         """Write the maps of a scan and the names of its classes, all of them or none.
@@ -79,19 +118,18 @@ class PredictionFolder:
             "disagreement": prediction.disagreement,
             "labels": prediction.label,
         }
-        names = self.map_file("labels", scan).with_name(f"{scan}.json")
         try:
             for kind, array in maps.items():
                 if array is not None:
                     grid.write(self.map_file(kind, scan), array)
-            write_json(names, {"labels": {name: value for value, name in enumerate(self.class_names)}})
+            labels = {name: value for value, name in enumerate(self.class_names)}
+            write_json(self._names_file(scan), {"labels": labels})
         except BaseException:
-            for path in (*(self.map_file(kind, scan) for kind in maps), names):
-                path.unlink(missing_ok=True)
+            self.remove(scan)
             raise
 
     def write_summary(self, rows: Sequence[Row]) -> None:
-        """Write summary.csv: one row a scan, those without a prediction too.
+        """Write summary.csv, unless it says so already: one row a scan, those without a prediction too.
 
         Raises:
             DualsegError: it cannot be written.
@@ -107,7 +145,8 @@ class PredictionFolder:
             measures = [_number(row.measures.get(name, math.nan), 6) for name in MEASURES]
             ends = [f"{row.seconds:.1f}", row.source, row.problem]
             table.writerow([row.scan, status, "; ".join(look_at), *ml, *measures, *ends])
-        write_text(self.summary_file, text.getvalue())
+        if not self.summary_file.is_file() or self.summary_file.read_bytes() != text.getvalue().encode():
+            write_text(self.summary_file, text.getvalue())
 
 
 def _number(value: float, digits: int) -> str:

@@ -2,10 +2,11 @@
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
@@ -14,14 +15,15 @@ from dualseg.data.checking.header import header_problems
 from dualseg.data.dicom import Series, SeriesFound, damage_of, find_series, left_out_line, read_series
 from dualseg.data.formats import READ, SUFFIX, one_file_each, stem_of, stored_volume
 from dualseg.data.layouts import CHANNEL
-from dualseg.data.not_read import PICTURES, is_document, some, unread
+from dualseg.data.not_read import PICTURES, is_document, parts_of, some, unread
 from dualseg.data.problems import Problem
 from dualseg.data.volumes import Grid, Image
 from dualseg.data.voxels import Stored, read_voxels
 from dualseg.errors import DualsegError
 from dualseg.files import files_below
-from dualseg.names import check_printable
 from dualseg.prediction.grid import ScanGrid
+from dualseg.prediction.names import name_scans
+from dualseg.prediction.record import Entry
 
 # names that DICOM files have, which often name the patient too
 _DICOM_NAME = re.compile(r"\.(dcm|dicom|ima|\d+)$|^[^.]*$", re.IGNORECASE)
@@ -39,12 +41,24 @@ class FileScan:
     """A scan in one file, or in one for each channel.
 
     Attributes:
+        kind: what it is called where its name may not be written.
         name: of its outputs.
         files: in the order of the channels.
     """
 
+    kind: ClassVar = "file"
     name: str
     files: tuple[Path, ...]
+
+    @property
+    def parts(self) -> tuple[Path, ...]:
+        """All files that it is read from."""
+        return tuple(part for file in self.files for part in (file, *parts_of(file)))
+
+    @property
+    def place(self) -> tuple[str, ...]:
+        """What tells it from other scans also when its files change."""
+        return str(self.files[0].parent.resolve()), stem_of(self.files[0].name)
 
     @property
     def where(self) -> str:
@@ -113,11 +127,22 @@ class DicomScan:
         identified: what is written may name the patient.
     """
 
+    kind: ClassVar = "series"
     name: str
     folder: Path
     series: Series | None
     damaged: tuple[Path, ...]
     identified: bool
+
+    @property
+    def parts(self) -> tuple[Path, ...]:
+        """All files that it is read from."""
+        return (*(self.series.files if self.series else ()), *self.damaged)
+
+    @property
+    def place(self) -> tuple[str, ...]:
+        """What tells it from other scans also when its files change; nothing where there is no series yet."""
+        return (self.series.uid, str(self.folder.resolve())) if self.series else ()
 
     @property
     def where(self) -> str:
@@ -169,9 +194,20 @@ class UnreadFile:
         identified: what is written may name it.
     """
 
+    kind: ClassVar = "unread"
     name: str
     file: Path
     identified: bool
+
+    @property
+    def parts(self) -> tuple[Path, ...]:
+        """It alone."""
+        return (self.file,)
+
+    @property
+    def place(self) -> tuple[str, ...]:
+        """What tells it from others also when it changes."""
+        return str(self.file.parent.resolve()), self.file.name
 
     @property
     def where(self) -> str:
@@ -219,17 +255,23 @@ class Found(NamedTuple):
     left_out: Counter[str]
 
 
-def find_scans(inputs: Sequence[str | Path], channels: int, identifiers: bool = False) -> Found:
+def find_scans(
+    inputs: Sequence[str | Path],
+    channels: int,
+    identifiers: bool = False,
+    known: Mapping[str, Entry] = MappingProxyType({}),
+) -> Found:
     """The scans that files and folders hold, in the order of `inputs`, in a folder by name, DICOM after other files.
 
     No file of a folder is lost: one that may be a scan and is not read counts as a scan, whose reading fails.
 
     Outputs are named after the files; those of subfolders after the path below the folder, a_b for a/b.nii.gz; those of
-    DICOM series are series-001, series-002, ...; of two with one name the second is called NAME-2.
+    DICOM series are series-001, series-002, ...; see `name_scans`.
 
     Args:
         channels: that the networks take; if several, CASE_0000, CASE_0001, ... of a folder are one scan.
         identifiers: name the outputs of DICOM series after the patient's identifier and the folder.
+        known: scans of an earlier start, which keep their names.
 
     Raises:
         DualsegError: an input is not there, or holds no scan; a file with a line break in its name.
@@ -251,22 +293,7 @@ def find_scans(inputs: Sequence[str | Path], channels: int, identifiers: bool = 
             raise DualsegError(f"input={given}: is of a kind that is not read; give {READ}, of DICOM the folder.")
         elif path in files:  # else the header of one that is given too
             found.append(FileScan(stem_of(path.name), (path,)))
-    numbers = {"series": 0, "unread": 0}
-    taken: set[str] = set()
-    scans = []
-    for scan in found:
-        stem = scan.name
-        if not isinstance(scan, FileScan) and not scan.identified:
-            kind = "series" if isinstance(scan, DicomScan) else "unread"
-            numbers[kind] += 1
-            stem = f"{kind}-{numbers[kind]:03d}"
-        name, number = stem, 2
-        while name in taken:
-            name, number = f"{stem}-{number}", number + 1
-        check_printable("scan", [name, scan.source or name])
-        taken.add(name)
-        scans.append(replace(scan, name=name))
-    return Found(scans, passed_over, left_out)
+    return Found(name_scans(found, known), passed_over, left_out)
 
 
 def _below(folder: Path, channels: int, identifiers: bool) -> Found:

@@ -15,7 +15,10 @@ KEYS = {
         "run is not needed",
         required="SCAN",
     ),
-    "output": Word("a new or empty folder: labels/, summary.csv, prediction.json", required="DIR"),
+    "output": Word(
+        "a new or empty folder: labels/, summary.csv, prediction.json; or that of the same command, which then goes on",
+        required="DIR",
+    ),
     "overlap": Word(
         "share of a window that its neighbour covers again, 0 to below 1; a protocol's evaluation has its own, dense "
         "stride",

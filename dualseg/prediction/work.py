@@ -6,9 +6,8 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext, suppress
-from dataclasses import asdict, replace
-from pathlib import Path
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,10 +16,11 @@ from dualseg.cli import DISK_FULL, is_out_of_memory
 from dualseg.errors import DualsegError
 from dualseg.inference.components import keep_largest
 from dualseg.inference.predictor import Predictor
-from dualseg.prediction.options import Options
+from dualseg.prediction.options import Options, classes_to_clean
 from dualseg.prediction.outputs import PredictionFolder
-from dualseg.prediction.review import Row, reasons_to_look
-from dualseg.prediction.scans import AnyScan
+from dualseg.prediction.record import PredictionRecord
+from dualseg.prediction.review import Row
+from dualseg.prediction.scans import AnyScan, Found
 from dualseg.prediction.words import OUT_OF_MEMORY
 from dualseg.reporting.viewer import ReviewPage
 from dualseg.runs import provenance
@@ -36,83 +36,94 @@ def device_of(word: str) -> torch.device:
     return device
 
 
-def describe(
-    options: Options,
-    predictor: Predictor,
-    class_names: Sequence[str],
-    checkpoints: Mapping[str, Any],
-    passed_over: Sequence[Path],
-    left_out: Mapping[str, int],
-) -> dict[str, Any]:
-    """prediction.json: how the maps were made. Neither inputs nor the command line, which may name patients.
+def describe(made_by: Mapping[str, Any], predictor: Predictor) -> dict[str, Any]:
+    """prediction.json, but for what is found among the inputs: how the maps are made.
 
     Args:
-        passed_over: files that are no scans, of which their kinds are counted.
-        left_out: kind of DICOM file -> how many added to no scan.
+        made_by: see `dualseg.prediction.record.made_by`.
     """
-    settings = {key: value for key, value in asdict(options).items() if key not in ("run", "input", "output", "trust")}
-    facts = provenance.describe(seed=0, data={})
     return {
-        **{key: facts[key] for key in ("dualseg", "versions", "git", "hardware", "started")},
-        "predicted_by": dict(checkpoints),
+        **_circumstances(),
+        **made_by,
         "networks": predictor.network_names,
-        "labels": {name: value for value, name in enumerate(class_names)},
         "windows": [{"patch_size": m.window.patch_size, "stride": m.window.stride} for m in predictor.members],
-        "settings": {**settings, "device": str(predictor.device)},
-        "passed_over": dict(Counter(file.suffix.lower() for file in passed_over)),
-        "left_out": dict(sorted(left_out.items())),
+        "settings": {**made_by["settings"], "device": str(predictor.device)},
+        "resumed": [],
     }
+
+
+def _circumstances() -> dict[str, Any]:
+    facts = provenance.describe(seed=0, data={})
+    return {key: facts[key] for key in ("dualseg", "versions", "git", "hardware", "started")}
+
+
+def begin(record: PredictionRecord, made_by: Mapping[str, Any], predictor: Predictor, found: Found) -> None:
+    """Write prediction.json before the first scan: of a start that goes on, when and with which versions it did.
+
+    Args:
+        found: among the inputs; what is no scan is counted by kind.
+
+    Raises:
+        DualsegError: it cannot be written.
+    """
+    if not record.content:
+        record.content = describe(made_by, predictor)
+    else:
+        again = _circumstances()
+        for what, there, now in (
+            ("dualseg", record.content["dualseg"], again["dualseg"]),
+            ("torch", record.content["versions"]["torch"], again["versions"]["torch"]),
+        ):
+            if there != now and record.kept:
+                print(
+                    f"warning: {len(record.kept)} scans were predicted with {what} {there}, this is {now}",
+                    file=sys.stderr,
+                )
+        record.content["resumed"].append({"scans": len(record.kept), **again})
+    record.content["passed_over"] = dict(Counter(file.suffix.lower() for file in found.passed_over))
+    record.content["left_out"] = dict(sorted(found.left_out.items()))
+    record.write()
 
 
 def predict_scans(
     predictor: Predictor,
     scans: Sequence[AnyScan],
     folder: PredictionFolder,
+    record: PredictionRecord,
     options: Options,
     channels: int,
-    clean: Sequence[int],
-) -> list[str]:
-    """Predict and write each scan, say so, and keep summary.csv up to date.
+    page: ReviewPage | None,
+) -> dict[str, Row]:
+    """Predict and write each scan, say so, and keep `record` and summary.csv up to date.
 
     Args:
+        scans: those that are to be predicted.
         channels: that the networks take.
-        clean: classes of which the largest component is kept.
 
     Returns:
-        Names of the scans that failed; why is on stderr, and in summary.csv.
-
-    Raises:
-        DualsegError: summary.csv or report.html cannot be written.
+        Name -> row of the scans that failed; why is on stderr, too.
     """
-    rows: list[Row] = []
-    with ReviewPage(folder.report_file, folder.class_names, len(scans)) if options.report else nullcontext() as page:
-        for scan in scans:
-            if not scan.source:
-                print(f"{scan.name} is {scan.where}")  # and nothing that is written says so
-            began = time.perf_counter()
-            row = Row(scan.name, scan.source)
-            try:
-                _predict_scan(row, predictor, scan, folder, options, channels, clean, page)
-            except Exception as error:
-                problem = _problem(error, scan.where)
-                print(f"{scan.name}: failed. {problem}", file=sys.stderr, flush=True)
-                told = problem if scan.source else "was printed, and is not written, for it may name the patient"
-                row = Row(scan.name, scan.source, told)  # without what it had been filled with
-            else:
-                volumes = ", ".join(f"{name} {ml:.2f} ml" for name, ml in row.volumes.items())
-                print(f"{scan.name}: {volumes}", flush=True)
-            row.seconds = time.perf_counter() - began
-            rows.append(row)
-            with suppress(DualsegError):  # a full disk, perhaps for the moment: the last one will say so
-                folder.write_summary(rows)
-        folder.write_summary(rows)
-        if page is not None:
-            page.write(rows, predictor.network_names)
-            print(f"To look through: {page.path}")
-    for row, reasons in zip(rows, reasons_to_look(rows), strict=True):
-        if reasons:
-            print(f"Look at {row.scan}: {', '.join(reasons)}")
-    return [row.scan for row in rows if row.problem]
+    failed: dict[str, Row] = {}
+    clean = classes_to_clean(options.keep_largest, folder.class_names)
+    for scan in scans:
+        began = time.perf_counter()
+        row = Row(scan.name, scan.source)
+        try:
+            _predict_scan(row, predictor, scan, folder, options, channels, clean, page)
+        except Exception as error:
+            problem = _problem(error, scan.where)
+            print(f"{scan.name}: failed. {problem}", file=sys.stderr, flush=True)
+            told = problem if scan.source else "was printed, and is not written, for it may name the patient"
+            row = failed[scan.name] = Row(scan.name, scan.source, told)  # without what it had been filled with
+        else:
+            volumes = ", ".join(f"{name} {ml:.2f} ml" for name, ml in row.volumes.items())
+            print(f"{scan.name}: {volumes}", flush=True)
+            record.scans[scan.name].row = row
+        row.seconds = time.perf_counter() - began
+        with suppress(DualsegError):  # a full disk, perhaps for the moment: the last one will say so
+            record.write()
+            folder.write_summary(record.rows(failed))
+    return failed
 
 
 def _predict_scan(

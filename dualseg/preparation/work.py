@@ -15,7 +15,7 @@ from tqdm import tqdm
 from dualseg import __version__
 from dualseg.data.h5 import RECORD
 from dualseg.errors import DualsegError
-from dualseg.files import read_json, write_json
+from dualseg.files import is_temporary, read_json, sweep_below, write_json
 from dualseg.preparation.base import Preparation
 from dualseg.preparation.writing import is_finished, prepare_case
 from dualseg.runs.lock import LOCK, writing
@@ -79,8 +79,7 @@ def _prepare(preparation: Preparation, raw: Path, out: Path, workers: int) -> Ou
         unlisted=len(there - {*listed}),
     )
     _claim(out, preparation, outcome)
-    for leftover in out.rglob(".*.tmp.*"):  # of a preparation that was killed while it wrote
-        leftover.unlink()
+    sweep_below(out)
     for case, reason in outcome.failed.items():
         print(f"{case}: {reason}")
     tasks = {}
@@ -122,7 +121,7 @@ def _claim(out: Path, preparation: Preparation, outcome: Outcome) -> None:
         other = [f"{key}={record.get(key)}" for key in settings if record.get(key) != settings[key]]
         if other:
             raise DualsegError(f"{path}: was prepared with {', '.join(other)}; choose another out.")
-    elif out.is_dir() and any(path.name != LOCK for path in out.iterdir()):
+    elif out.is_dir() and any(path.name != LOCK and not is_temporary(path) for path in out.iterdir()):
         raise DualsegError(f"out={out}: is not empty, and not of dualseg-prepare; choose another folder.")
     absent = {"not_in_download": outcome.not_in_download, "missing": outcome.missing}
     write_json(path, {**settings, **absent, "dualseg": __version__})

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dualseg.files import write_text
+from dualseg.files import sweep, write_text
 from dualseg.reporting import figures
 from dualseg.reporting.contents import (
     Curve,
@@ -42,6 +42,7 @@ def write_run_report(run: Path, output: Path | None = None) -> Path:
     """
     run, output = Path(run), Path(output) if output else Path(run) / "report.html"
     page = render_run(read_contents(run))
+    sweep(output.parent, output.name)
     write_text(output, page)
     return output
 

@@ -1,7 +1,9 @@
 """Evaluations of finished runs: what the command line asks for, and what is written."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,10 @@ import yaml
 from dualseg.data.splits import split_source
 from dualseg.data.volumes import VolumeSource
 from dualseg.errors import DualsegError
-from dualseg.files import write_text
+from dualseg.files import is_temporary, read_object, sweep_below, write_text
 from dualseg.machine import bytes_of
 from dualseg.runs.folder import RunFolder, flatten, iteration_of, nearest
+from dualseg.runs.lock import LOCK, is_locked, writing
 from dualseg.runs.trusted import Trust
 
 CHANGEABLE = ("data.", "inference.", "trainer.")
@@ -139,6 +142,66 @@ def checkpoints_of(runs: Sequence[RunFolder]) -> dict[str, dict[str, str]]:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         found[str(run.path)] = {"checkpoint": run.checkpoint().name, "sha256": digest}
     return found
+
+
+@contextmanager
+def writing_evaluation(run: RunFolder, label: str, output: str | None) -> Iterator[RunFolder]:
+    """The folder of an evaluation, locked in the block, and cleared of what one that was stopped has left there.
+
+    Args:
+        run: the first one to evaluate.
+        label: where `output` is None the folder is evaluations/NNN-<label> of `run`: that of an evaluation that was
+            stopped, or a new one.
+        output: the folder that the user wants.
+
+    Raises:
+        DualsegError: `output` is a file or not empty, or another process is writing it.
+    """
+    with ExitStack() as stack:
+        if output is None:
+            target = _next_evaluation(run, label, stack)
+        else:
+            target = RunFolder(output)
+            if target.path.exists() and not target.path.is_dir():
+                raise DualsegError(f"output={target.path}: is a file; give a folder.")
+            stack.enter_context(writing(target.path, "choose another output=..."))
+            if not _is_unfinished(target):
+                mend = "evaluations are never written over earlier ones"
+                raise DualsegError(f"output={target.path}: is not empty; {mend}.")
+        sweep_below(target.path)
+        shutil.rmtree(target.slices, ignore_errors=True)  # perhaps of other cases
+        yield target
+
+
+def _next_evaluation(run: RunFolder, label: str, stack: ExitStack) -> RunFolder:
+    """Choose evaluations/NNN-<label>, and let `stack` hold its lock."""
+    stack.callback(_remove_if_empty, run.evaluations)  # where nothing is written
+    with writing(run.evaluations):  # of evaluations that start together, one chooses after the other
+        # where there are no locks, nobody can tell one that was stopped from one that runs
+        known = run.evaluations.glob(f"[0-9][0-9][0-9]-{label}") if is_locked(run.evaluations) else ()
+        stopped = (one for one in map(RunFolder, sorted(known)) if not is_locked(one.path) and _is_unfinished(one))
+        target = next(stopped, None) or run.new_evaluation(label)
+        stack.enter_context(writing(target.path))
+    return target
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
+
+
+def _is_unfinished(target: RunFolder) -> bool:
+    """The folder holds at most what `write_evaluation` and what comes before it leave when they are stopped."""
+    if not target.path.exists():
+        return True
+    content = {path for path in target.path.iterdir() if path.name != LOCK and not is_temporary(path)}
+    content -= {target.slices}
+    if not content:
+        return True
+    own = {target.manifest_file, target.config_file, target.cases_file}
+    with suppress(DualsegError):
+        return target.manifest_file in content <= own and "evaluated" in read_object(target.manifest_file)
+    return False
 
 
 def write_evaluation(

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from dualseg.errors import DualsegError
-from dualseg.files import read_object, write_json, write_text
+from dualseg.files import read_object, sweep_below, write_json, write_text
 from dualseg.names import check_folder_name
 from dualseg.runs.lock import LOCK, being_written, is_locked
 
@@ -233,8 +233,7 @@ class RunFolder:
                     shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             self.curves_file.parent.mkdir(exist_ok=True)
-            for leftover in self.checkpoints.glob(".*.tmp.*"):  # of a run that was killed while it wrote
-                leftover.unlink()
+            sweep_below(self.path)
             if not self.config_file.is_file() or identity(self.config()) == identity(config):
                 write_text(self.config_file, yaml.safe_dump(dict(config), sort_keys=False))
         except OSError as error:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from dualseg.errors import DualsegError
-from dualseg.files import read_json, read_object, write_json
+from dualseg.files import read_json, read_object, sweep_below, write_json
 from dualseg.names import check_folder_name
 from dualseg.runs.folder import RunFolder, nearest
 from dualseg.runs.lock import is_locked
@@ -149,6 +149,7 @@ class Sweep:
         Returns:
             A sentence for each job that went.
         """
+        sweep_below(self.path)
         rows = {(job.variant, job.seed): job for job in jobs} if study else {}
         kept, replaced = [], []
         for job in self.jobs():

@@ -11,6 +11,7 @@ from typing import Any, cast
 from dualseg.errors import DualsegError
 from dualseg.processes import processes_of
 from dualseg.runs.folder import nearest
+from dualseg.runs.lock import is_locked
 from dualseg.runs.settings import check_data, resolve
 from dualseg.runs.trusted import to_trust
 from dualseg.sweeps.index import Job, Sweep
@@ -203,7 +204,7 @@ def evaluate_ensembles(study: Study, scale: str, target: Sweep, jobs: Sequence[J
                 continue
             if (problem := ensemble_problem(folder, runs)) is not None:
                 failures.append(f"{row} seed {seed}: {problem}")
-            if problem is not None or folder.finished:
+            if problem is not None or folder.finished or is_locked(folder.path):  # another sweep evaluates it
                 continue
             words = [*(f"run={run.path}" for run in runs), f"output={folder.path}", "trainer.progress_bar=false"]
             log = target.own_log_file(folder.path.name)

@@ -180,3 +180,12 @@ def test_faulty_cases_that_are_excluded_do_not_count(path):
     assert SplitFile(path, CASES, TEST).median_spacing == (1, 1, 2)
     with pytest.raises(DualsegError, match="no label file"):
         SplitFile(path, {**CASES, labeled[1]: False}, TEST, faulty=labeled[:1])
+
+
+def test_what_a_killed_writer_left_of_it_goes_with_the_next_write(tmp_path):
+    """The folder is the user's: nothing else of it is touched."""
+    left, other = tmp_path / ".0a1b2c3d.tmp.split.json", tmp_path / ".0a1b2c3d.tmp.volume.nii.gz"
+    left.write_text("{")
+    other.write_text("")
+    SplitFile(tmp_path / "split.json", CASES, TEST)
+    assert sorted(tmp_path.iterdir()) == [other, tmp_path / "split.json"]

@@ -131,6 +131,14 @@ def test_a_second_run_does_what_is_left(raw, tmp_path, command, contents):
     assert not list(out.rglob(".*"))
 
 
+def test_a_preparation_that_was_killed_at_its_first_write_goes_on(raw, tmp_path, command):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / ".0a1b2c3d.tmp.prepared.json").write_text("{")
+    assert command(prepare.main, "data=la", f"raw={raw}", f"out={out}", "workers=1").code == 0
+    assert not list(out.rglob(".*"))
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_cases_that_fail_do_not_stop_the_others(raw, tmp_path, command, workers):
     out = tmp_path / "out"

@@ -23,6 +23,7 @@ from dualseg.reporting.studies.figures import FIGURES
 from dualseg.reporting.studies.tables import ABSENT
 from dualseg.runs.collecting import Member
 from dualseg.runs.folder import RunFolder
+from dualseg.runs.lock import writing
 from dualseg.sweeps.index import Job, Sweep
 from dualseg.sweeps.study import Study, read_study
 
@@ -475,3 +476,15 @@ def test_what_is_committed_is_what_the_committed_rows_give(name: str, tmp_path: 
 def test_the_committed_means_are_those_of_the_study() -> None:
     text = (EXPERIMENTS / "la_main" / "table.md").read_text()
     assert "| dual_described_8 | ensemble | 8 | 2,000 | 3 | 81.90 ± 3.71 |" in text
+
+
+def test_a_study_is_written_by_one_process_at_a_time(members: list[Member], tmp_path: Path, monkeypatch) -> None:
+    """A second one would lose the rows that the first one adds."""
+    monkeypatch.setattr("dualseg.runs.lock.PATIENCE", 0.1)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".0a1b2c3d.tmp.table.md").touch()  # of one that was killed
+    match = rf"out: is being written by process {os.getpid()} on .*--output"
+    with writing(tmp_path / "out"), pytest.raises(DualsegError, match=match):
+        write_study(STUDY, members, tmp_path / "out")
+    write_study(STUDY, members, tmp_path / "out")
+    assert not list((tmp_path / "out").glob(".*"))

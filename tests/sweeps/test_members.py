@@ -100,3 +100,12 @@ def test_loose_runs_are_folders_each_given_once(tmp_path: Path, study_run: Calla
         loose_study("mine", [run, tmp_path / "." / "run"])
     with pytest.raises(DualsegError, match="no run folder"):
         loose_study("mine", [run, tmp_path])
+
+
+def test_what_a_killed_sweep_left_goes_when_it_is_written_again(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path / "sweeps" / "x-cpu")
+    for folder in (sweep.path, sweep.path / "failed"):
+        folder.mkdir(parents=True)
+        (folder / ".0a1b2c3d.tmp.x.json").touch()
+    sweep.write([], "x", "cpu")
+    assert not list(sweep.path.rglob(".*"))

@@ -404,3 +404,11 @@ def test_a_study_whose_file_refers_to_no_variant_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"la_mian: no such study .* Did you mean la_main\?"):
         read_study("la_mian")
     assert isinstance(read_study("la_main"), Study)
+
+
+def test_an_ensemble_that_another_sweep_evaluates_is_left_to_it(train, launches, tmp_path, monkeypatch):
+    path = tmp_path / "conf/sweep/toy.yaml"
+    path.write_text(TOY_STUDY + "  ensembles: {pair: [full, supervised]}\n")
+    monkeypatch.setattr("dualseg.sweeps.sweeper.subprocess.run", lambda *_, **__: pytest.fail("evaluated twice"))
+    with writing(tmp_path / "runs/toy-cpu-pair-seed0"):
+        assert train("sweep=toy", "seed=0").code == 0

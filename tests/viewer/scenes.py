@@ -39,11 +39,11 @@ def row(scan: str, uncertainty: float, disagreement: float = 0.05) -> Row:
 
 def write_page(path: Path) -> Path:
     """Three scans, given from the sure to the doubtful, and one that failed."""
-    with ReviewPage(path, ("background", "ball"), 4) as page:
-        for name in ("sure <b>", "middle", "doubtful"):
-            page.add(name, *ball())
-        failed = Row("failed", "/patients/Mrs Doe.nii.gz", problem="/patients/Mrs Doe.nii.gz: truncated")
-        page.write([row("sure <b>", 0.1), row("middle", 0.2), row("doubtful", 0.3, 0.4), failed], ["a", "b"])
+    page = ReviewPage(path, ("background", "ball"), 4)
+    for name in ("sure <b>", "middle", "doubtful"):
+        page.add(name, *ball())
+    failed = Row("failed", "/patients/Mrs Doe.nii.gz", problem="/patients/Mrs Doe.nii.gz: truncated")
+    page.write([row("sure <b>", 0.1), row("middle", 0.2), row("doubtful", 0.3, 0.4), failed], ["a", "b"])
     return path
 
 

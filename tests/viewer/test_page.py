@@ -1,7 +1,6 @@
 """The page as a file: that it needs nothing but itself, what it says, and what it leaves when something fails."""
 
 import hashlib
-import io
 import json
 import os
 import re
@@ -12,7 +11,7 @@ import pytest
 from scenes import ball, decoded, row, write_page
 
 from dualseg.errors import DualsegError
-from dualseg.reporting.viewer import ReviewPage
+from dualseg.reporting.viewer import ReviewPage, copies_of, is_finished
 from dualseg.reporting.viewer.page import NIIVUE
 
 
@@ -60,53 +59,85 @@ def test_the_uncertain_first_and_nobody_named(page: str) -> None:
 
 
 def test_a_scan_without_foreground_comes_first(tmp_path: Path) -> None:
-    with ReviewPage(tmp_path / "report.html", ("background", "ball"), 2) as page:
-        for name in ("some", "none"):
-            page.add(name, *ball())
-        page.write([row("some", 0.9), row("none", float("nan"), float("nan"))], ["a"])
+    page = ReviewPage(tmp_path / "report.html", ("background", "ball"), 2)
+    for name in ("some", "none"):
+        page.add(name, *ball())
+    page.write([row("some", 0.9), row("none", float("nan"), float("nan"))], ["a"])
     state = json.loads(re.findall(r'id="state">(.*?)</script>', page.path.read_text())[0])
     assert [scan["name"] for scan in state["scans"]] == ["none", "some"]
     assert state["scans"][0]["uncertainty"] == "none"
 
 
 def test_many_scans_share_the_page(tmp_path: Path) -> None:
-    with ReviewPage(tmp_path / "report.html", ("background", "ball"), 1000) as page:
-        assert page.limit == 400_000
-        page.write([], ["a"])
+    page = ReviewPage(tmp_path / "report.html", ("background", "ball"), 1000)
+    assert page.limit == 400_000
+    page.write([], ["a"])
     assert "of at most 0.4 MB a scan" in page.path.read_text() and "No scan was predicted" in page.path.read_text()
 
 
-def test_nothing_stays_of_a_page_that_fails(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), ReviewPage(tmp_path / "report.html", ("background", "ball"), 1) as page:
-        page.add("one", *ball())
-        raise KeyboardInterrupt
-    assert list(tmp_path.iterdir()) == []
+def names(text: str) -> list[str]:
+    return [scan["name"] for scan in json.loads(re.findall(r'id="state">(.*?)</script>', text)[0])["scans"]]
+
+
+def test_the_copies_wait_beside_the_page_until_it_is_written(tmp_path: Path) -> None:
+    """As after a kill, when another process goes on."""
+    path, classes = tmp_path / "report.html", ("background", "ball")
+    ReviewPage(path, classes, 2).add("one", *ball())
+    assert copies_of(path) == {"one"} and not is_finished(path)
+    page = ReviewPage(path, classes, 2)
+    page.add("two", *ball())
+    page.write([row("one", 0.1), row("two", 0.2)], ["a"])
+    assert [file.name for file in tmp_path.iterdir()] == ["report.html"] and is_finished(path)
+    assert names(path.read_text()) == ["two", "one"] and copies_of(path) == {"one", "two"}
     with pytest.raises(DualsegError, match=r"nowhere.report\.html: cannot be written"):
-        ReviewPage(tmp_path / "nowhere" / "report.html", ("background", "ball"), 1)
+        ReviewPage(tmp_path / "nowhere" / "report.html", classes, 1)
 
 
-def test_a_full_disk_costs_the_scan_alone(tmp_path: Path) -> None:
-    class Full(io.BytesIO):
-        full = False
+def test_scans_are_added_to_a_page(tmp_path: Path) -> None:
+    """It is the page that all scans at once would have made, though its first copies lie in it alone."""
+    path, classes = tmp_path / "report.html", ("background", "ball")
+    rows = [row("one <b>", 0.1), row("two", 0.2), row("three", 0.3)]
+    pages = []
+    for starts in ((rows[1:], rows), (rows,)):
+        for known in starts:
+            page = ReviewPage(path, classes, 3)
+            for own in known:
+                if own.scan not in page:
+                    image, label, entropy = ball()
+                    page.add(own.scan, image, label, entropy * own.measures["mean_entropy_foreground"])
+            page.write(known, ["a"])
+        pages.append(path.read_text())
+        path.unlink()
+    assert names(pages[0]) == ["three", "two", "one <b>"] and pages[0] == pages[1]
 
-        def write(self, data: bytes) -> int:  # type: ignore[override]
-            if self.full:
-                super().write(data[:100])
-                raise OSError(28, os.strerror(28))
-            return super().write(data)
 
-    with ReviewPage(tmp_path / "report.html", ("background", "ball"), 3) as page:
-        page._data = data = Full()  # type: ignore[assignment]
-        page.add("one", *ball())
-        data.full = True
-        with pytest.raises(OSError, match="No space left"):
-            page.add("two", *ball())
-        data.full = False
-        page.add("three", *ball())
-        page.write([row("one", 0.1), row("two", 0.2), row("three", 0.3)], ["a"])
+def test_a_page_that_is_damaged_or_none_of_ours_has_no_copies(tmp_path: Path) -> None:
+    path = write_page(tmp_path / "report.html")
+    text = path.read_text()
+    path.write_text(re.sub(r'id="label-1">[^<]*', 'id="label-1">?', text))
+    with pytest.raises(DualsegError, match=r"report\.html: damaged; remove it"):
+        ReviewPage(path, ("background", "ball"), 3)
+    for other in ("", "<html>", text.replace('"scans"', '"scons"'), text.replace('id="state">{', 'id="state">')):
+        path.write_text(other)
+        for left in (tmp_path / ".display").glob("*"):
+            left.unlink()
+        assert copies_of(path) == set() and "middle" not in ReviewPage(path, ("background", "ball"), 3)
+
+
+def test_a_full_disk_costs_the_scan_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = ReviewPage(tmp_path / "report.html", ("background", "ball"), 3)
+    real = Path.write_text
+
+    def full(self: Path, text: str) -> int:
+        real(self, text[:100])
+        raise OSError(28, os.strerror(28))
+
+    page.add("one", *ball())
+    with monkeypatch.context() as patch, pytest.raises(DualsegError, match="No space left"):
+        patch.setattr(Path, "write_text", full)
+        page.add("two", *ball())
+    page.add("three", *ball())
+    page.write([row("one", 0.1), row("two", 0.2), row("three", 0.3)], ["a"])
     text = page.path.read_text()
-    assert [scan["name"] for scan in json.loads(re.findall(r'id="state">(.*?)</script>', text)[0])["scans"]] == [
-        "three",
-        "one",
-    ]
+    assert names(text) == ["three", "one"]
     assert len(re.findall(r'<script type="text/plain" id="\w+-\d">[\w+/=]+</script>', text)) == 6

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from dualseg.errors import DualsegError
-from dualseg.files import replacing, write_text
+from dualseg.files import replacing, sweep, write_text
 from dualseg.reporting.studies.contents import StudyContents, check_comparable, compared, read_literature, remarks_on
 from dualseg.reporting.studies.figures import FIGURES, draw_all
 from dualseg.reporting.studies.page import comparison_table, render_study
 from dualseg.reporting.studies.tables import latex, markdown, table_of
 from dualseg.runs.collecting import Member, RunRows, read_run
+from dualseg.runs.lock import writing
 from dualseg.runs.tidy import StudyTables
 from dualseg.sweeps.study import Study
 
@@ -28,8 +29,15 @@ def write_study(study: Study, members: Iterable[Member], output: Path) -> StudyC
         What was written. Runs whose folder is damaged are not in it, but named in its `problems`.
 
     Raises:
-        DualsegError: no run is finished; a table that is there is damaged; the runs are of several datasets or units.
+        DualsegError: no run is finished; a table that is there is damaged; the runs are of several datasets or units;
+            another process is writing into `output`.
     """
+    with writing(output, "choose another --output DIR"):
+        sweep(output)
+        return _write_study(study, members, output)
+
+
+def _write_study(study: Study, members: Iterable[Member], output: Path) -> StudyContents:
     collected, unfinished, problems = collect(study.name, members)
     tables, replaced = StudyTables.read(output).updated(collected)
     if tables.results.empty:

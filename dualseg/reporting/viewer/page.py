@@ -1,18 +1,20 @@
 """`dualseg-predict ... report=true`: one HTML page that needs nothing but itself."""
 
+import json
 import math
+import re
 import secrets
 import shutil
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
 from dualseg.data.volumes import Image
 from dualseg.errors import DualsegError
-from dualseg.files import replacing
+from dualseg.files import replacing, write_text
 from dualseg.prediction.review import Row, reasons_to_look
 from dualseg.reporting import figures
 from dualseg.reporting.html import render
@@ -20,15 +22,29 @@ from dualseg.reporting.viewer.display import DisplayCopy, display_copy
 
 SCAN_BYTES = 10_000_000
 PAGE_BYTES = 400_000_000  # of all scans: a browser holds the page in memory as a whole
+KINDS = ("image", "label", "uncertainty")  # of the files of a copy
+SHOWN = ("shape", "extent", "start", "copy")
+_COPY = re.compile(r'<script type="text/plain" id="(\w+)-(\d+)">([\w+/=]*)</script>')
+_STATE = re.compile(r'<script type="application/json" id="state">(.*)</script>')
 NIIVUE = Path(__file__).parents[1] / "niivue"
 CLASS_COLOURS = (figures.SKY, figures.YELLOW, figures.GREEN, figures.ORANGE, figures.PURPLE, figures.VERMILLION)
+
+
+def copies_of(page: Path) -> set[str]:
+    """Names of the scans whose display copies lie in a page, or beside it since a prediction was stopped."""
+    return {file.stem for file in _folder_of(page).glob("*.txt")} | {scan for scan, _ in _scans_of(page).values()}
+
+
+def is_finished(page: Path) -> bool:
+    """It is written, and no scan was added since."""
+    return page.is_file() and not _folder_of(page).exists()
 
 
 class ReviewPage:
     """Takes scan after scan, and becomes a page when all are known.
 
-    Until then the display copies lie in a file without a name in the page's folder: nothing of it stays, however the
-    program ends. Use it in a `with` block.
+    Until then the display copies lie in a hidden folder beside the page, by which a killed prediction goes on. To a
+    page that is there scans can be added: its copies are taken out of it again.
 
     Args:
         path: of the page.
@@ -43,36 +59,52 @@ class ReviewPage:
         self.path = path
         self.class_names = tuple(class_names)
         self.limit = min(SCAN_BYTES, PAGE_BYTES // max(1, scans))
-        self._copies: dict[str, tuple[int, dict[str, Any]]] = {}
+        self._folder = _folder_of(path)
         try:
-            self._data = tempfile.TemporaryFile(dir=path.parent)  # noqa: SIM115
+            self._folder.mkdir(exist_ok=True)
         except OSError as error:
             raise DualsegError(f"{path}: cannot be written ({error}); check permissions and free space.") from error
+        if path.is_file():
+            self._take_out()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *problem: object) -> None:
-        self._data.close()
+    def __contains__(self, scan: str) -> bool:
+        """Its display copy is there."""
+        return self._file(scan).is_file()
 
     def add(self, scan: str, image: Image, label: np.ndarray, entropy: np.ndarray) -> None:
         """Keep the display copy of a scan; see `display_copy`.
 
         Raises:
-            OSError: there is no room; the page does not have this scan then.
+            DualsegError: there is no room; the page does not have this scan then.
         """
         copy = display_copy(image, label, entropy, self.limit)
-        number = len(self._copies)
-        end = self._data.seek(0, 2)
-        try:
-            for kind in ("image", "label", "uncertainty"):
-                text = f'<script type="text/plain" id="{kind}-{number}">{getattr(copy, kind)}</script>\n'
-                self._data.write(text.encode("ascii"))
-            self._data.flush()
-        except OSError:
-            self._data.truncate(end)
-            raise
-        self._copies[scan] = number, _display(copy, len(image.array))
+        self._keep(scan, {kind: getattr(copy, kind) for kind in KINDS}, _display(copy, len(image.array)))
+
+    def _keep(self, scan: str, files: Mapping[str, str], shown: Mapping[str, Any]) -> None:
+        write_text(self._file(scan), "\n".join([json.dumps(shown), *(files[kind] for kind in KINDS), ""]))
+
+    def _file(self, scan: str) -> Path:
+        """A line for what the page says of a copy, and one for each of its files."""
+        return self._folder / f"{scan}.txt"
+
+    def _shown(self, scan: str) -> dict[str, Any]:
+        with self._file(scan).open(encoding="ascii") as file:
+            return json.loads(file.readline())
+
+    def _take_out(self) -> None:
+        """Keep the copies of the page that is there."""
+        named = _scans_of(self.path)
+        files: dict[str, str] = {}
+        with self.path.open(encoding="utf-8", errors="replace") as page:
+            for match in filter(None, map(_COPY.match, page)):
+                files[match[1]] = match[3]
+                if len(files) == len(KINDS) and match[2] in named:
+                    scan, shown = named.pop(match[2])
+                    if scan not in self:  # else it is newer
+                        self._keep(scan, files, shown)
+                    files = {}
+        if named:
+            raise DualsegError(f"{self.path}: damaged; remove it, and its scans are predicted again.")
 
     def write(self, rows: Sequence[Row], networks: Sequence[str]) -> None:
         """Write the page of the scans that were predicted and added, the most uncertain first.
@@ -82,22 +114,30 @@ class ReviewPage:
             networks: whose mean the prediction is.
 
         Raises:
-            DualsegError: it cannot be written; then nothing of it stays.
+            DualsegError: it cannot be written; then nothing of it stays, but the display copies do.
         """
+        shown = [row.scan for row in rows if not row.problem and row.scan in self]
         room = secrets.token_hex()  # where the template leaves room for the copies; no name of a scan can hold it
-        head, tail = self._render(rows, networks, room).encode().split(room.encode())
-        self._data.seek(0)
+        head, tail = self._render(rows, shown, networks, room).encode().split(room.encode())
         with replacing(self.path) as temporary, temporary.open("wb") as file:
             file.write(head)
-            shutil.copyfileobj(self._data, file, 1 << 20)
+            for number, scan in enumerate(shown):
+                lines = self._file(scan).read_text(encoding="ascii").splitlines()[1:]
+                for kind, line in zip(KINDS, lines, strict=True):
+                    file.write(f'<script type="text/plain" id="{kind}-{number}">{line}</script>\n'.encode("ascii"))
             file.write(tail)
+        shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _render(self, rows: Sequence[Row], networks: Sequence[str], room: str) -> str:
+    def _render(self, rows: Sequence[Row], shown: Sequence[str], networks: Sequence[str], room: str) -> str:
         from markupsafe import Markup
 
         reasons = dict(zip((row.scan for row in rows), reasons_to_look(rows), strict=True))
-        shown = sorted((row for row in rows if row.scan in self._copies and not row.problem), key=_doubt)
-        scans = [self._entry(row, reasons[row.scan]) for row in shown]
+        numbers = {scan: number for number, scan in enumerate(shown)}
+        scans = [
+            _entry(row, reasons[row.scan], numbers[row.scan], self._shown(row.scan))
+            for row in sorted((row for row in rows if row.scan in numbers), key=_doubt)
+        ]
+        largest = max((self._file(scan).stat().st_size for scan in shown), default=0)  # of a page with fewer scans
         return render(
             "viewer/review.html.j2",
             scans=scans,
@@ -109,29 +149,43 @@ class ReviewPage:
             heat=[_rgb(colour) for colour in figures.entropy_gradient()],
             paints=[_rgb(colour) for colour in _colours(len(self.class_names) - 1)],
             entropy_stops=figures.entropy_gradient(),
-            limit=f"{self.limit / 1e6:.3g}",
+            limit=f"{max(self.limit, largest) / 1e6:.3g}",
             niivue=Markup((NIIVUE / "niivue.umd.js").read_text(encoding="utf-8")),
             licences=(NIIVUE / "LICENSES.txt").read_text(encoding="utf-8"),
             data=room,
         )
 
-    def _entry(self, row: Row, reasons: Sequence[str]) -> dict[str, Any]:
-        number, copy = self._copies[row.scan]
-        uncertainty = _share(row.measures["mean_entropy_foreground"])
-        disagreement = _share(row.measures["disagreement_foreground"])
-        volumes = [f"{name} {ml:.2f} ml" for name, ml in row.volumes.items()]
-        return {
-            "name": row.scan,
-            "number": number,
-            "reasons": list(reasons),
-            "uncertainty": uncertainty,
-            "facts": [f"uncertainty {uncertainty}", f"networks disagree on {disagreement}", *volumes],
-            **copy,
-        }
+
+def _folder_of(page: Path) -> Path:
+    return page.with_name(".display")
+
+
+def _scans_of(page: Path) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Number -> name of a scan of the page, and what it says of its copy; nothing where the page is no such one."""
+    with suppress(OSError, ValueError, KeyError, TypeError, StopIteration):
+        with page.open(encoding="utf-8") as file:
+            state = next(json.loads(match[1]) for line in file if (match := _STATE.match(line)))
+        scans = {str(scan["number"]): (scan["name"], {key: scan[key] for key in SHOWN}) for scan in state["scans"]}
+        return {number: scan for number, scan in scans.items() if "/" not in scan[0]}
+    return {}
+
+
+def _entry(row: Row, reasons: Sequence[str], number: int, shown: Mapping[str, Any]) -> dict[str, Any]:
+    uncertainty = _share(row.measures["mean_entropy_foreground"])
+    disagreement = _share(row.measures["disagreement_foreground"])
+    volumes = [f"{name} {ml:.2f} ml" for name, ml in row.volumes.items()]
+    return {
+        "name": row.scan,
+        "number": number,
+        "reasons": list(reasons),
+        "uncertainty": uncertainty,
+        "facts": [f"uncertainty {uncertainty}", f"networks disagree on {disagreement}", *volumes],
+        **shown,
+    }
 
 
 def _display(copy: DisplayCopy, channels: int) -> dict[str, Any]:
-    """What the page says of a copy, and starts from; all but the files."""
+    """What the page says of a copy, and starts from; all but the files. Its keys are `SHOWN`."""
     own, shown = (" x ".join(f"{mm:.3g}" for mm in spacing) for spacing in (copy.scan_spacing, copy.spacing))
     words = [
         f"8-bit display copy of {copy.size / 1e6:.2f} MB",

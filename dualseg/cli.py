@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from dualseg.errors import DualsegError, Interrupted
+from dualseg.names import without_controls
 from dualseg.quiet import quiet
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -167,7 +168,7 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def _exit(message: str, code: int) -> NoReturn:
-    print(message, file=sys.stderr)
+    print(without_controls(message), file=sys.stderr)
     raise SystemExit(code)
 
 

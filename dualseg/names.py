@@ -14,6 +14,15 @@ JOINERS = "\u200c\u200d"  # of category Cf, but part of the spelling of words in
 LONGEST = 200  # bytes of a folder's name: file systems take 255, and files in it are named after it
 
 
+def _is_unseen(letter: str) -> bool:
+    return unicodedata.category(letter) in UNSEEN and letter not in JOINERS
+
+
+def without_controls(text: str) -> str:
+    """`text` with the characters that nobody sees, but for ends of lines, as escapes: a terminal would obey them."""
+    return "".join(ascii(c)[1:-1] if _is_unseen(c) and c != "\n" else c for c in text)
+
+
 def check_printable(what: str, names: Iterable[str]) -> None:
     """Raises: DualsegError where a name is empty, has a line break or another character that nobody sees.
 
@@ -22,7 +31,7 @@ def check_printable(what: str, names: Iterable[str]) -> None:
     for name in names:
         if not name.strip():
             raise DualsegError(f"{what} {name!r}: is empty; give a name.")
-        unseen = [letter for letter in name if unicodedata.category(letter) in UNSEEN and letter not in JOINERS]
+        unseen = [letter for letter in name if _is_unseen(letter)]
         if unseen:
             raise DualsegError(
                 f"{what} {name!r}: has a line break or a control character (U+{ord(unseen[0]):04X}); take it out."

@@ -4,7 +4,7 @@ import pytest
 from markdown_it import MarkdownIt
 
 from dualseg.errors import DualsegError
-from dualseg.names import as_markdown, check_folder_name, check_network_names, check_printable
+from dualseg.names import as_markdown, check_folder_name, check_network_names, check_printable, without_controls
 
 
 @pytest.mark.parametrize("name", ["left atrium", "Lunge, links", 'the "organ"', "心房", "می\u200cشود", "a=b.c|<d>"])
@@ -24,6 +24,10 @@ def test_names_that_nobody_can_read(name: str) -> None:
     assert ascii(name)[1:-1] in ascii(str(raised.value)).replace("\\\\", "\\")
     str(raised.value).encode()  # it can be printed, and breaks no line
     assert len(str(raised.value).splitlines()) == 1
+
+
+def test_a_terminal_is_told_nothing() -> None:
+    assert without_controls("a\x1b[2Jb \u202ec\nd é") == "a\\x1b[2Jb \\u202ec\nd é"
 
 
 @pytest.mark.parametrize("name", ["demo", "v1.5", "la-dual-8labels-seed0", "a b", "x=1,y=2", "w_o", "5", "x" * 200])

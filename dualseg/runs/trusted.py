@@ -127,7 +127,7 @@ class Trust:
         if isinstance(value, list):
             return [self._built(item, f"{where}[{index}]", base) for index, item in enumerate(value)]
         if isinstance(value, str) and "${" in value:
-            raise DualsegError(f"{where}={value[:100]}: a run folder records values, no interpolations; {MEND}.")
+            raise DualsegError(f"{where}={value[:100]!r}: a run folder records values, no interpolations; {MEND}.")
         if not isinstance(value, str | int | float | None):
             raise DualsegError(f"{where}: is a {type(value).__name__}; {MEND}.")
         return value
@@ -145,7 +145,7 @@ class Trust:
                 raise _untrusted(where, [target], f" with {opened}")
         if hydras.get("_recursive_", True):
             arguments = {key: self._built(item, f"{where}.{key}", base) for key, item in arguments.items()}
-        positional = self._built(list(hydras.get("_args_", [])), where, base)
+        positional = self._built(hydras.get("_args_", []), where, base)
         try:
             call = partial(found, *positional, **{**arguments, **(given or {})})
             return call if hydras.get("_partial_") else call()
@@ -272,15 +272,15 @@ def _opened(found: Any, arguments: Mapping[str, Any], base: type) -> str | None:
         name = taken.pop("network", None)
         found = getattr(monai.networks.nets, name, None) if isinstance(name, str) else None
         if not _is_ours_of(found, base):
-            return f"network={str(name)[:100]}"
+            return f"network={name!r}"[:100]
     for key, parameter in inspect.signature(found).parameters.items():
         if key not in taken and _loads(key, parameter.default):
-            return f"its default {key}={parameter.default}"
+            return f"its default {key}={parameter.default!r}"
     waiting = list(taken.items())
     while waiting:
         key, value = waiting.pop()
         if _loads(key, value) or (isinstance(value, str) and not WORD.fullmatch(value)):
-            return f"{key}={str(value)[:100]}"
+            return f"{key}={value!r}"[:100]
         if isinstance(value, Mapping) and "_target_" not in value:  # such a one is judged by itself
             waiting += [(str(inner), item) for inner, item in value.items()]
         elif isinstance(value, list):

@@ -7,9 +7,10 @@ import pydicom.data
 import pytest
 from dicom_mutants import judge, mutant
 
-from dualseg.data.dicom import Series, files_below, find_series, read_series
+from dualseg.data.dicom import Series, find_series, read_series
 from dualseg.data.dicom.headers import Slice, read_header
 from dualseg.errors import DualsegError
+from dualseg.files import files_below
 from dualseg.prediction.scans import find_scans
 
 AWKWARD = Path(pydicom.data.__file__).parent

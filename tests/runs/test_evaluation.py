@@ -77,6 +77,16 @@ def test_a_run_has_seen_the_cases_of_its_own_split_wherever_the_data_lie_now(tmp
     check_unseen([run], now["data"], source, ["image0067", "image0073", "image0074"], Trust())
 
 
+def test_what_another_run_names_is_not_called_either(tmp_path):
+    run, now = (config("pancreas", "dualseg.data.PancreasCT", root=str(tmp_path)) for _ in range(2))
+    for own in (run, now):
+        own["data"]["source"]["root"] = str(tmp_path)
+    run["data"]["source"]["exclude"] = [{"_target_": "os.mkdir", "path": str(tmp_path / "canary")}]
+    with pytest.raises(DualsegError, match=r"trust=os\.mkdir"):
+        check_unseen([run], now["data"], PancreasCT(tmp_path), ["image0001"], Trust())
+    assert not (tmp_path / "canary").exists()
+
+
 def test_another_root_moves_every_path_of_the_source():
     run = config()
     run["data"]["source"] = {

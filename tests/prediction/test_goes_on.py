@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 from dicom_toys import SECRETS, write_series
-from predict_toys import save, scene, write_run
+from predict_toys import TRUST, save, scene, write_run
 
 from dualseg.inference.predictor import Predictor
 from dualseg.runs import lock
@@ -119,7 +119,7 @@ def test_a_finished_prediction_answers_without_torch(predict, scans, out, tmp_pa
     words = [f"run={run}", f"input={scans}", f"output={out}"]
     assert predict(*words).code == 0
     code = "import sys; from dualseg.predict import main; main(); sys.exit('torch' in sys.modules)"
-    ended = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
+    ended = subprocess.run([sys.executable, "-c", code, *words, *TRUST], capture_output=True, text=True, check=False)
     assert ended.returncode == 0 and "3 of 3 scans" in ended.stdout, ended.stderr
 
 

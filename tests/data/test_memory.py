@@ -13,9 +13,9 @@ from folder_layouts import write_nnunet
 import dualseg.data.folder
 from dualseg.data import Folder, LeftAtrium, Phantom, SemiSupervisedDataModule
 from dualseg.data.checking import check_dataset
+from dualseg.data.formats import read_grid, read_volume
 from dualseg.data.left_atrium import case_list
 from dualseg.data.memory import BASE_BYTES, COPIES, MemoryCheck, size_of, size_problems
-from dualseg.data.nifti import read_grid, read_nifti
 from dualseg.data.problems import VolumeError
 from dualseg.data.splits import Split
 from dualseg.data.volumes import Grid, Image, VolumeSource
@@ -59,9 +59,9 @@ def read(monkeypatch) -> list[str]:
 
     def reading(path):
         names.append(Path(path).name)
-        return read_nifti(path)
+        return read_volume(path)
 
-    monkeypatch.setattr(dualseg.data.folder, "read_nifti", reading)
+    monkeypatch.setattr(dualseg.data.folder, "read_volume", reading)
     return names
 
 
@@ -119,13 +119,13 @@ def test_a_small_file_may_say_any_size(tmp_path, which):
         SemiSupervisedDataModule(source, (16, 16, 16), unlabeled_per_batch=0).setup("fit")
 
 
-@pytest.mark.parametrize("sizes", [(32767, 32767, 32767), (64, 64, 32, 32767, 32767)])
+@pytest.mark.parametrize("sizes", [(32767, 32767, 32767), (2000, 2000, 2000, 32767)])
 def test_a_file_that_no_machine_can_hold_is_not_read(tmp_path, sizes):
     path = tmp_path / "a.nii"
     nib.save(nib.Nifti1Image(np.zeros((4, 4, 4), np.int16), np.eye(4)), path)
     dimensions(path, *sizes)
     with pytest.raises(VolumeError, match=r"a\.nii.*TiB.*this machine offers") as error:
-        read_nifti(path)
+        read_volume(path)
     assert error.value.kind == "memory"
 
 

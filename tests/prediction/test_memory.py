@@ -17,9 +17,9 @@ from predict_toys import Rising, Threshold, save
 from dualseg.data import BraTS2019, LeftAtrium, PancreasCT, Phantom
 from dualseg.data.folder import Folder
 from dualseg.data.memory import COPIES
-from dualseg.data.nifti import read_nifti
 from dualseg.data.reading import VolumeReader
 from dualseg.data.volumes import Grid, Image, VolumeSource
+from dualseg.data.voxels import read_voxels
 from dualseg.errors import DualsegError
 from dualseg.inference import SlidingWindow
 from dualseg.inference.predictor import Member, Predictor
@@ -130,7 +130,7 @@ def test_a_scan_that_is_too_large_is_refused_by_its_header(predict, tmp_path: Pa
     save(tmp_path / "in" / "small.nii", voxels, np.diag([2.0, 2, 2, 1]))
     monkeypatch.setattr(Rising, "prepared_voxels", lambda self, grid: grid.voxels_of((2, 2, 2)))
     read: list[str] = []
-    monkeypatch.setattr(scans, "read_nifti", lambda path: read.append(str(path)) or read_nifti(path))
+    monkeypatch.setattr(scans, "read_voxels", lambda stored: read.append(str(stored.path)) or read_voxels(stored))
     monkeypatch.setattr(scans, "read_series", lambda series: pytest.fail("the series was read"))
     outcome = predict(f"input={tmp_path / 'in'}", "memory=2GiB")
     outcome.complains("1 of 2 scans failed")

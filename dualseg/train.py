@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dualseg.cli import run_with_hydra
+from dualseg.errors import Interrupted
 from dualseg.processes import as_rank
 from dualseg.sweeps.job import run_job
 
@@ -26,7 +27,8 @@ def train(config: Any) -> None:
         DualsegError: whatever the user can mend; nothing half-written is left behind.
         SystemExit: a group failed, and has said why.
     """
-    from dualseg.processes import in_group, is_slurm_task, processes_of, run_group
+    from dualseg.group import run_group
+    from dualseg.processes import in_group, is_slurm_task, processes_of
     from dualseg.runs.settings import resolve
 
     settings = resolve(config)
@@ -65,6 +67,7 @@ def train_here(settings: dict[str, Any]) -> None:
 
     Raises:
         DualsegError: as `train`.
+        Interrupted: Ctrl-C or SIGTERM, with the command that goes on.
     """
     from dualseg.processes import rank
     from dualseg.runs.collapse import ADVICE, collapse
@@ -90,6 +93,17 @@ def train_here(settings: dict[str, Any]) -> None:
 
 
 def _train(settings: dict[str, Any], folder: Any) -> None:
+    from dualseg.runs.provenance import resume_command
+
+    try:
+        _train_and_write(settings, folder)
+    except Interrupted as stop:
+        if stop.message:
+            raise
+        raise Interrupted(stop.number, f"stopped. To go on: {resume_command()}") from None
+
+
+def _train_and_write(settings: dict[str, Any], folder: Any) -> None:
     from dualseg import assembly
     from dualseg.data.checking.doubts import warnings
     from dualseg.files import write_json

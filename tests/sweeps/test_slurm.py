@@ -4,6 +4,7 @@ tests/slurm/run.py (`make test-slurm`) runs a sweep on a real one.
 """
 
 import re
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from submitit.core.utils import JobPaths, cloudpickle_dump
 
 from dualseg import train
 from dualseg.cli import conf_dir
-from dualseg.errors import DualsegError
+from dualseg.errors import DualsegError, Interrupted
 from dualseg.runs.folder import run_name
 from dualseg.runs.settings import resolve
 from dualseg.sweeps import slurm
@@ -189,12 +190,12 @@ def test_a_refused_array_takes_the_others_back(programs, tmp_path):
     assert (programs / "scancel.said").read_text() == "1 2\n"
 
 
-def test_ctrl_c_says_how_to_cancel(programs, tmp_path, monkeypatch, capsys):
+def test_a_signal_says_how_to_cancel(programs, tmp_path, monkeypatch, capsys):
     def interrupted() -> None:
-        raise KeyboardInterrupt
+        raise Interrupted(signal.SIGTERM)
 
     monkeypatch.setattr(slurm, "job_states", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted):
         launch(launcher(tmp_path / "jobs"), [["devices=1"], ["devices=2"], ["devices=1"]], 0)
     assert "scancel 1 2" in capsys.readouterr().err
 

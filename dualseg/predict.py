@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from dualseg.cli import run_with_words
 from dualseg.errors import DualsegError
 from dualseg.prediction.words import KEYS, OUT_OF_MEMORY
+from dualseg.signals import resumable
 from dualseg.words import help_of
 
 if TYPE_CHECKING:
@@ -63,7 +64,8 @@ def predict(options: "Options") -> Path:
     device = device_of(options.device)
     predictor = assembly.build_predictor(runs, sources, trust, options.overlap, options.mirror, device)
     folder.open(describe(options, predictor, class_names, checkpoints, passed_over, left_out))
-    failed = predict_scans(predictor, scans, folder, options, channels, clean)
+    with resumable(f"Finished scans are kept in {folder.path}: give the same command again to go on."):
+        failed = predict_scans(predictor, scans, folder, options, channels, clean)
     if failed:
         what = "the only scan" if len(scans) == 1 else f"{len(failed)} of {len(scans)} scans"
         raise DualsegError(f"{what} failed, see above: {', '.join(failed)}. All others are in {folder.path}.")

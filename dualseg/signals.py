@@ -1,7 +1,9 @@
 """SIGINT (Ctrl-C) and SIGTERM: a command is asked to stop once, however often the machine says so. No torch here."""
 
 import os
+import select
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -78,59 +80,94 @@ def stoppable() -> Iterator[None]:
 
     Whoever waits for the signals instead installs a handler of its own within.
     """
-    if threading.current_thread() is not threading.main_thread() or _Deadline.running:
+    if threading.current_thread() is not threading.main_thread() or _Stopping.running:
         yield
         return
-    stop = Stop()
-
-    def leave(number: int, frame: FrameType | None) -> None:
-        if stop.note(number):
-            if len(stop.signals) > 1:
-                os._exit(128 + number)
-            raise Interrupted(number)
-
-    with _Deadline(stop), handled(leave):
+    with _Stopping() as stopping, handled(stopping.leave):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)  # a group's ranks start with them `held_back`
         yield
 
 
-class _Deadline:
-    """A thread that ends the process `PATIENCE` seconds after the signal, should the main thread not come to it.
+@contextmanager
+def resumable(how: str) -> Iterator[None]:
+    """An `Interrupted` that leaves this block without a message of its own says `how` to go on."""
+    try:
+        yield
+    except Interrupted as stop:
+        if stop.message:
+            raise
+        raise Interrupted(stop.number, f"stopped. {how}") from None
 
-    That may wait in vain: in a collective operation for a rank that is gone, where no Python code runs, or after
-    something has swallowed the exception. Not where a process is alone and a handler within has taken the signal: that
-    one answers when it has finished what it is doing.
+
+class _Stopping:
+    """Raises `Interrupted` in the main thread, and sees to it that the command ends, from a thread.
+
+    A finalizer swallows what is raised in it: then it is raised again. Where the main thread does not come to it within
+    `PATIENCE`, the process is ended: that may wait in vain in a collective operation for a rank that is gone, where no
+    Python code runs. Not where a process is alone and a handler within has taken the signal: that one answers when it
+    has finished what it is doing.
     """
 
     running = False
+    AGAIN = b"\0"  # no signal has this number
 
-    def __init__(self, stop: Stop) -> None:
-        self.stop = stop
-        self.over = threading.Event()
+    def __init__(self) -> None:
+        self.stop = Stop()
+        self.swallowed = False
 
-    def __enter__(self) -> None:
-        _Deadline.running = True
+    def leave(self, number: int, frame: FrameType | None) -> None:
+        """The handler."""
+        if self.swallowed:
+            self.swallowed = False
+        elif not self.stop.note(number):
+            return
+        elif len(self.stop.signals) > 1:
+            os._exit(128 + number)
+        raise Interrupted(number)
+
+    def __enter__(self) -> "_Stopping":
+        _Stopping.running = True
         self.reading, self.writing = os.pipe()
         os.set_blocking(self.writing, False)
-        # written to when the signal arrives, also while the main thread is busy elsewhere
-        self.former = signal.set_wakeup_fd(self.writing, warn_on_full_buffer=False)
+        # written to when a signal arrives, whatever the main thread is doing
+        self.former_pipe = signal.set_wakeup_fd(self.writing, warn_on_full_buffer=False)
+        self.former_hook, sys.unraisablehook = sys.unraisablehook, self._unraisable
         self.thread = threading.Thread(target=self._watch, daemon=True)
         self.thread.start()
+        return self
 
     def __exit__(self, *error: object) -> None:
-        self.over.set()
-        signal.set_wakeup_fd(self.former)
+        sys.unraisablehook = self.former_hook
+        signal.set_wakeup_fd(self.former_pipe)
         os.close(self.writing)
         self.thread.join()
         os.close(self.reading)
-        _Deadline.running = False
+        _Stopping.running = False
+
+    def _unraisable(self, what: "sys.UnraisableHookArgs") -> None:
+        if not issubclass(what.exc_type, Interrupted):
+            self.former_hook(what)
+            return
+        self.swallowed = True
+        os.write(self.writing, self.AGAIN)
 
     def _watch(self) -> None:
-        while byte := os.read(self.reading, 1):
-            number = byte[0]
-            if number not in STOPS or self.over.wait(PATIENCE) or not (self.stop.signals or world_size() > 1):
-                continue
-            again = "The last checkpoint is kept: give the same command again to resume."
-            with suppress(OSError):
-                os.write(2, f"stopped after {PATIENCE:.0f} s. {again if world_size() > 1 else ''}\n".encode())
-            os._exit(128 + number)
+        number, deadline = 0, float("inf")
+        while True:
+            left = max(deadline - time.monotonic(), 0) if number else None
+            if select.select([self.reading], [], [], left)[0]:
+                byte = os.read(self.reading, 1)
+                if not byte:
+                    return
+                if byte == self.AGAIN:
+                    time.sleep(0.01)  # the finalizer is over then, or this comes again
+                    signal.pthread_kill(threading.main_thread().ident or 0, number)
+                elif byte[0] in STOPS and not number:
+                    number, deadline = byte[0], time.monotonic() + PATIENCE
+            elif self.stop.signals or world_size() > 1:
+                again = "The last checkpoint is kept: give the same command again to resume."
+                with suppress(OSError):
+                    os.write(2, f"stopped after {PATIENCE:.0f} s. {again if world_size() > 1 else ''}\n".encode())
+                os._exit(128 + number)
+            else:
+                number = 0

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from dualseg.cli import run_with_hydra
-from dualseg.errors import Interrupted
 from dualseg.processes import as_rank
+from dualseg.signals import resumable
 from dualseg.sweeps.job import run_job
 
 OUT_OF_MEMORY = (
@@ -73,13 +73,16 @@ def train_here(settings: dict[str, Any]) -> None:
     from dualseg.runs.collapse import ADVICE, collapse
     from dualseg.runs.folder import RunFolder
     from dualseg.runs.lock import writing
+    from dualseg.runs.provenance import resume_command
 
     folder = RunFolder.of(settings)
+    again = f"To go on: {resume_command()}"
     if rank() != 0:
-        _train(settings, folder)
+        with resumable(again):
+            _train(settings, folder)
         return
     new = settings["overwrite"] or not folder.path.exists()
-    with writing(folder.path):
+    with resumable(again), writing(folder.path):
         try:
             _train(settings, folder)
         except BaseException:
@@ -93,17 +96,6 @@ def train_here(settings: dict[str, Any]) -> None:
 
 
 def _train(settings: dict[str, Any], folder: Any) -> None:
-    from dualseg.runs.provenance import resume_command
-
-    try:
-        _train_and_write(settings, folder)
-    except Interrupted as stop:
-        if stop.message:
-            raise
-        raise Interrupted(stop.number, f"stopped. To go on: {resume_command()}") from None
-
-
-def _train_and_write(settings: dict[str, Any], folder: Any) -> None:
     from dualseg import assembly
     from dualseg.data.checking.doubts import warnings
     from dualseg.files import write_json

@@ -128,6 +128,7 @@ def _train(settings: dict[str, Any], folder: Any) -> None:
         provenance.check_same_data(folder.manifest_file, data.fingerprint(), evaluated)
     trainer = assembly.build_trainer(settings, folder, resumed_at, provenance.resume_command())
     data.check_processes(trainer.world_size, stages)
+    data.check_shared_memory(trainer.num_devices / trainer.world_size)
     if trainer.is_global_zero:
         folder.open(settings)
         write_json(folder.preprocessing_file, data.source.scan_record())

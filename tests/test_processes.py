@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from dualseg import group, processes
 from dualseg.errors import DualsegError
 from dualseg.group import Ending, run_group
 from dualseg.processes import PEER_LOST, as_rank, processes_of
+from dualseg.signals import Stop
 
 pytestmark = pytest.mark.timeout(120)
 ROOT = Path(__file__).resolve().parents[1]
@@ -227,6 +229,31 @@ def test_the_second_signal_stops_at_once(ranks, tmp_path) -> None:
         *(130, ""),
         "error: stopped at once. The last checkpoint is kept: give the same command again to resume.\n",
     )
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_several_ranks_that_do_not_answer_are_ended(ranks, count, tmp_path, monkeypatch) -> None:
+    """One alone may finish its iteration, however long that takes."""
+    monkeypatch.setattr(group, "PATIENCE", 0.2)
+    monkeypatch.setattr(group, "MARGIN", 0.2)
+    ranks("""
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        (here / f"ready{rank}").touch()
+        time.sleep(1.5 if os.environ["WORLD_SIZE"] == "1" else 60)
+        sys.exit(143)
+    """)
+    stop = Stop()
+
+    def ask() -> None:
+        wait_until(lambda: all((tmp_path / f"ready{rank}").exists() for rank in range(count)))
+        stop.note(signal.SIGTERM)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    ending = run_group([], count, stop=stop)
+    asking.join()
+    assert (ending.code, ending.signal) == (143, signal.SIGTERM)
+    assert ("last checkpoint is kept" in ending.reason) == (count == 2)
 
 
 def test_ranks_die_with_the_process_that_started_them(ranks, tmp_path) -> None:

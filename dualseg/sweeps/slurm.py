@@ -233,6 +233,9 @@ def in_task(job: Callable[[], Any], overrides: Sequence[str]) -> Any:
     from hydra.core.utils import filter_overrides
 
     sys.argv = ["dualseg-train", *filter_overrides(list(overrides))]  # for the manifest: not submitit's own command
-    returned = job()
+    try:
+        returned = job()
+    except Interrupted as stop:  # which submitit takes for the death of the job
+        raise DualsegError(str(stop)) from stop
     returned.return_value  # noqa: B018 - Hydra raises what the run raised
     return returned

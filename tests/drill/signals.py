@@ -205,6 +205,7 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--repeat", type=int, default=1)
     given = parser.parse_args(words)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with it ignored
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no training is left
     chosen = [case for case in cases() if str(case).startswith(given.only)]
     wrong, longest = 0, 0.0
     with tempfile.TemporaryDirectory(prefix="dualseg-drill-") as folder:

@@ -225,6 +225,15 @@ def test_a_task_fails_with_its_run_and_knows_its_command(monkeypatch):
         in_task(lambda: failed, [])
 
 
+def test_a_stopped_task_is_a_failed_run_with_what_was_said(monkeypatch):
+    def stopped() -> None:
+        raise Interrupted(signal.SIGINT, "stopped after iteration 5")
+
+    monkeypatch.setattr(sys, "argv", [])
+    with pytest.raises(DualsegError, match="stopped after iteration 5"):
+        in_task(stopped, [])
+
+
 # --- the group `launcher`
 
 

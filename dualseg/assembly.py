@@ -174,6 +174,9 @@ def build_trainer(config: Config, folder: RunFolder, resumed_at: int, resume_com
         enable_model_summary=False,
         default_root_dir=str(folder.path),
     )
+    # Lightning's handler of SIGTERM waits for the other processes amid whatever they are doing, which never ends where
+    # they are not told, and lets a run end with exit code 0 and without a checkpoint; `Checkpoints` answers
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     check_precision(trainer, settings["precision"])
     if settings["sync_batchnorm"] and trainer.world_size > 1 and trainer.strategy.root_device.type == "cpu":
         raise DualsegError("trainer.sync_batchnorm=true: torch has it for GPUs only; leave it at false on a CPU.")

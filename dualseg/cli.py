@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 from dualseg.errors import DualsegError, Interrupted
 from dualseg.names import without_controls
 from dualseg.quiet import quiet
+from dualseg.signals import stoppable
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 READER_GONE = 141  # exit code of a command that writes into a closed pipe (128 + SIGPIPE), as `| head` leaves it
@@ -94,7 +95,7 @@ def run_with_words(command: Callable[[list[str]], Any], help_text: str, out_of_m
 
 
 def guarded(command: Callable[[], Any], out_of_memory: str = MORE_MEMORY) -> None:
-    """Call `command`; turn what a user can mend into one message and an exit code.
+    """Call `command`; turn what a user can mend, SIGINT and SIGTERM into one message and an exit code.
 
     Args:
         command: what is to be done.
@@ -104,7 +105,10 @@ def guarded(command: Callable[[], Any], out_of_memory: str = MORE_MEMORY) -> Non
     _warn_of_other_torch()
     try:
         try:
-            _answer(command, out_of_memory)
+            with stoppable():
+                _answer(command, out_of_memory)
+        except Interrupted as stop:  # also one that came while another answer was given
+            _exit(str(stop), stop.code)
         finally:
             sys.stdout.flush()  # here, where it can be answered, and not when Python shuts down
     except BrokenPipeError:
@@ -135,9 +139,7 @@ def _answer(command: Callable[[], Any], out_of_memory: str) -> None:
 
     try:
         command()
-    except Interrupted as stop:
-        _exit(str(stop), 130)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt:  # of a thread, or where the main one is another's
         _exit("stopped.", 130)
     except DualsegError as error:
         _exit(f"error: {error}", 2)

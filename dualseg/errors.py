@@ -1,9 +1,30 @@
 """The exceptions whose message alone a user needs to see."""
 
+import signal
+
 
 class DualsegError(ValueError):
     """Something the user can mend; the message names the file or key and the mend. Entry points exit with code 2."""
 
 
-class Interrupted(Exception):  # noqa: N818 - no error: the run did what was asked
-    """Ctrl-C, answered with a checkpoint; the message says how to resume. Entry points exit with code 130."""
+class Interrupted(BaseException):
+    """SIGINT (Ctrl-C) or SIGTERM asked the command to stop. Entry points exit with code 128 + the signal's number.
+
+    No Exception: code that goes on after a case that failed, or explains a failure, lets it through.
+
+    Args:
+        number: the signal.
+        message: what is kept and how to go on; empty: nothing is known of that.
+    """
+
+    def __init__(self, number: int = signal.SIGINT, message: str = "") -> None:
+        super().__init__(number, message)
+        self.number, self.message = number, message
+
+    @property
+    def code(self) -> int:
+        """130 or 143."""
+        return 128 + self.number
+
+    def __str__(self) -> str:
+        return self.message or "stopped."

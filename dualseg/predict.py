@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from dualseg.cli import run_with_words
 from dualseg.errors import DualsegError
 from dualseg.prediction.words import KEYS, OUT_OF_MEMORY
+from dualseg.signals import resumable
 from dualseg.words import help_of
 
 if TYPE_CHECKING:
@@ -100,7 +101,8 @@ def _predict(
         begin(record, by, predictor, found)
         for name in {*named, *record.scans} - {*record.kept}:
             folder.remove(name)  # of a file that has changed, or from a killed process
-        failed = predict_scans(predictor, todo, folder, record, options, sources[0].channels, page)
+        with resumable(f"Finished scans are kept in {folder.path}: give the same command again to go on."):
+            failed = predict_scans(predictor, todo, folder, record, options, sources[0].channels, page)
         record.write()
     elif options.report and not is_finished(folder.report_file):
         page = ReviewPage(folder.report_file, folder.class_names, len(scans))

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from dualseg.cli import run_with_words
 from dualseg.errors import DualsegError
 from dualseg.preparation.words import KEYS
+from dualseg.signals import resumable
 from dualseg.words import help_of
 
 if TYPE_CHECKING:
@@ -28,7 +29,8 @@ def prepare(options: "Options") -> "Outcome":
     from dualseg.preparation.work import prepare_dataset
 
     preparation, out = options.preparation, options.out
-    outcome = prepare_dataset(preparation, options.raw, out, options.workers)
+    with resumable("What is prepared is kept: give the same command again to go on."):
+        outcome = prepare_dataset(preparation, options.raw, out, options.workers)
     if outcome.finished:
         print(write_summary(out / "summary.csv", preparation, out, outcome.finished))
     kept = f", {outcome.kept} of them before" if outcome.kept else ""

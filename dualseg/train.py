@@ -9,6 +9,7 @@ from typing import Any
 
 from dualseg.cli import run_with_hydra
 from dualseg.processes import as_rank
+from dualseg.signals import resumable
 from dualseg.sweeps.job import run_job
 
 OUT_OF_MEMORY = (
@@ -26,7 +27,8 @@ def train(config: Any) -> None:
         DualsegError: whatever the user can mend; nothing half-written is left behind.
         SystemExit: a group failed, and has said why.
     """
-    from dualseg.processes import in_group, is_slurm_task, processes_of, run_group
+    from dualseg.group import run_group
+    from dualseg.processes import in_group, is_slurm_task, processes_of
     from dualseg.runs.settings import resolve
 
     settings = resolve(config)
@@ -65,18 +67,22 @@ def train_here(settings: dict[str, Any]) -> None:
 
     Raises:
         DualsegError: as `train`.
+        Interrupted: Ctrl-C or SIGTERM, with the command that goes on.
     """
     from dualseg.processes import rank
     from dualseg.runs.collapse import ADVICE, collapse
     from dualseg.runs.folder import RunFolder
     from dualseg.runs.lock import writing
+    from dualseg.runs.provenance import resume_command
 
     folder = RunFolder.of(settings)
+    again = f"To go on: {resume_command()}"
     if rank() != 0:
-        _train(settings, folder)
+        with resumable(again):
+            _train(settings, folder)
         return
     new = settings["overwrite"] or not folder.path.exists()
-    with writing(folder.path):
+    with resumable(again), writing(folder.path):
         try:
             _train(settings, folder)
         except BaseException:
@@ -122,6 +128,7 @@ def _train(settings: dict[str, Any], folder: Any) -> None:
         provenance.check_same_data(folder.manifest_file, data.fingerprint(), evaluated)
     trainer = assembly.build_trainer(settings, folder, resumed_at, provenance.resume_command())
     data.check_processes(trainer.world_size, stages)
+    data.check_shared_memory(trainer.num_devices / trainer.world_size)
     if trainer.is_global_zero:
         folder.open(settings)
         write_json(folder.preprocessing_file, data.source.scan_record())

@@ -78,13 +78,15 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
     # Hydra's loggers hold on to the captured stdout, which is closed after the test
     root = logging.getLogger()
-    handlers, level, interrupt = root.handlers[:], root.level, signal.getsignal(signal.SIGINT)
+    handlers, level = root.handlers[:], root.level
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    answers = [signal.getsignal(number) for number in numbers]
     with warnings.catch_warnings():
         yield call
     root.handlers[:] = handlers
     root.setLevel(level)
-    left, _ = signal.getsignal(signal.SIGINT), signal.signal(signal.SIGINT, interrupt)
-    assert left is interrupt, "a command must give Ctrl-C back, also when it fails"
+    left = [signal.signal(number, answer) for number, answer in zip(numbers, answers, strict=True)]
+    assert left == answers, "a command must give its signals back, also when it fails"
 
 
 @pytest.fixture(scope="session")

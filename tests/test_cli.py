@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -221,7 +222,8 @@ def ends(capsys, error):
     "error, code, message",
     [
         (DualsegError("x.h5: cannot be read"), 2, "error: x.h5: cannot be read\n"),
-        (Interrupted("to go on: again"), 130, "to go on: again\n"),
+        (Interrupted(signal.SIGINT, "to go on: again"), 130, "to go on: again\n"),
+        (Interrupted(signal.SIGTERM), 143, "stopped.\n"),
         (KeyboardInterrupt(), 130, "stopped.\n"),
         (OSError(28, "No space left on device", "x.csv"), 2, None),
         (torch.OutOfMemoryError("CUDA out of memory. Tried"), 2, None),

@@ -6,15 +6,18 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from dualseg import processes
+from dualseg import group, processes
 from dualseg.errors import DualsegError
-from dualseg.processes import PEER_LOST, Ending, as_rank, processes_of, run_group
+from dualseg.group import Ending, run_group
+from dualseg.processes import PEER_LOST, as_rank, processes_of
+from dualseg.signals import Stop
 
 pytestmark = pytest.mark.timeout(120)
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,10 +38,11 @@ import os, signal, sys, time
 from pathlib import Path
 sys.path.insert(0, {str(ROOT)!r})
 from dualseg.processes import as_rank
+from dualseg.signals import stoppable
 rank, words, here = int(os.environ["RANK"]), sys.argv[3:], Path({str(tmp_path)!r})
 (here / f"{{rank}}.pid").write_text(str(os.getpid()))
 def tell(*words): print(*words, file=sys.stderr, flush=True)
-with as_rank():
+with as_rank(), stoppable():
 {textwrap.indent(textwrap.dedent(body), "    ")}
 """)
         script.chmod(0o755)
@@ -104,7 +108,7 @@ def test_one_mistake_gives_one_message(ranks, count, tmp_path, capfd) -> None:
 
 
 def test_what_one_rank_alone_says_is_shown_and_the_others_are_ended(ranks, tmp_path, monkeypatch, capfd) -> None:
-    monkeypatch.setattr(processes, "GRACE", 0.3)
+    monkeypatch.setattr(group, "GRACE", 0.3)
     ranks("""
         print("from", rank, flush=True)
         if rank == 0:
@@ -144,7 +148,7 @@ def test_ranks_that_all_lost_one_another_still_say_something(ranks, capfd) -> No
 
 
 def test_a_killed_rank_ends_the_group_and_is_named(ranks, tmp_path, monkeypatch, capfd) -> None:
-    monkeypatch.setattr(processes, "GRACE", 0.3)
+    monkeypatch.setattr(group, "GRACE", 0.3)
     ranks("os.kill(os.getpid(), signal.SIGKILL) if rank == 1 else time.sleep(60)")
     ending = run_group([], 3)
     assert ending.code == 137
@@ -174,7 +178,7 @@ def test_a_traceback_is_shown_once(ranks, capfd) -> None:
     assert capfd.readouterr().err.count("KeyError: 'oh'") == 1
 
 
-LAUNCH = "import sys; from dualseg.processes import run_group; sys.executable = {!r}; sys.exit(run_group([], 2).code)"
+LAUNCH = "import sys; from dualseg.group import run_group; sys.executable = {!r}; sys.exit(run_group([], 2).code)"
 
 
 def launch() -> subprocess.Popen[str]:
@@ -190,14 +194,15 @@ def launch() -> subprocess.Popen[str]:
 
 COUNTS = """
     heard = []
-    signal.signal(signal.SIGINT, lambda *_: heard.append(1))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: heard.append(number))
     (here / f"ready{rank}").touch()
     while len(heard) < needed:
         time.sleep(0.01)
     time.sleep(0.2)
     if rank == 0:
-        tell("stopped after", len(heard))
-    sys.exit(130)
+        tell("stopped after", *heard)
+    sys.exit(128 + heard[0])
 """
 
 
@@ -208,7 +213,7 @@ def test_the_first_signal_is_passed_on_once(ranks, number, code, tmp_path) -> No
         wait_until(lambda: all((tmp_path / f"ready{rank}").exists() for rank in range(2)))
         process.send_signal(number)
         out, err = process.communicate(timeout=60)
-    assert (process.returncode, out, err) == (code, "", "stopped after 1\n")
+    assert (process.returncode, out, err) == (code, "", f"stopped after {number:d}\n")
 
 
 def test_the_second_signal_stops_at_once(ranks, tmp_path) -> None:
@@ -220,7 +225,35 @@ def test_the_second_signal_stops_at_once(ranks, tmp_path) -> None:
         assert process.poll() is None
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
-    assert (process.returncode, out, err) == (130, "", "error: stopped at once.\n")
+    assert (process.returncode, out, err) == (
+        *(130, ""),
+        "error: stopped at once. The last checkpoint is kept: give the same command again to resume.\n",
+    )
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_several_ranks_that_do_not_answer_are_ended(ranks, count, tmp_path, monkeypatch) -> None:
+    """One alone may finish its iteration, however long that takes."""
+    monkeypatch.setattr(group, "PATIENCE", 0.2)
+    monkeypatch.setattr(group, "MARGIN", 0.2)
+    ranks("""
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        (here / f"ready{rank}").touch()
+        time.sleep(1.5 if os.environ["WORLD_SIZE"] == "1" else 60)
+        sys.exit(143)
+    """)
+    stop = Stop()
+
+    def ask() -> None:
+        wait_until(lambda: all((tmp_path / f"ready{rank}").exists() for rank in range(count)))
+        stop.note(signal.SIGTERM)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    ending = run_group([], count, stop=stop)
+    asking.join()
+    assert (ending.code, ending.signal) == (143, signal.SIGTERM)
+    assert ("last checkpoint is kept" in ending.reason) == (count == 2)
 
 
 def test_ranks_die_with_the_process_that_started_them(ranks, tmp_path) -> None:

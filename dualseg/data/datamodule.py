@@ -1,5 +1,6 @@
 """Volumes -> batches: labeled and unlabeled patches mixed, iteration by iteration."""
 
+import math
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from dualseg.data.checks import check_batch, check_patch_size
+from dualseg.data.loading import BatchLoader, check_shared_memory, shared
 from dualseg.data.memory import MemoryCheck
 from dualseg.data.reading import EvaluationVolume, Fingerprint, VolumeReader
 from dualseg.data.sampling import IterationBatchSampler, SampleKey, case_index, sample_seed
@@ -68,11 +70,13 @@ class PatchDataset(Dataset[dict[str, Any]]):
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
     """{"image": (N, C, W, H, D) float32, "label": (N_l, W, H, D) int64, "case": N names}, labeled samples first."""
-    return {
-        "image": torch.stack([sample["image"] for sample in samples]),
-        "label": torch.stack([sample["label"] for sample in samples if "label" in sample]),
-        "case": [sample["case"] for sample in samples],
-    }
+    return shared(
+        {
+            "image": torch.stack([sample["image"] for sample in samples]),
+            "label": torch.stack([sample["label"] for sample in samples if "label" in sample]),
+            "case": [sample["case"] for sample in samples],
+        }
+    )
 
 
 def _check_shares(processes: int, volumes: int) -> None:
@@ -262,6 +266,19 @@ class SemiSupervisedDataModule(pl.LightningDataModule):
             if cases:  # without any, nothing is evaluated
                 _check_shares(processes, len(cases))
 
+    def check_shared_memory(self, share: float = 1.0) -> None:
+        """The batches that `num_workers` prepare ahead find room in shared memory: known before a run starts.
+
+        Args:
+            share: of every batch that this machine trains with.
+
+        Raises:
+            DualsegError: they do not.
+        """
+        patches = self.labeled_per_batch + self.unlabeled_per_batch
+        values = 4 * patches * self.source.channels + 8 * self.labeled_per_batch  # bytes: float32, int64
+        check_shared_memory(self.num_workers, math.ceil(share * values * math.prod(self.patch_size)))
+
     def fingerprint(self) -> str:
         """Hash of the training data that was read; after `setup("fit")`."""
         digest = Fingerprint()
@@ -292,7 +309,7 @@ class SemiSupervisedDataModule(pl.LightningDataModule):
             self.augmentation,
             self.seed,
         )
-        return DataLoader(
+        return BatchLoader(
             dataset,
             batch_sampler=sampler,
             collate_fn=collate,

@@ -3,11 +3,14 @@
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+import threading
+from collections.abc import Callable, Generator, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 from tqdm import tqdm
@@ -19,10 +22,13 @@ from dualseg.files import is_temporary, read_json, sweep_below, write_json
 from dualseg.preparation.base import Preparation
 from dualseg.preparation.writing import is_finished, prepare_case
 from dualseg.runs.lock import LOCK, writing
+from dualseg.signals import STOPS, held_back
 
 PICTURES = "pictures"
 THREADS = "OMP_NUM_THREADS"
 EVERY = 10  # cases that are there, of which the first has a picture
+
+Task = Callable[[], None]  # prepares one case
 
 
 @dataclass
@@ -82,19 +88,22 @@ def _prepare(preparation: Preparation, raw: Path, out: Path, workers: int) -> Ou
     sweep_below(out)
     for case, reason in outcome.failed.items():
         print(f"{case}: {reason}")
-    tasks = {}
+    tasks: dict[str, Task] = {}
     for index, case in enumerate(case for case in listed if case in found.cases):
         if is_finished(preparation.file(out, case)):
             outcome.kept += 1
         else:
             picture = out / PICTURES / f"{case}.png" if index % EVERY == 0 else None
             tasks[case] = partial(prepare_case, preparation, case, found.cases[case], out, picture)
-    for case, reason in tqdm(
-        _run(tasks, workers), desc=f"{preparation.source.name} to {out}", total=len(tasks), disable=not tasks
-    ):
-        if reason:
-            outcome.failed[case] = reason
-            tqdm.write(f"{case}: {reason}")
+    label = f"{preparation.source.name} to {out}"
+    try:
+        with closing(_run(tasks, workers)) as ended:
+            for case, reason in tqdm(ended, desc=label, total=len(tasks), disable=not tasks):
+                if reason:
+                    outcome.failed[case] = reason
+                    tqdm.write(f"{case}: {reason}")
+    finally:
+        sweep_below(out)
     outcome.finished = [case for case in listed if is_finished(preparation.file(out, case))]
     return outcome
 
@@ -127,33 +136,73 @@ def _claim(out: Path, preparation: Preparation, outcome: Outcome) -> None:
     write_json(path, {**settings, **absent, "dualseg": __version__})
 
 
-def _run(tasks: Mapping[str, Callable[[], None]], workers: int) -> Iterator[tuple[str, str]]:
+def _run(tasks: Mapping[str, Task], workers: int) -> Generator[tuple[str, str], None, None]:
     """Case and why it failed (empty: it did not), as they end."""
     if workers == 1 or len(tasks) < 2:
         for case, task in tasks.items():
             yield case, _attempt(task)
         return
+    waiting = dict(tasks)
+    while waiting:
+        suspects = yield from _in_processes(waiting, workers)
+        for case in suspects:  # each alone: the process that died says nothing of the case that it was at
+            if (yield from _in_processes({case: waiting.pop(case)}, 1)):
+                yield case, "its process was killed, for lack of memory most likely; lower workers, or free memory."
+
+
+def _in_processes(waiting: dict[str, Task], workers: int) -> Generator[tuple[str, str], None, list[str]]:
+    """As `_run`, in so many processes, until one of them dies.
+
+    Args:
+        waiting: what to do; what is done is taken out.
+
+    Returns:
+        The cases that were at work by then, which are left in `waiting`.
+    """
     # spawned: a fork of a process with threads can hang
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(workers, len(tasks)), context, _ignore_interrupts)
-    threads = os.environ.get(THREADS)
-    os.environ[THREADS] = "1"  # the processes inherit it; more threads in each would slow one another down
+    pool = ProcessPoolExecutor(min(workers, len(waiting)), multiprocessing.get_context("spawn"), _begin)
+    left = iter(list(waiting.items()))
+    running: dict[Future[str], str] = {}
+    suspects: list[str] = []
     try:
-        futures: dict[Future[str], str] = {pool.submit(_interruptible, task): case for case, task in tasks.items()}
-        for future in as_completed(futures):
-            try:
-                yield futures[future], future.result()
-            except BrokenProcessPool:
-                mend = "killed, for lack of memory most likely; lower workers and give the same command again."
-                yield futures[future], f"its process was {mend}"
+        while not suspects:
+            for case, task in islice(left, workers - len(running)):
+                with _one_thread_each(), held_back(), suppress(BrokenProcessPool):  # the others are told
+                    running[pool.submit(_attempt, task)] = case
+            if not running:
+                break
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                case = running.pop(future)
+                try:
+                    reason = future.result()
+                except BrokenProcessPool:
+                    suspects.append(case)
+                else:
+                    del waiting[case]
+                    yield case, reason
+        return suspects + list(running.values())
+    except BaseException:  # asked to stop; what a case had begun to write is swept when all processes have ended
+        for process in multiprocessing.active_children():
+            process.terminate()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Processes that are started meanwhile compute in one thread: more in each would slow one another down."""
+    threads = os.environ.get(THREADS)
+    os.environ[THREADS] = "1"
+    try:
+        yield
+    finally:
         del os.environ[THREADS]
         if threads is not None:
             os.environ[THREADS] = threads
 
 
-def _attempt(task: Callable[[], None]) -> str:
+def _attempt(task: Task) -> str:
     try:
         task()
     except DualsegError as error:
@@ -165,15 +214,15 @@ def _attempt(task: Callable[[], None]) -> str:
     return ""
 
 
-def _ignore_interrupts() -> None:
-    """An idle process has nothing to clean up after Ctrl-C; the parent ends it."""
+def _begin() -> None:
+    """Of a process: it ends with the one that has started it, and a terminal's Ctrl-C is for that one to answer."""
+    threading.Thread(target=_die_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
 
 
-def _interruptible(task: Callable[[], None]) -> str:
-    """Ctrl-C stops a case at once, and what it had begun to write is removed."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        return _attempt(task)
-    finally:
-        _ignore_interrupts()
+def _die_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

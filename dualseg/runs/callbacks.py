@@ -3,6 +3,7 @@
 import signal
 import threading
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -18,12 +19,13 @@ from dualseg.files import replacing
 from dualseg.inference.slices import display_slices
 from dualseg.methods import SegmentationMethod
 from dualseg.runs.folder import CHECKPOINT, iteration_of
+from dualseg.signals import STOPS, Stop
 
-SIGNALS = (signal.SIGINT, signal.SIGUSR2, signal.SIGTERM)
+SIGNALS = (*STOPS, signal.SIGUSR2)
 
 
 class Checkpoints(Callback):
-    """Saves every `every` iterations and after the last, keeps the newest `keep`; Ctrl-C saves and stops.
+    """Saves every `every` iterations and after the last, keeps the newest `keep`; Ctrl-C or SIGTERM saves and stops.
 
     Saving happens between iterations, after a validation that is due: then a resumed run neither repeats nor skips it.
     (Lightning's ModelCheckpoint saves before the validation, which a resumed run then leaves out, and not at the end of
@@ -33,11 +35,13 @@ class Checkpoints(Callback):
     the running iteration and then calls the handler. SIGTERM saves as well then, and nothing else: Slurm sends it to a
     job whose place another one takes, requeues the job itself, and would not do so if it ended on its own.
 
+    Of several processes that train together all answer what one of them has heard, after the same iteration.
+
     Args:
         folder: where iteration-NNNNNN.ckpt go.
         every: iterations between two.
         keep: how many of the newest stay.
-        resume_command: shown after Ctrl-C.
+        resume_command: shown after Ctrl-C or SIGTERM.
     """
 
     def __init__(self, folder: Path, every: int, keep: int, resume_command: str) -> None:
@@ -45,24 +49,19 @@ class Checkpoints(Callback):
         self.resume_command = resume_command
         self._saved_at: int | None = None
         self._heard: set[int] = set()
+        self._stop = Stop()
+        self._stops = {*STOPS}  # the signals that end the run
         self._previous_handlers: dict[int, Any] = {}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if threading.current_thread() is threading.main_thread():
-            # before Lightning adds its own of SIGTERM, in which processes wait for one another
-            numbers = SIGNALS if callable(signal.getsignal(signal.SIGUSR2)) else (signal.SIGINT,)
-            found = {number: signal.getsignal(number) for number in numbers}
-            self._previous_handlers = {number: handler for number, handler in found.items() if handler is not None}
+            requeues = callable(signal.getsignal(signal.SIGUSR2))
+            self._stops = {signal.SIGINT} if requeues else {*STOPS}
+            for number in SIGNALS if requeues else STOPS:
+                self._previous_handlers[number] = signal.signal(number, self._on_signal) or signal.SIG_DFL
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._saved_at = trainer.global_step or None  # a resumed run's checkpoint is there
-        self._listen()
-
-    def on_validation_start(self, *args: Any) -> None:
-        self._listen()
-
-    def on_test_start(self, *args: Any) -> None:
-        self._listen()
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -77,11 +76,20 @@ class Checkpoints(Callback):
         self._answer(trainer, self._agree(trainer))
 
     def on_validation_batch_start(self, trainer: pl.Trainer, *args: Any) -> None:
-        if trainer.state.fn != "fit":  # along the run the next iteration stops, after the validation
-            self._answer(trainer, self._heard & set(SIGNALS))
+        self._answer_between_cases(trainer)
+
+    def on_validation_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        self._answer_between_cases(trainer)
 
     def on_test_batch_start(self, trainer: pl.Trainer, *args: Any) -> None:
-        self._answer(trainer, self._heard & set(SIGNALS))
+        self._answer_between_cases(trainer)
+
+    def on_test_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        self._answer_between_cases(trainer)
+
+    def _answer_between_cases(self, trainer: pl.Trainer) -> None:
+        if trainer.state.fn != "fit":  # along the run the next iteration stops, after the validation
+            self._answer(trainer, self._heard.copy())
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         while self._previous_handlers:
@@ -90,16 +98,14 @@ class Checkpoints(Callback):
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self.teardown(trainer, pl_module, "fit")  # which Lightning leaves out then
 
-    def _listen(self) -> None:
-        # not before the loops start: Lightning notes the handlers it finds until then, and puts them back at the end
-        for number in self._previous_handlers:
-            signal.signal(number, self._on_signal)
-
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT:
-            if number in self._heard:
-                raise KeyboardInterrupt
-            print("\nCtrl-C: finishing this iteration or case, then stopping (again: stop at once) ...", flush=True)
+        if number in self._stops and self._stop.note(number):
+            if len(self._stop.signals) > 1:
+                raise Interrupted(number, f"stopped at once. To go on: {self.resume_command}")
+            name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
+            told = "finishing this iteration or case, then stopping (again: stop at once) ..."
+            with suppress(RuntimeError, OSError):  # amid another line, or the terminal is gone
+                print(f"\n{name}: {told}", flush=True)
         self._heard.add(number)
 
     def _agree(self, trainer: pl.Trainer) -> set[int]:
@@ -109,10 +115,11 @@ class Checkpoints(Callback):
         return {number for number in SIGNALS if reduce(number in heard)} if reduce(bool(heard)) else set()
 
     def _answer(self, trainer: pl.Trainer, asked: set[int]) -> None:
-        if signal.SIGINT in asked:
+        if stops := asked & self._stops:
             raise Interrupted(
+                min(stops),
                 f"stopped after iteration {trainer.global_step}; a checkpoint is written. To go on: "
-                f"{self.resume_command}"
+                f"{self.resume_command}",
             )
         self._heard -= asked
         if signal.SIGUSR2 in asked:

@@ -1,12 +1,13 @@
 """One run of a sweep, as a launcher calls it: in processes of its own, whatever it does to the others."""
 
-import signal
-import sys
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
-from dualseg.processes import Stop, processes_of, run_group
+from dualseg.errors import Interrupted
+from dualseg.group import run_group
+from dualseg.processes import processes_of
 from dualseg.runs.lock import is_locked
+from dualseg.signals import Stop
 from dualseg.sweeps.index import Sweep
 
 
@@ -72,7 +73,7 @@ def run_job(config: Any) -> None:
     In a Slurm job the processes are fresh already, one a task.
 
     Raises:
-        KeyboardInterrupt, SystemExit: Ctrl-C or SIGTERM, which end the sweep as well.
+        Interrupted: Ctrl-C or SIGTERM, which end the sweep as well.
         Exception: in a Slurm job, whatever fails: its launcher collects it.
     """
     from hydra.core.hydra_config import HydraConfig
@@ -85,12 +86,4 @@ def run_job(config: Any) -> None:
         return
     asked = Launch.of(config, hydra)()
     if asked is not None:
-        end_sweep(asked)
-
-
-def end_sweep(number: int) -> NoReturn:
-    """Leave the command as the signal wants, past Hydra, which would take an Exception for that of one job."""
-    if number == signal.SIGINT:
-        raise KeyboardInterrupt
-    print("stopped.", file=sys.stderr)
-    raise SystemExit(128 + number)
+        raise Interrupted(asked)

@@ -8,8 +8,9 @@ other; threads do no more than wait for the processes of a run.
 from collections.abc import Sequence
 from typing import Any
 
-from dualseg.processes import Stop
-from dualseg.sweeps.job import Launch, end_sweep
+from dualseg.errors import Interrupted
+from dualseg.signals import Stop
+from dualseg.sweeps.job import Launch
 
 
 def launch(launcher: Any, job_overrides: Sequence[Sequence[str]]) -> list[Any]:
@@ -22,7 +23,7 @@ def launch(launcher: Any, job_overrides: Sequence[Sequence[str]]) -> list[Any]:
         Hydra's `JobReturn` of each; that of a job that could not be started is failed, with its exception.
 
     Raises:
-        KeyboardInterrupt, SystemExit: Ctrl-C or SIGTERM; the runs have written a checkpoint by then.
+        Interrupted: Ctrl-C or SIGTERM; the runs have written a checkpoint by then.
     """
     from joblib import Parallel, delayed
 
@@ -30,7 +31,7 @@ def launch(launcher: Any, job_overrides: Sequence[Sequence[str]]) -> list[Any]:
     with Stop.heard() as stop:
         Parallel(**{**launcher.joblib, "backend": "threading"})(delayed(job)(stop) for job in started)
     if stop.signals:
-        end_sweep(stop.signals[0])
+        raise Interrupted(stop.signals[0])
     return [job.returned for job in started]
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from dualseg.errors import DualsegError
+from dualseg.errors import DualsegError, Interrupted
 
 POLL_SECONDS = 10.0
 SETTLE_SECONDS = 30.0  # a result may take that long to show on a network file system after its job has ended
@@ -86,7 +86,7 @@ def launch(launcher: Any, job_overrides: Sequence[Sequence[str]], initial_job_id
 
     Raises:
         DualsegError: no Slurm here, or it takes a job array for none of its own; no job is left behind then.
-        KeyboardInterrupt: Ctrl-C. The jobs stay; how to cancel them is said.
+        Interrupted: Ctrl-C or SIGTERM. The jobs stay; how to cancel them is said.
     """
     missing = [command for command in ("sbatch", "srun", "squeue", "scancel") if shutil.which(command) is None]
     if missing:
@@ -108,7 +108,7 @@ def launch(launcher: Any, job_overrides: Sequence[Sequence[str]], initial_job_id
         waiting |= {i: _Waiting(job, list(job_overrides[i])) for i, job in zip(indices, jobs, strict=True)}
     try:
         return _collect(waiting)
-    except KeyboardInterrupt:
+    except Interrupted:
         ids = sorted({one.job.job_id.partition("_")[0] for one in waiting.values()})
         print(f"The Slurm jobs go on. To cancel them: scancel {' '.join(ids)}", file=sys.stderr)
         raise
@@ -233,6 +233,9 @@ def in_task(job: Callable[[], Any], overrides: Sequence[str]) -> Any:
     from hydra.core.utils import filter_overrides
 
     sys.argv = ["dualseg-train", *filter_overrides(list(overrides))]  # for the manifest: not submitit's own command
-    returned = job()
+    try:
+        returned = job()
+    except Interrupted as stop:  # which submitit takes for the death of the job
+        raise DualsegError(str(stop)) from stop
     returned.return_value  # noqa: B018 - Hydra raises what the run raised
     return returned

@@ -1,6 +1,7 @@
 """One message that names the file, the rest of the batch goes on, the exit code says so; nothing half-written stays."""
 
 import csv
+import signal
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -182,7 +183,8 @@ def test_the_summary_cannot_be_written(predict, tmp_path, monkeypatch) -> None:
     assert len(list((tmp_path / "out" / "labels").iterdir())) == 4
 
 
-def test_ctrl_c_leaves_whole_scans_alone(predict, tmp_path, monkeypatch) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_whole_scans_alone(predict, tmp_path, monkeypatch, number) -> None:
     for name in ("a", "z"):
         good(tmp_path / "in" / f"{name}.nii")
     real = nib.save
@@ -190,11 +192,13 @@ def test_ctrl_c_leaves_whole_scans_alone(predict, tmp_path, monkeypatch) -> None
     def interrupted(image, path):
         real(image, path)
         if "z.nii" in path.name and "labels" in str(path):
-            raise KeyboardInterrupt
+            signal.raise_signal(number)
 
     monkeypatch.setattr(nib, "save", interrupted)
     outcome = predict(f"input={tmp_path / 'in'}", "uncertainty=true")
-    assert outcome.code == 130
+    assert outcome.code == 128 + number
+    assert str(tmp_path / "out") in outcome.err.splitlines()[-1]
+    assert "same command" in outcome.err.splitlines()[-1]
     left = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()}
     maps = {f"{kind}/a.nii.gz" for kind in ("labels", "entropy", "disagreement")}
     assert left == {"prediction.json", "summary.csv", "labels/a.json", *maps}

@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -188,23 +190,76 @@ def test_a_full_disk_fails_cases_and_leaves_nothing_of_them(raw, tmp_path):
     assert not list(out.rglob("*.h5")) and not list(out.rglob(".*.tmp.*"))
 
 
-def test_ctrl_c_leaves_nothing_half_written_and_the_next_run_goes_on(tmp_path):
+@pytest.fixture
+def preparing(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """dualseg-prepare with two processes, in a process group of its own, that has prepared a few of 80 cases."""
     raw, out = write_cases(tmp_path / "raw", case_list("train")), tmp_path / "out"
     words = [sys.executable, "-m", "dualseg.prepare", "data=la", f"raw={raw}", f"out={out}", "workers=2"]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    for _ in range(600):
-        if len(list(out.glob("*/*.json"))) >= 3:
+    for _ in range(1200):
+        if len(list(out.glob("*/*.json"))) >= 5:  # with the two that may be half-written
             break
         time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == 130 and "stopped." in error and "Traceback" not in error, error
+    yield process
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def group_of(process: subprocess.Popen[str]) -> set[int]:
+    """What runs in its process group."""
+    found = set()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            state, _, group = stat.read_text().rpartition(")")[2].split()[:3]
+            found |= {int(stat.parent.name)} if int(group) == process.pid and state != "Z" else set()
+    return found
+
+
+def wait_for_the_end(process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 10
+    while left := group_of(process):
+        assert time.monotonic() < deadline, f"{left} go on"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("number", "send", "code"),
+    [(signal.SIGINT, os.killpg, 130), (signal.SIGTERM, os.kill, 143), (signal.SIGTERM, os.killpg, 143)],
+    ids=["Ctrl-C", "SIGTERM", "SIGTERM to all"],
+)
+def test_a_signal_leaves_nothing_half_written_and_the_next_run_goes_on(preparing, tmp_path, number, send, code):
+    out = tmp_path / "out"
+    send(preparing.pid, number)  # to the group as a terminal does
+    _, error = preparing.communicate(timeout=60)
+    assert preparing.returncode == code and "Traceback" not in error, error
+    assert "stopped" in error.splitlines()[-1] and "same command" in error.splitlines()[-1]
+    wait_for_the_end(preparing)
     assert not list(out.rglob(".*.tmp.*"))
     done = len(list(out.glob("*/*.json")))
     assert 3 <= done < 80
-    ended = subprocess.run(words, capture_output=True, text=True, check=False, timeout=300)
-    assert ended.returncode == 2 and "20 cases" in ended.stderr  # the test list is not there
-    assert f"Prepared: 80 cases in {out}, {done} of them before" in ended.stdout
+    if send is os.kill:
+        ended = subprocess.run(preparing.args, capture_output=True, text=True, check=False, timeout=300)
+        assert ended.returncode == 2 and "20 cases" in ended.stderr  # the test list is not there
+        assert f"Prepared: 80 cases in {out}, {done} of them before" in ended.stdout
+
+
+def test_the_processes_of_a_killed_preparation_end_with_it(preparing):
+    assert len(group_of(preparing)) >= 3
+    preparing.kill()
+    preparing.wait()
+    wait_for_the_end(preparing)
+
+
+def test_a_case_that_kills_its_process_is_named_and_stops_no_other(tmp_path):
+    """Two are at work when it does, and another waits."""
+    tasks = {f"case{n}": partial(Path.touch, tmp_path / f"case{n}") for n in range(3)}
+    tasks["case1"] = partial(os._exit, 9)
+    ended = dict(work._run(tasks, 2))
+    assert ended.keys() == tasks.keys()
+    assert [case for case, reason in ended.items() if reason] == ["case1"]
+    assert "killed" in ended["case1"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["case0", "case2"]
 
 
 def test_pancreas_without_the_two_cases_that_the_download_lacks(tmp_path, command, monkeypatch):

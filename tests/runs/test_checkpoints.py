@@ -15,6 +15,7 @@ import pytorch_lightning as pl
 import torch
 from method_toys import tiny_parts, volumes_data
 
+from dualseg import signals
 from dualseg.assembly import build_trainer
 from dualseg.errors import DualsegError, Interrupted
 from dualseg.methods import DualNetwork
@@ -152,21 +153,37 @@ def test_curves_are_points_every_log_every_iterations(tmp_path):
         assert next(csv.reader(file)) == ["iteration", "name", "value"]
 
 
+STOPS = (signal.SIGINT, signal.SIGTERM)
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    """A run gives SIGINT and SIGTERM back, and they never reach this process."""
+    former = {number: signal.signal(number, signal.default_int_handler) for number in STOPS}
+    yield
+    left = [signal.signal(number, handler) for number, handler in former.items()]
+    assert left == [signal.default_int_handler] * 2
+
+
 @pytest.mark.parametrize(
-    ("moment", "hook", "stopped"),
+    ("number", "moment", "hook", "stopped"),
     [
-        (lambda trainer: trainer.global_step == 5, "on_train_batch_end", 5),
-        (lambda trainer: trainer.global_step == 8, "on_validation_batch_end", 8),
-        (lambda trainer: trainer.global_step == 12, "on_train_batch_end", 12),
-        (lambda trainer: True, "on_train_epoch_start", 0),
+        (signal.SIGINT, lambda trainer: trainer.global_step == 5, "on_train_batch_end", 5),
+        (signal.SIGTERM, lambda trainer: trainer.global_step == 5, "on_train_batch_end", 5),
+        (signal.SIGTERM, lambda trainer: trainer.global_step == 8, "on_validation_batch_end", 8),
+        (signal.SIGTERM, lambda trainer: trainer.global_step == 12, "on_train_batch_end", 12),
+        (signal.SIGINT, lambda trainer: True, "on_train_epoch_start", 0),
+        (signal.SIGTERM, lambda trainer: True, "on_fit_start", 0),
     ],
-    ids=["between", "validation", "last iteration", "before the first"],
+    ids=["between", "between, SIGTERM", "validation", "last iteration", "before the first", "before the loop"],
 )
-def test_ctrl_c_writes_a_checkpoint_and_says_how_to_go_on(moment, hook, stopped, whole, tmp_path, capsys):
-    run, former = Run(tmp_path / "run").at(moment, hook), signal.getsignal(signal.SIGINT)
+def test_a_signal_writes_a_checkpoint_and_says_how_to_go_on(
+    number, moment, hook, stopped, whole, tmp_path, capsys, handlers
+):
+    run = Run(tmp_path / "run").at(moment, hook, number)
     with pytest.raises(Interrupted) as stop:
         run.fit()
-    assert signal.getsignal(signal.SIGINT) is former
+    assert stop.value.code == 128 + number
     assert f"after iteration {stopped};" in str(stop.value)
     assert str(stop.value).endswith("To go on: dualseg-train name=x")
     assert "again: stop at once" in capsys.readouterr().out
@@ -176,21 +193,40 @@ def test_ctrl_c_writes_a_checkpoint_and_says_how_to_go_on(moment, hook, stopped,
     assert_same(again, whole)
 
 
-def test_ctrl_c_during_the_evaluation_says_how_to_go_on(tmp_path):
-    run = Run(tmp_path / "run", validate_every=None, max_iterations=2).at(lambda trainer: True, "on_test_batch_end")
-    run.fit()
-    with pytest.raises(Interrupted, match="after iteration 2;"):
+@pytest.mark.parametrize("number", STOPS)
+def test_a_signal_during_the_evaluation_says_how_to_go_on(number, tmp_path, handlers):
+    run = Run(tmp_path / "run", validate_every=None, max_iterations=2)
+    run.at(lambda trainer: True, "on_test_batch_end", number).fit()
+    with pytest.raises(Interrupted, match="after iteration 2;") as stop:
         run.trainer.test(run.method, run.data, verbose=False)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert stop.value.code == 128 + number
 
 
-def test_a_second_ctrl_c_stops_at_once(tmp_path):
-    run = Run(tmp_path / "run").at(lambda trainer: trainer.global_step == 4, "on_validation_batch_start")
-    run.at(lambda trainer: trainer.global_step == 4, "on_validation_batch_start")
-    with pytest.raises(SystemExit):
+@pytest.mark.parametrize("number", STOPS)
+def test_a_second_signal_stops_at_once_and_leaves_nothing_half_written(number, tmp_path, monkeypatch, handlers):
+    monkeypatch.setattr(signals, "ECHO", 0.0)
+    save = torch.save
+
+    def amid(checkpoint: Any, path: Path) -> None:
+        save(checkpoint, path)
+        if "iteration-000006" in str(path):
+            signal.raise_signal(number)
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(torch, "save", amid)
+    run = Run(tmp_path / "run")
+    with pytest.raises(Interrupted, match="stopped at once") as stop:
         run.fit()
-    assert run.kept == [3]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert stop.value.code == 128 + number
+    assert run.kept == [3], "neither the new one nor a temporary file"
+
+
+def test_a_signal_that_comes_twice_at_a_time_is_one(tmp_path, handlers):
+    """As `timeout` sends it: to its command, and to the process group."""
+    run = Run(tmp_path / "run", validate_every=None).at(lambda trainer: trainer.global_step == 5, number=signal.SIGTERM)
+    run.at(lambda trainer: trainer.global_step == 5, number=signal.SIGTERM)
+    with pytest.raises(Interrupted, match="after iteration 5; a checkpoint is written"):
+        run.fit()
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ tests/slurm/run.py (`make test-slurm`) runs a sweep on a real one.
 """
 
 import re
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from submitit.core.utils import JobPaths, cloudpickle_dump
 
 from dualseg import train
 from dualseg.cli import conf_dir
-from dualseg.errors import DualsegError
+from dualseg.errors import DualsegError, Interrupted
 from dualseg.runs.folder import run_name
 from dualseg.runs.settings import resolve
 from dualseg.sweeps import slurm
@@ -189,12 +190,12 @@ def test_a_refused_array_takes_the_others_back(programs, tmp_path):
     assert (programs / "scancel.said").read_text() == "1 2\n"
 
 
-def test_ctrl_c_says_how_to_cancel(programs, tmp_path, monkeypatch, capsys):
+def test_a_signal_says_how_to_cancel(programs, tmp_path, monkeypatch, capsys):
     def interrupted() -> None:
-        raise KeyboardInterrupt
+        raise Interrupted(signal.SIGTERM)
 
     monkeypatch.setattr(slurm, "job_states", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted):
         launch(launcher(tmp_path / "jobs"), [["devices=1"], ["devices=2"], ["devices=1"]], 0)
     assert "scancel 1 2" in capsys.readouterr().err
 
@@ -222,6 +223,15 @@ def test_a_task_fails_with_its_run_and_knows_its_command(monkeypatch):
     failed.return_value = DualsegError("no such folder")
     with pytest.raises(DualsegError, match="no such folder"):
         in_task(lambda: failed, [])
+
+
+def test_a_stopped_task_is_a_failed_run_with_what_was_said(monkeypatch):
+    def stopped() -> None:
+        raise Interrupted(signal.SIGINT, "stopped after iteration 5")
+
+    monkeypatch.setattr(sys, "argv", [])
+    with pytest.raises(DualsegError, match="stopped after iteration 5"):
+        in_task(stopped, [])
 
 
 # --- the group `launcher`

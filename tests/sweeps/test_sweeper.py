@@ -14,9 +14,10 @@ import pytest
 import dualseg.audit
 import dualseg.report
 import dualseg.train
-from dualseg.processes import Ending, Stop
+from dualseg.group import Ending
 from dualseg.runs.folder import RunFolder
 from dualseg.runs.lock import writing
+from dualseg.signals import Stop
 from dualseg.sweeps.index import Sweep
 from dualseg.sweeps.members import find_study
 from dualseg.sweeps.study import Study, read_study

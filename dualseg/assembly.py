@@ -23,7 +23,7 @@ from dualseg.inference import SlidingWindow
 from dualseg.inference.predictor import Member, Predictor
 from dualseg.methods import NetworkEvaluation, SegmentationMethod
 from dualseg.processes import is_slurm_task
-from dualseg.runs.callbacks import Checkpoints, ProgressBar, RunTime, SliceWriter, Throughput
+from dualseg.runs.callbacks import Checkpoints, ProgressBar, RunTime, ScoredVolumes, SliceWriter, Throughput
 from dualseg.runs.checkpoints import AtomicCheckpointIO, load_networks
 from dualseg.runs.curves import CurveLogger
 from dualseg.runs.folder import RunFolder
@@ -47,8 +47,8 @@ def build_source(config: Config) -> VolumeSource:
         return instantiate(source)
 
 
-def build_data(config: Config) -> SemiSupervisedDataModule:
-    """`data` and `batch`."""
+def build_data(config: Config, source: VolumeSource | None = None) -> SemiSupervisedDataModule:
+    """`data` and `batch`; `source`: that of `data.source`, where it is built already."""
     settings = {
         k: v for k, v in config["data"].items() if k not in ("name", "root", "source", "stride", "augmentation")
     }
@@ -57,7 +57,7 @@ def build_data(config: Config) -> SemiSupervisedDataModule:
         transforms = instantiate(augmentation) if augmentation else ()
     with naming_keys_of("data", config["data"]):
         return SemiSupervisedDataModule(
-            build_source(config),
+            source or build_source(config),
             augmentation=transforms,
             labeled_per_batch=config["batch"]["labeled"],
             unlabeled_per_batch=config["batch"]["unlabeled"],
@@ -242,7 +242,7 @@ def build_predictor(
     return Predictor(list(members.values()), len(sources[0].class_names), device)
 
 
-def build_evaluator(config: Config, folder: RunFolder) -> pl.Trainer:
+def build_evaluator(config: Config, folder: RunFolder, scored: ScoredVolumes) -> pl.Trainer:
     """A trainer that evaluates, on one device, and writes slices into `folder`."""
     settings = config["trainer"]
     return pl.Trainer(
@@ -252,7 +252,7 @@ def build_evaluator(config: Config, folder: RunFolder) -> pl.Trainer:
         precision=settings["precision"],
         use_distributed_sampler=False,
         logger=False,
-        callbacks=[SliceWriter(folder.slices)],
+        callbacks=[scored, SliceWriter(folder.slices)],
         enable_checkpointing=False,
         enable_progress_bar=settings["progress_bar"],
         enable_model_summary=False,

@@ -23,9 +23,10 @@ def evaluate(runs: list[str], split: str, output: str | None, changes: dict[str,
     Raises:
         DualsegError: whatever the user can mend.
     """
-    from dualseg.runs.evaluation import settings_of_evaluation
+    from dualseg.runs.evaluation import check_unseen, checkpoints_of, data_of, settings_of_evaluation, write_evaluation
     from dualseg.runs.folder import RunFolder
-    from dualseg.runs.settings import check, check_data
+    from dualseg.runs.preprocessing import prepare_as_trained
+    from dualseg.runs.settings import check, source_and_split
 
     folders = [RunFolder.existing(run) for run in runs]
     if len({folder.path.resolve() for folder in folders}) < len(folders):
@@ -39,28 +40,39 @@ def evaluate(runs: list[str], split: str, output: str | None, changes: dict[str,
     # slices alone are what an evaluation that was stopped has left
     if target.path.exists() and any(p != target.slices for p in target.path.iterdir()):
         raise DualsegError(f"output={target.path}: is not empty; evaluations are never written over earlier ones.")
-    check_data(settings)
+    # nothing is trained, so that labels and batches need not be there
+    plain = {**settings, "data": {**settings["data"], "labeled": None, "labeled_ratio": None}}
+    source, parts = source_and_split(plain)
+    source.check_cases()
+    prepare_as_trained(source, folders, changes)
+    cases = getattr(parts, split)
+    if not cases:
+        raise DualsegError(f"split={split}: has no cases; give data.held_out_{split}=N or another split.")
+    # another folder may hold the same dataset: it counts as another one where the user says so
+    told = {**settings["data"], "name": changes.get("data.name", folders[0].config()["data"]["name"])}
+    seen = check_unseen(folders, told, source, cases)
+    taken = checkpoints_of(folders)
 
     from dualseg import assembly
     from dualseg.runs import provenance
-    from dualseg.runs.evaluation import check_unseen, checkpoints_of, write_evaluation
+    from dualseg.runs.callbacks import ScoredVolumes
 
     assembly.use_threads(settings)
-    data = assembly.build_data(settings)
-    cases = getattr(data.split, split)
-    if not cases:
-        raise DualsegError(f"split={split}: has no cases; give data.held_out_{split}=N or another split.")
-    check_unseen([folder.config() for folder in folders], settings["data"], data.source, cases)
-    evaluation = assembly.build_evaluation(settings, folders, data.source)
-    trainer = assembly.build_evaluator(settings, target)
+    data = assembly.build_data({**plain, "batch": {"labeled": 1, "unlabeled": 0}}, source)
+    evaluation = assembly.build_evaluation(settings, folders, source)
+    scored = ScoredVolumes(seen)
+    trainer = assembly.build_evaluator(settings, target, scored)
     run_stage = trainer.test if split == "test" else trainer.validate
-    facts = {"dataset": settings["data"]["name"], split: len(cases)}
-    manifest = {**provenance.describe(settings["seed"], facts), "evaluated": checkpoints_of(folders)}
+    facts = {"dataset": settings["data"]["name"], "root": settings["data"]["root"], split: len(cases)}
+    facts |= {"cases": {split: list(cases)}, "preprocessing": source.scan_record()}
+    manifest = provenance.describe(settings["seed"], facts)
+    manifest["evaluated"] = {str(run.path): {**taken[str(run.path)], "data": data_of(run)} for run in folders}
     began = time.perf_counter()
     run_stage(evaluation, data, verbose=False)
+    manifest["data"]["evaluation_fingerprint"] = {split: scored.fingerprint.hexdigest()}
     provenance.start(target.manifest_file, manifest, resumed_at=0)
     provenance.finish(target.manifest_file, time.perf_counter() - began)
-    write_evaluation(target, evaluation.results, {split: cases}, folders, settings)
+    write_evaluation(target, evaluation.results, {split: cases}, taken, settings)
     return target.path
 
 

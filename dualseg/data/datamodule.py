@@ -1,6 +1,6 @@
 """Volumes -> batches: labeled and unlabeled patches mixed, iteration by iteration."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from dualseg.data.checking.content import content_hash
 from dualseg.data.checks import check_batch, check_patch_size
-from dualseg.data.reading import EvaluationVolume, Fingerprint, VolumeReader
+from dualseg.data.reading import EvaluationVolume, Fingerprint, VolumeReader, refuse_seen
 from dualseg.data.sampling import IterationBatchSampler, SampleKey, case_index, sample_seed
 from dualseg.data.splits import COUNTS, Split, split_source
 from dualseg.data.transforms import plain_tensors, training_transform
@@ -152,34 +153,38 @@ class SemiSupervisedDataModule(pl.LightningDataModule):
         self._validation: EvaluationDataset | None = None
 
     @property
-    def cases_used(self) -> dict[str, int]:
-        """Number of cases of each role that this run reads."""
+    def cases_used(self) -> dict[str, list[str]]:
+        """Role -> the cases that this run reads in it, in their order."""
         return {
-            "labeled": len(self.split.labeled),
-            "unlabeled": len(self.split.unlabeled) if self.unlabeled_per_batch else 0,
-            "validation": len(self.split.validation),
-            "test": len(self.split.test),
+            "labeled": list(self.split.labeled),
+            "unlabeled": list(self.split.unlabeled) if self.unlabeled_per_batch else [],
+            "validation": list(self.split.validation),
+            "test": list(self.split.test),
         }
 
     def setup(self, stage: str) -> None:
         if stage != "fit" or self.volumes:
             return
-        unlabeled = self.split.unlabeled if self.unlabeled_per_batch else ()
+        cases = [*self.cases_used["labeled"], *self.cases_used["unlabeled"]]
         volumes: dict[str, tuple[Tensor, Tensor | None]] = {}
-        for case in tqdm([*self.split.labeled, *unlabeled], desc="Reading volumes", leave=False, disable=None):
+        for case in tqdm(cases, desc="Reading volumes", leave=False, disable=None):
             labeled = len(volumes) < len(self.split.labeled)
             volumes[case] = self.reader.read_pair(case) if labeled else (self.reader.read_image(case), None)
         self.volumes = volumes
         self._validation = EvaluationDataset(self.reader, self.split.validation, cache=True)
 
-    def check_evaluation(self, stages: Collection[str]) -> dict[str, str]:
+    def check_evaluation(self, stages: Collection[str], seen: Mapping[str, str] | None = None) -> dict[str, str]:
         """Read the volumes of `stages` (validation, test) once: a bad one is better found before a run than after it.
+
+        Args:
+            stages: after `setup("fit")`.
+            seen: see `refuse_seen`.
 
         Returns:
             stage -> hash of its images, labels and spacings, for each stage that has cases.
 
         Raises:
-            DualsegError: as on evaluating them.
+            DualsegError: as on evaluating them, or one of them was trained on.
         """
         datasets = {
             "validation": self._validation,
@@ -192,7 +197,8 @@ class SemiSupervisedDataModule(pl.LightningDataModule):
             digest = Fingerprint()
             for index in tqdm(range(len(dataset)), desc=f"Checking {stage} volumes", leave=False, disable=None):
                 volume = dataset[index]
-                digest.add(volume.case, volume.image, volume.label, torch.tensor(volume.spacing))
+                refuse_seen(volume, seen or {})
+                digest.add_evaluated(volume)
             if len(dataset):
                 hashes[stage] = digest.hexdigest()
         return hashes
@@ -219,6 +225,10 @@ class SemiSupervisedDataModule(pl.LightningDataModule):
         for case in sorted(self.volumes):
             digest.add(case, *self.volumes[case])
         return digest.hexdigest()
+
+    def image_hashes(self) -> dict[str, str]:
+        """Training case -> hash of its image, by which it is known under any name; after `setup("fit")`."""
+        return {case: content_hash(image.numpy()) for case, (image, _) in self.volumes.items()}
 
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
         if self.trainer is None or self.trainer.max_steps < 1:

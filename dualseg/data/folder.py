@@ -58,6 +58,7 @@ class Folder(VolumeSource):
         layout = read_layout(root, None if unlabeled is None else Path(unlabeled).expanduser())
         self.name = layout.name
         self.class_names = layout.class_names
+        self.channel_names = layout.channel_names
         self.channels = len(layout.channel_names)
         self.intensity = _intensities(intensity, layout.channel_names)
         self._cases: dict[str, Case] = {**layout.training, **layout.test, **layout.unscored}

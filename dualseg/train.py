@@ -86,9 +86,10 @@ def train_here(settings: dict[str, Any]) -> None:
 def _train(settings: dict[str, Any], folder: Any) -> None:
     from dualseg import assembly
     from dualseg.files import write_json
-    from dualseg.runs import cases, checkpoints, preprocessing, provenance
+    from dualseg.runs import cases, checkpoints, code, preprocessing, provenance
     from dualseg.runs.folder import iteration_of
 
+    own_code = code.code_hashes(settings)  # before it is imported: a file may be edited while the volumes are read
     latest = None if settings["overwrite"] else folder.latest_checkpoint()
     assembly.use_threads(settings)
     data = assembly.build_data(settings)
@@ -112,7 +113,7 @@ def _train(settings: dict[str, Any], folder: Any) -> None:
     if trainer.is_global_zero:
         folder.open(settings)
         write_json(folder.preprocessing_file, data.source.scan_record())
-        manifest = {**provenance.describe(settings["seed"], facts), "started_from": before}
+        manifest = {**provenance.describe(settings["seed"], facts), "started_from": before, "code": own_code}
         provenance.start(folder.manifest_file, manifest, resumed_at)
         print(f"Resuming {folder.path} from iteration {resumed_at}" if latest else f"Training {folder.path}")
     with _closing_wandb(trainer, folder):

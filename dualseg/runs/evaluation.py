@@ -1,6 +1,7 @@
 """Evaluations of finished runs: what the command line asks for, and what is written."""
 
 import hashlib
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from dualseg.data.volumes import VolumeSource
 from dualseg.errors import DualsegError
 from dualseg.files import read_object, write_text
 from dualseg.runs.cases import images_of, refuse_trained, trained_on
+from dualseg.runs.code import code_hashes, user_code
 from dualseg.runs.folder import RunFolder, flatten, iteration_of, nearest
 
 CHANGEABLE = ("data.", "inference.", "trainer.")
@@ -155,15 +157,29 @@ def _source_of(its: Mapping[str, Any], data: Mapping[str, Any], source: VolumeSo
     return source if arguments == data["source"] else instantiate(arguments)
 
 
-def checkpoints_of(runs: Sequence[RunFolder]) -> dict[str, dict[str, str]]:
-    """Run folder -> name and SHA-256 of the checkpoint that an evaluation takes: which weights it is of."""
+def checkpoints_of(runs: Sequence[RunFolder]) -> dict[str, dict[str, Any]]:
+    """Run folder -> name and SHA-256 of the checkpoint that is taken, and of the modules of the user's own behind it.
+
+    A module of networks or dataset that has changed since the run was trained is told of on stderr.
+    """
     found = {}
     for run in runs:
         path = run.checkpoint()
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        found[str(run.path)] = {"checkpoint": path.name, "sha256": digest}
+        found[str(run.path)] = {"checkpoint": path.name, "sha256": digest, "code": _code_of(run)}
     return found
+
+
+def _code_of(run: RunFolder) -> dict[str, str]:
+    config = run.config()
+    used = {"networks": config["networks"], "data": config["data"]["source"]}
+    noted = read_object(run.manifest_file).get("code", {}) if run.manifest_file.is_file() else {}
+    files, hashes = user_code(used), code_hashes(used)
+    for module, file in files.items():
+        if noted.get(module, hashes[module]) != hashes[module]:
+            print(f"warning: {run.path}: {file} has changed since this run was trained.", file=sys.stderr)
+    return hashes
 
 
 def data_of(run: RunFolder) -> dict[str, Any]:

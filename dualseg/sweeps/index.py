@@ -12,6 +12,7 @@ from dualseg.errors import DualsegError
 from dualseg.files import read_json, read_object, write_json
 from dualseg.runs.folder import RunFolder, nearest
 from dualseg.runs.lock import is_locked
+from dualseg.runs.replaced import recover
 
 State = Literal["done", "running", "failed", "damaged", "interrupted", "to do"]
 STATES: tuple[State, ...] = get_args(State)
@@ -102,6 +103,7 @@ class Sweep:
         return read_json(self.file).get("scale")
 
     def run_folder(self, job: Job) -> RunFolder:
+        recover(self.output / job.run)
         return RunFolder(self.output / job.run)
 
     def log_file(self, run: str) -> Path:

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ def train(config: Any) -> None:
     """
     from dualseg.group import run_group
     from dualseg.processes import in_group, is_slurm_task, processes_of
+    from dualseg.runs.folder import RunFolder
+    from dualseg.runs.replaced import recover
     from dualseg.runs.settings import resolve
 
     settings = resolve(config)
@@ -39,6 +41,7 @@ def train(config: Any) -> None:
         train_here(settings)
         return
     ending = run_group(sys.argv[1:], processes)
+    recover(RunFolder.of(settings).path, reading=False)  # the first rank may have been killed
     if ending.code:
         raise SystemExit(ending.code)
 
@@ -47,10 +50,12 @@ def _is_to_do(settings: dict[str, Any]) -> bool:
     """Check, before torch is imported, what can be checked, and show the result of a run that is finished."""
     from dualseg.processes import rank
     from dualseg.runs.folder import RunFolder
+    from dualseg.runs.replaced import recover
     from dualseg.runs.settings import check_data, check_weights
 
     folder = RunFolder.of(settings)
     if rank() == 0:  # which may be writing the folder while another rank looks at it
+        recover(folder.path, reading=False)
         folder.claim(settings)
     if not settings["overwrite"] and folder.finished:
         if rank() == 0:
@@ -74,6 +79,7 @@ def train_here(settings: dict[str, Any]) -> None:
     from dualseg.runs.folder import RunFolder
     from dualseg.runs.lock import writing
     from dualseg.runs.provenance import resume_command
+    from dualseg.runs.replaced import settle
 
     folder = RunFolder.of(settings)
     again = f"To go on: {resume_command()}"
@@ -81,11 +87,13 @@ def train_here(settings: dict[str, Any]) -> None:
         with resumable(again):
             _train(settings, folder)
         return
-    new = settings["overwrite"] or not folder.path.exists()
+    new = not folder.path.exists() or (settings["overwrite"] and not folder.launched)
     with resumable(again), writing(folder.path):
         try:
             _train(settings, folder)
         except BaseException:
+            with suppress(OSError):  # what made the run fail is what to tell; the next command tries again
+                settle(folder.path)
             if new:
                 folder.remove_if_bare()
             raise
@@ -101,9 +109,10 @@ def _train(settings: dict[str, Any], folder: Any) -> None:
     from dualseg.files import write_json
     from dualseg.machine import MemoryLimit
     from dualseg.processes import world_size
-    from dualseg.runs import checkpoints, provenance
+    from dualseg.runs import cases, checkpoints, code, preprocessing, provenance
     from dualseg.runs.folder import iteration_of
 
+    own_code = code.code_hashes(settings)  # before it is imported: a file may be edited while the volumes are read
     latest = None if settings["overwrite"] else folder.latest_checkpoint()
     assembly.use_threads(settings)
     data = assembly.build_data(settings)
@@ -122,19 +131,20 @@ def _train(settings: dict[str, Any], folder: Any) -> None:
         processes=world_size() // settings["trainer"]["num_nodes"],
     )
     data.setup("fit")
-    evaluated = data.check_evaluation(stages)
+    before = cases.trained_on(folder)[1:] if latest else cases.trained_before(settings["weights"])
+    facts = _facts_of(data, settings["data"]["name"], stages, before)
     resumed_at = iteration_of(latest) if latest else 0
     if latest is not None:
-        provenance.check_same_data(folder.manifest_file, data.fingerprint(), evaluated)
+        preprocessing.check_same_preparation(folder, data.source)
+        provenance.check_same_data(folder.manifest_file, facts)
     trainer = assembly.build_trainer(settings, folder, resumed_at, provenance.resume_command())
     data.check_processes(trainer.world_size, stages)
     data.check_shared_memory(trainer.num_devices / trainer.world_size)
     if trainer.is_global_zero:
         folder.open(settings)
         write_json(folder.preprocessing_file, data.source.scan_record())
-        fingerprints = {"fingerprint": data.fingerprint(), "evaluation_fingerprint": evaluated}
-        facts = {"dataset": settings["data"]["name"], **fingerprints, **data.cases_used}
-        provenance.start(folder.manifest_file, provenance.describe(settings["seed"], facts), resumed_at)
+        manifest = {**provenance.describe(settings["seed"], facts), "started_from": before, "code": own_code}
+        provenance.start(folder.manifest_file, manifest, resumed_at)
         if left := data.source.not_read:
             more = f" dualseg-check names {len(left) - 1} more such." if len(left) > 1 else ""
             print(f"warning: {left[0]}{more}", file=sys.stderr)
@@ -145,6 +155,25 @@ def _train(settings: dict[str, Any], folder: Any) -> None:
         _fit_and_evaluate(trainer, method, data, latest, settings["evaluate_on"])
         if trainer.is_global_zero:
             _write(folder, trainer, method, data)
+
+
+def _facts_of(data: Any, name: str, stages: list[str], before: list[Any]) -> dict[str, Any]:
+    """What the manifest says of the data, after checking that no case is scored that `before` or the run trains on.
+
+    Args:
+        name: `data.name`.
+        stages: that are evaluated.
+        before: what the weights that the run starts from were trained on.
+    """
+    from dualseg.runs import cases
+
+    roles = data.cases_used
+    counts = {role: len(names) for role, names in roles.items()}
+    facts = {"dataset": name, **counts, "cases": roles, "images": data.image_hashes()}
+    to_score = [case for stage in stages for case in roles[stage]]
+    cases.refuse_trained(before, name, to_score, "the manifest.json beside weights=...")
+    evaluated = data.check_evaluation(stages, cases.images_of([facts, *before]))
+    return {**facts, "fingerprint": data.fingerprint(), "evaluation_fingerprint": evaluated}
 
 
 @contextmanager

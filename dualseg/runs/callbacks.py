@@ -3,6 +3,7 @@
 import signal
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -14,11 +15,14 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, TQDMProgressBar
 
+from dualseg.data.reading import EvaluationVolume, Fingerprint, refuse_seen
 from dualseg.errors import DualsegError, Interrupted
 from dualseg.files import replacing
 from dualseg.inference.slices import display_slices
 from dualseg.methods import SegmentationMethod
+from dualseg.runs.checkpoints import not_finite
 from dualseg.runs.folder import CHECKPOINT, iteration_of
+from dualseg.runs.replaced import drop, place_of
 from dualseg.signals import STOPS, Stop
 
 SIGNALS = (*STOPS, signal.SIGUSR2)
@@ -128,10 +132,9 @@ class Checkpoints(Callback):
     def _save(self, trainer: pl.Trainer) -> None:
         if trainer.global_step == self._saved_at:
             return
-        state = trainer.lightning_module.state_dict()
         # a step can overflow on a loss that is finite; saved, such weights would push out the last good checkpoint
-        broken = next((k for k, v in state.items() if v.is_floating_point() and not v.isfinite().all()), None)
-        if broken:
+        broken = not_finite(trainer.lightning_module.state_dict())
+        if broken is not None:
             raise DualsegError(
                 f"weights not finite after iteration {trainer.global_step}: {broken}. The last good checkpoint is "
                 "kept. Lower optimizer.lr or use trainer.precision=bf16-mixed or 32-true."
@@ -142,6 +145,29 @@ class Checkpoints(Callback):
             saved = sorted((p for p in self.folder.iterdir() if CHECKPOINT.fullmatch(p.name)), key=iteration_of)
             for old in saved[: -self.keep]:
                 old.unlink()
+
+
+class FormerRun(Callback):
+    """Removes the run that an overwriting one has set aside, once that has a checkpoint: to stand after `Checkpoints`.
+
+    Args:
+        folder: of the run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._is_there = True
+
+    def _drop(self, trainer: pl.Trainer) -> None:
+        if trainer.is_global_zero and self._is_there:
+            drop(self.folder)
+            self._is_there = place_of(self.folder).exists()
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *args: Any) -> None:
+        self._drop(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        self._drop(trainer)
 
 
 class RunTime(Callback):
@@ -242,6 +268,31 @@ class SliceWriter(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         self._write(pl_module, batch, outputs)
+
+
+class ScoredVolumes(Callback):
+    """Knows the volumes that an evaluation scores, and stops it at one that the networks were trained on.
+
+    Args:
+        seen: see `refuse_seen`.
+
+    Attributes:
+        fingerprint: of the volumes, as a run's manifest.json has it of its stages.
+    """
+
+    def __init__(self, seen: Mapping[str, str]) -> None:
+        self.seen, self.fingerprint = seen, Fingerprint()
+
+    def _see(self, volume: EvaluationVolume) -> None:
+        volume = volume._replace(image=volume.image.cpu(), label=volume.label.cpu())
+        refuse_seen(volume, self.seen)
+        self.fingerprint.add_evaluated(volume)
+
+    def on_validation_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, *args: Any) -> None:
+        self._see(batch)
+
+    def on_test_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, *args: Any) -> None:
+        self._see(batch)
 
 
 class ProgressBar(TQDMProgressBar):

@@ -18,6 +18,7 @@ from dualseg.errors import DualsegError, Interrupted
 from dualseg.files import replacing
 from dualseg.inference.slices import display_slices
 from dualseg.methods import SegmentationMethod
+from dualseg.runs.checkpoints import not_finite
 from dualseg.runs.folder import CHECKPOINT, iteration_of
 from dualseg.signals import STOPS, Stop
 
@@ -128,10 +129,9 @@ class Checkpoints(Callback):
     def _save(self, trainer: pl.Trainer) -> None:
         if trainer.global_step == self._saved_at:
             return
-        state = trainer.lightning_module.state_dict()
         # a step can overflow on a loss that is finite; saved, such weights would push out the last good checkpoint
-        broken = next((k for k, v in state.items() if v.is_floating_point() and not v.isfinite().all()), None)
-        if broken:
+        broken = not_finite(trainer.lightning_module.state_dict())
+        if broken is not None:
             raise DualsegError(
                 f"weights not finite after iteration {trainer.global_step}: {broken}. The last good checkpoint is "
                 "kept. Lower optimizer.lr or use trainer.precision=bf16-mixed or 32-true."

@@ -39,7 +39,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Load a checkpoint onto the CPU with `weights_only`.
 
     Raises:
-        DualsegError: missing or damaged file, no dualseg checkpoint, or one of a newer version.
+        DualsegError: missing or damaged file, no dualseg checkpoint, one of a newer version, or weights that are not
+            finite: they segment, without a word, as background alone.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -64,7 +65,17 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise DualsegError(
             f"{path}: written by dualseg {made_by['version']}, newer than this {__version__}; update dualseg."
         )
+    if (broken := not_finite(checkpoint["state_dict"])) is not None:
+        raise DualsegError(
+            f"{path}: weights not finite: {broken} holds NaN or infinity, so nothing can be done with this checkpoint. "
+            "Copy it again, delete it to go on from an earlier one, or train again."
+        )
     return checkpoint
+
+
+def not_finite(state: Mapping[str, Tensor]) -> str | None:
+    """Name of the first weight of a state dict that holds NaN or infinity; None where there is none."""
+    return next((key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()), None)
 
 
 def network_states(checkpoint: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:

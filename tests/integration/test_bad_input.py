@@ -16,7 +16,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 
 import dualseg.methods.dual
-from dualseg import audit, evaluate, report, train
+from dualseg import audit, evaluate, export, predict, report, train
 from dualseg.cli import conf_dir
 from dualseg.data.left_atrium import case_list
 from dualseg.methods.dual import DEFAULT_TERMS
@@ -388,6 +388,32 @@ def test_a_checkpoint_that_dualseg_did_not_write(command, tiny, phantom, tmp_pat
         f"{tmp_path}/none.ckpt", "no such checkpoint"
     )
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_checkpoint_with_weights_that_are_not_finite(command, tiny, phantom, run, tmp_path, value):
+    file = run / "checkpoints" / "iteration-000002.ckpt"
+
+    def spoil(saved):
+        key = next(key for key in saved["state_dict"] if key.startswith("networks.b."))
+        saved["state_dict"][key].view(-1)[0] = value
+        return key
+
+    rewrite(file, spoil)
+    (run / "metrics.json").unlink()
+    before = content(run)
+    scan = next((phantom.root / "images").glob("*.nii.gz"))
+    out = tmp_path / "out"
+    for main, *words in (
+        (train.main, *tiny(phantom.root, run.parent), "name=done"),
+        (train.main, *tiny(phantom.root, tmp_path / "new"), f"weights={file}"),
+        (evaluate.main, f"run={run}"),
+        (predict.main, f"run={run}", f"input={scan}", f"output={out}"),
+        (export.main, f"run={run}", "format=bundle", f"output={out}"),
+    ):
+        command(main, *words).complains(file, "not finite", "networks.b.")
+        assert content(run) == before
+        assert not (tmp_path / "new").exists() and not out.exists()
 
 
 class Bomb:

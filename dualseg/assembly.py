@@ -26,7 +26,7 @@ from dualseg.inference import SlidingWindow
 from dualseg.inference.predictor import Member, Predictor
 from dualseg.methods import NetworkEvaluation, SegmentationMethod
 from dualseg.processes import is_slurm_task
-from dualseg.runs.callbacks import Checkpoints, ProgressBar, RunTime, SliceWriter, Throughput
+from dualseg.runs.callbacks import Checkpoints, ProgressBar, RunTime, ScoredVolumes, SliceWriter, Throughput
 from dualseg.runs.checkpoints import AtomicCheckpointIO, load_networks
 from dualseg.runs.curves import CurveLogger
 from dualseg.runs.folder import RunFolder
@@ -284,7 +284,7 @@ def build_predictor(
     return Predictor(list(members.values()), len(sources[0].class_names), device)
 
 
-def build_evaluator(config: Config, folder: RunFolder) -> pl.Trainer:
+def build_evaluator(config: Config, folder: RunFolder, scored: ScoredVolumes) -> pl.Trainer:
     """A trainer that evaluates, on one device, and writes slices into `folder`."""
     settings = config["trainer"]
     return pl.Trainer(
@@ -294,7 +294,7 @@ def build_evaluator(config: Config, folder: RunFolder) -> pl.Trainer:
         precision=settings["precision"],
         use_distributed_sampler=False,
         logger=False,
-        callbacks=[SliceWriter(folder.slices)],
+        callbacks=[scored, SliceWriter(folder.slices)],
         enable_checkpointing=False,
         enable_progress_bar=settings["progress_bar"],
         enable_model_summary=False,

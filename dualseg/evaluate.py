@@ -63,31 +63,45 @@ def evaluate(
     check(settings)
     label = split if len(folders) == 1 else f"{split}-ensemble-of-{len(folders)}"
     with writing_evaluation(folders[0], label, output) as target:
-        return _evaluate(folders, split, target, settings, trust)
+        return _evaluate(folders, split, target, settings, changes, trust)
 
 
 def _evaluate(
-    folders: "list[RunFolder]", split: str, target: "RunFolder", settings: dict[str, Any], trust: "Trust"
+    folders: "list[RunFolder]",
+    split: str,
+    target: "RunFolder",
+    settings: dict[str, Any],
+    changes: dict[str, Any],
+    trust: "Trust",
 ) -> Path:
-    from dualseg.runs.settings import check_source
+    from dualseg.data.splits import split_source
+    from dualseg.runs.evaluation import check_unseen, checkpoints_of, data_of, write_evaluation
+    from dualseg.runs.preprocessing import prepare_as_trained
 
     source = trust.source(settings["data"]["source"], f"{folders[0].config_file}: data.source")
-    check_source(settings, source)
+    # nothing is trained, so that labels and batches need not be there
+    plain = {**settings, "data": {**settings["data"], "labeled": None, "labeled_ratio": None}}
+    cases = getattr(split_source(source, plain["data"]), split)
+    source.check_cases()
+    if not cases:
+        raise DualsegError(f"split={split}: has no cases; give data.held_out_{split}=N or another split.")
+    prepare_as_trained(source, folders, changes)
+    # another folder may hold the same dataset: it counts as another one where the user says so
+    told = {**settings["data"], "name": changes.get("data.name", folders[0].config()["data"]["name"])}
+    seen = check_unseen(folders, told, source, cases, trust)
+    taken = checkpoints_of(folders)
 
     from dualseg import assembly
     from dualseg.data.checking.doubts import warnings
     from dualseg.machine import MemoryLimit
     from dualseg.runs import provenance
-    from dualseg.runs.evaluation import check_unseen, checkpoints_of, write_evaluation
+    from dualseg.runs.callbacks import ScoredVolumes
 
     assembly.use_threads(settings)
-    data = assembly.build_evaluation_data(settings, source)
-    cases = getattr(data.split, split)
-    if not cases:
-        raise DualsegError(f"split={split}: has no cases; give data.held_out_{split}=N or another split.")
-    check_unseen([folder.config() for folder in folders], settings["data"], data.source, cases, trust)
-    evaluation = assembly.build_evaluation(settings, folders, data.source, trust)
-    trainer = assembly.build_evaluator(settings, target)
+    data = assembly.build_evaluation_data({**plain, "batch": {"labeled": 1, "unlabeled": 0}}, source)
+    evaluation = assembly.build_evaluation(settings, folders, source, trust)
+    scored = ScoredVolumes(seen)
+    trainer = assembly.build_evaluator(settings, target, scored)
     data.check_memory(
         MemoryLimit.of("memory", settings["data"]["memory"]),
         training=False,
@@ -95,15 +109,18 @@ def _evaluate(
         segmenting=partial(evaluation.needs, on_cpu=trainer.strategy.root_device.type == "cpu"),
     )
     run_stage = trainer.test if split == "test" else trainer.validate
-    facts = {"dataset": settings["data"]["name"], split: len(cases)}
-    manifest = {**provenance.describe(settings["seed"], facts), "evaluated": checkpoints_of(folders)}
+    facts = {"dataset": settings["data"]["name"], "root": settings["data"]["root"], split: len(cases)}
+    facts |= {"cases": {split: list(cases)}, "preprocessing": source.scan_record()}
+    manifest = provenance.describe(settings["seed"], facts)
+    manifest["evaluated"] = {str(run.path): {**taken[str(run.path)], "data": data_of(run)} for run in folders}
     began = time.perf_counter()
     run_stage(evaluation, data, verbose=False)
+    manifest["data"]["evaluation_fingerprint"] = {split: scored.fingerprint.hexdigest()}
     provenance.start(target.manifest_file, manifest, resumed_at=0)
     provenance.finish(target.manifest_file, time.perf_counter() - began)
     for warning in warnings(data.reader.doubts):
         print(f"warning: {warning}", file=sys.stderr)
-    write_evaluation(target, evaluation.results, {split: cases}, folders, settings)
+    write_evaluation(target, evaluation.results, {split: cases}, taken, settings)
     return target.path
 
 

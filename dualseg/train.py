@@ -101,7 +101,7 @@ def _train(settings: dict[str, Any], folder: Any) -> None:
     from dualseg.files import write_json
     from dualseg.machine import MemoryLimit
     from dualseg.processes import world_size
-    from dualseg.runs import checkpoints, provenance
+    from dualseg.runs import cases, checkpoints, preprocessing, provenance
     from dualseg.runs.folder import iteration_of
 
     latest = None if settings["overwrite"] else folder.latest_checkpoint()
@@ -122,19 +122,20 @@ def _train(settings: dict[str, Any], folder: Any) -> None:
         processes=world_size() // settings["trainer"]["num_nodes"],
     )
     data.setup("fit")
-    evaluated = data.check_evaluation(stages)
+    before = cases.trained_on(folder)[1:] if latest else cases.trained_before(settings["weights"])
+    facts = _facts_of(data, settings["data"]["name"], stages, before)
     resumed_at = iteration_of(latest) if latest else 0
     if latest is not None:
-        provenance.check_same_data(folder.manifest_file, data.fingerprint(), evaluated)
+        preprocessing.check_same_preparation(folder, data.source)
+        provenance.check_same_data(folder.manifest_file, facts)
     trainer = assembly.build_trainer(settings, folder, resumed_at, provenance.resume_command())
     data.check_processes(trainer.world_size, stages)
     data.check_shared_memory(trainer.num_devices / trainer.world_size)
     if trainer.is_global_zero:
         folder.open(settings)
         write_json(folder.preprocessing_file, data.source.scan_record())
-        fingerprints = {"fingerprint": data.fingerprint(), "evaluation_fingerprint": evaluated}
-        facts = {"dataset": settings["data"]["name"], **fingerprints, **data.cases_used}
-        provenance.start(folder.manifest_file, provenance.describe(settings["seed"], facts), resumed_at)
+        manifest = {**provenance.describe(settings["seed"], facts), "started_from": before}
+        provenance.start(folder.manifest_file, manifest, resumed_at)
         if left := data.source.not_read:
             more = f" dualseg-check names {len(left) - 1} more such." if len(left) > 1 else ""
             print(f"warning: {left[0]}{more}", file=sys.stderr)
@@ -145,6 +146,25 @@ def _train(settings: dict[str, Any], folder: Any) -> None:
         _fit_and_evaluate(trainer, method, data, latest, settings["evaluate_on"])
         if trainer.is_global_zero:
             _write(folder, trainer, method, data)
+
+
+def _facts_of(data: Any, name: str, stages: list[str], before: list[Any]) -> dict[str, Any]:
+    """What the manifest says of the data, after checking that no case is scored that `before` or the run trains on.
+
+    Args:
+        name: `data.name`.
+        stages: that are evaluated.
+        before: what the weights that the run starts from were trained on.
+    """
+    from dualseg.runs import cases
+
+    roles = data.cases_used
+    counts = {role: len(names) for role, names in roles.items()}
+    facts = {"dataset": name, **counts, "cases": roles, "images": data.image_hashes()}
+    to_score = [case for stage in stages for case in roles[stage]]
+    cases.refuse_trained(before, name, to_score, "the manifest.json beside weights=...")
+    evaluated = data.check_evaluation(stages, cases.images_of([facts, *before]))
+    return {**facts, "fingerprint": data.fingerprint(), "evaluation_fingerprint": evaluated}
 
 
 @contextmanager

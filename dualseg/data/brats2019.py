@@ -38,7 +38,8 @@ class BraTS2019(H5Source):
 
     def __init__(self, root: str | Path) -> None:
         super().__init__(root)
-        self.channels = len(self.record.get("modalities", ["flair"]))
+        self.channel_names = tuple(self.record.get("modalities", ["flair"]))
+        self.channels = len(self.channel_names)
         if self.record.get("regions"):
             self.class_names, self.regions = TUMOUR_CLASSES, REGIONS
         self.train_cases = shipped_list("brats2019_train")

@@ -1,7 +1,7 @@
 """Volumes -> batches: labeled and unlabeled patches mixed, iteration by iteration."""
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -11,10 +11,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from dualseg.data.checking.content import content_hash
 from dualseg.data.checks import check_batch, check_patch_size
 from dualseg.data.loading import BatchLoader, check_shared_memory, shared
 from dualseg.data.memory import MemoryCheck
-from dualseg.data.reading import EvaluationVolume, Fingerprint, VolumeReader
+from dualseg.data.reading import EvaluationVolume, Fingerprint, VolumeReader, refuse_seen
 from dualseg.data.sampling import IterationBatchSampler, SampleKey, case_index, sample_seed
 from dualseg.data.splits import COUNTS, Split, split_source
 from dualseg.data.transforms import plain_tensors, training_transform
@@ -168,13 +169,13 @@ class SemiSupervisedDataModule(pl.LightningDataModule):
         self._memory: MemoryCheck | None = None
 
     @property
-    def cases_used(self) -> dict[str, int]:
-        """Number of cases of each role that this run reads."""
+    def cases_used(self) -> dict[str, list[str]]:
+        """Role -> the cases that this run reads in it, in their order."""
         return {
-            "labeled": len(self.split.labeled),
-            "unlabeled": len(self._unlabeled),
-            "validation": len(self.split.validation),
-            "test": len(self.split.test),
+            "labeled": list(self.split.labeled),
+            "unlabeled": list(self._unlabeled),
+            "validation": list(self.split.validation),
+            "test": list(self.split.test),
         }
 
     def check_memory(
@@ -225,14 +226,18 @@ class SemiSupervisedDataModule(pl.LightningDataModule):
         self.volumes = volumes
         self._validation = EvaluationDataset(self.reader, self.split.validation, cache=True, memory=self._memory)
 
-    def check_evaluation(self, stages: Collection[str]) -> dict[str, str]:
+    def check_evaluation(self, stages: Collection[str], seen: Mapping[str, str] | None = None) -> dict[str, str]:
         """Read the volumes of `stages` (validation, test) once: a bad one is better found before a run than after it.
+
+        Args:
+            stages: after `setup("fit")`.
+            seen: see `refuse_seen`.
 
         Returns:
             stage -> hash of its images, labels and spacings, for each stage that has cases.
 
         Raises:
-            DualsegError: as on evaluating them.
+            DualsegError: as on evaluating them, or one of them was trained on.
         """
         datasets = {
             "validation": self._validation,
@@ -245,7 +250,8 @@ class SemiSupervisedDataModule(pl.LightningDataModule):
             digest = Fingerprint()
             for index in tqdm(range(len(dataset)), desc=f"Checking {stage} volumes", leave=False, disable=None):
                 volume = dataset[index]
-                digest.add(volume.case, volume.image, volume.label, torch.tensor(volume.spacing))
+                refuse_seen(volume, seen or {})
+                digest.add_evaluated(volume)
             if len(dataset):
                 hashes[stage] = digest.hexdigest()
         return hashes
@@ -285,6 +291,10 @@ class SemiSupervisedDataModule(pl.LightningDataModule):
         for case in sorted(self.volumes):
             digest.add(case, *self.volumes[case])
         return digest.hexdigest()
+
+    def image_hashes(self) -> dict[str, str]:
+        """Training case -> hash of its image, by which it is known under any name; after `setup("fit")`."""
+        return {case: content_hash(image.numpy()) for case, (image, _) in self.volumes.items()}
 
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
         if self.trainer is None or self.trainer.max_steps < 1:

@@ -60,6 +60,7 @@ class Folder(VolumeSource):
         layout = read_layout(root, None if unlabeled is None else Path(unlabeled).expanduser())
         self.name = layout.name
         self.class_names = layout.class_names
+        self.channel_names = layout.channel_names
         self.channels = len(layout.channel_names)
         self.intensity = _intensities(intensity, layout.channel_names)
         self.ct_channels = tuple(k for k, name in enumerate(layout.channel_names) if _is_ct(name))

@@ -1,7 +1,7 @@
 """From files to checked tensors, down-sampled if asked: what training and evaluation see of a volume."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dualseg.data.checking.content import content_hash
 from dualseg.data.checking.doubts import file_doubts, read_doubting
 from dualseg.data.checking.lost import lost_classes
 from dualseg.data.problems import Problem, VolumeError, image_problems, label_problems
@@ -171,5 +172,27 @@ class Fingerprint:
                 self._digest.update(str(tuple(tensor.shape)).encode())
                 self._digest.update(tensor.contiguous().numpy().data)
 
+    def add_evaluated(self, volume: EvaluationVolume) -> None:
+        """One volume to score, with its label and spacing."""
+        self.add(volume.case, volume.image, volume.label, torch.tensor(volume.spacing))
+
     def hexdigest(self) -> str:
         return self._digest.hexdigest()
+
+
+def refuse_seen(volume: EvaluationVolume, seen: Mapping[str, str]) -> None:
+    """A volume to score is none that the networks were trained on, whatever it was called there.
+
+    Args:
+        volume: on the CPU.
+        seen: `content_hash` of each image that they were trained on -> what messages call it.
+
+    Raises:
+        DualsegError: it is.
+    """
+    known = seen.get(content_hash(volume.image.numpy())) if seen else None
+    if known is not None:
+        raise DualsegError(
+            f"{volume.case}: is to be scored, but has the same voxels as {known}, which the networks were trained on; "
+            "leave one of the two out."
+        )

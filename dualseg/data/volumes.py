@@ -95,6 +95,7 @@ class VolumeSource(ABC):
         not_read: sentences, each of which names files that lie among those of the dataset and are not read.
         scan_attributes: names of the attributes that prediction reads: the classes, the channels, and whatever
             `prepare_scan` reads of the object. Their values are numbers, text, None, or lists and mappings of such.
+        channel_names: name of every channel, so that evaluation notices those in another order; empty: unknown.
     """
 
     name: str
@@ -107,7 +108,8 @@ class VolumeSource(ABC):
     unlabeled_cases: tuple[str, ...] = ()
     unscored_cases: tuple[str, ...] = ()
     not_read: tuple[str, ...] = ()
-    scan_attributes: tuple[str, ...] = ("class_names", "channels")
+    scan_attributes: tuple[str, ...] = ("class_names", "channels", "channel_names")
+    channel_names: tuple[str, ...] = ()
 
     def check_cases(self) -> None:  # noqa: B027 - most sources know nothing before they read
         """Raise a DualsegError for a case of the split that is known to be unusable before any volume is read.
@@ -189,9 +191,8 @@ class VolumeSource(ABC):
         """The values of `scan_attributes`: training leaves them in the run folder."""
         return {name: getattr(self, name) for name in self.scan_attributes}
 
-    @classmethod
-    def for_scans(cls, record: Mapping[str, Any]) -> Self:
-        """A source that has its `scan_attributes` and `prepare_scan`, and no cases: the dataset need not be there.
+    def prepare_as(self, record: Mapping[str, Any]) -> None:
+        """Take over the `scan_attributes` of a run: volumes are then read as its networks know them.
 
         Args:
             record: what `scan_record` gave, or what JSON has left of it; an attribute of the class may be missing.
@@ -199,17 +200,27 @@ class VolumeSource(ABC):
         Raises:
             DualsegError: the record lacks an attribute that the class has no value for, or has an impossible value.
         """
-        source = cls.__new__(cls)  # not by __init__, which may look for the files
-        for name in cls.scan_attributes:
+        for name in self.scan_attributes:
             if name in record:
                 value = record[name]
-                setattr(source, name, tuple(value) if isinstance(value, list) else value)
-            elif not hasattr(cls, name):
+                setattr(self, name, tuple(value) if isinstance(value, list) else value)
+            elif hasattr(type(self), name):
+                vars(self).pop(name, None)  # what the dataset on disk says is not what the run knew
+            else:
                 raise DualsegError(
-                    f"{cls.__name__}: the run folder does not record its {name}, so it cannot prepare a scan; the run "
-                    "is older than that, or its preprocessing.json is lost. Put it back, or train again."
+                    f"{type(self).__name__}: the run folder does not record its {name}, so it cannot prepare a scan; "
+                    "the run is older than that, or its preprocessing.json is lost. Put it back, or train again."
                 )
-        source.check_scan_record()
+        self.check_scan_record()
+
+    @classmethod
+    def for_scans(cls, record: Mapping[str, Any]) -> Self:
+        """A source that has its `scan_attributes` and `prepare_scan`, and no cases: the dataset need not be there.
+
+        Args and errors as of `prepare_as`.
+        """
+        source = cls.__new__(cls)  # not by __init__, which may look for the files
+        source.prepare_as(record)
         return source
 
     def check_scan_record(self) -> None:
@@ -224,3 +235,6 @@ class VolumeSource(ABC):
         check_printable("class_names", names)
         if type(self.channels) is not int or not 1 <= self.channels <= MOST_CHANNELS:
             raise DualsegError(f"channels is damaged: it is a whole number from 1 to {MOST_CHANNELS}.")
+        named = self.channel_names
+        if not isinstance(named, tuple) or not all(isinstance(name, str) for name in named):
+            raise DualsegError("channel_names is damaged: it is a list of names, or empty.")

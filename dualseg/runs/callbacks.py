@@ -3,6 +3,7 @@
 import signal
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, TQDMProgressBar
 
+from dualseg.data.reading import EvaluationVolume, Fingerprint, refuse_seen
 from dualseg.errors import DualsegError, Interrupted
 from dualseg.files import replacing
 from dualseg.inference.slices import display_slices
@@ -242,6 +244,31 @@ class SliceWriter(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         self._write(pl_module, batch, outputs)
+
+
+class ScoredVolumes(Callback):
+    """Knows the volumes that an evaluation scores, and stops it at one that the networks were trained on.
+
+    Args:
+        seen: see `refuse_seen`.
+
+    Attributes:
+        fingerprint: of the volumes, as a run's manifest.json has it of its stages.
+    """
+
+    def __init__(self, seen: Mapping[str, str]) -> None:
+        self.seen, self.fingerprint = seen, Fingerprint()
+
+    def _see(self, volume: EvaluationVolume) -> None:
+        volume = volume._replace(image=volume.image.cpu(), label=volume.label.cpu())
+        refuse_seen(volume, self.seen)
+        self.fingerprint.add_evaluated(volume)
+
+    def on_validation_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, *args: Any) -> None:
+        self._see(batch)
+
+    def on_test_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, *args: Any) -> None:
+        self._see(batch)
 
 
 class ProgressBar(TQDMProgressBar):

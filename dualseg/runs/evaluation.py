@@ -14,6 +14,7 @@ from dualseg.data.volumes import VolumeSource
 from dualseg.errors import DualsegError
 from dualseg.files import is_temporary, read_object, sweep_below, write_text
 from dualseg.machine import bytes_of
+from dualseg.runs.cases import images_of, refuse_trained, trained_on
 from dualseg.runs.folder import RunFolder, flatten, iteration_of, nearest
 from dualseg.runs.lock import LOCK, is_locked, writing
 from dualseg.runs.trusted import Trust
@@ -54,10 +55,12 @@ def parse_words(words: Sequence[str]) -> tuple[list[str], str, str | None, dict[
 def settings_of_evaluation(configs: Sequence[Mapping[str, Any]], changes: Mapping[str, Any]) -> dict[str, Any]:
     """The first run's configuration with `changes` to existing keys under data, inference and trainer.
 
-    Another data.root moves every path of data.source that lies in the former one.
+    Another data.root moves every path of data.source that lies in the former one, and names a dataset that is called
+    after its folder.
 
     Raises:
-        DualsegError: an unknown key, or runs that see the data differently and so cannot be ensembled.
+        DualsegError: an unknown key, one that makes the networks see volumes otherwise than in training, or runs that
+            see the data differently and so cannot be ensembled.
     """
     settings: dict[str, Any] = yaml.safe_load(yaml.safe_dump(dict(configs[0])))
     for config in configs[1:]:
@@ -65,11 +68,22 @@ def settings_of_evaluation(configs: Sequence[Mapping[str, Any]], changes: Mappin
             if config["data"][key] != settings["data"][key]:
                 ours, theirs = settings["data"][key], config["data"][key]
                 raise DualsegError(f"data.{key}: {ours} in one run, {theirs} in another; they cannot be ensembled.")
+        kinds = [_class_of(own["data"]["source"]) for own in (settings, config)]
+        if kinds[0] != kinds[1]:
+            raise DualsegError(f"data.source: {' in one run, '.join(kinds)} in another; they cannot be ensembled.")
+    downsample = settings["data"]["downsample"]
+    if changes.get("data.downsample", downsample) != downsample:
+        raise DualsegError(
+            f"data.downsample={changes['data.downsample']}: the networks were trained with {downsample}; leave it out."
+        )
     settings["data"]["memory"] = None  # that of the training was of its machine
     known = [key for key in flatten(settings) if key.startswith(CHANGEABLE)]
     if "data.root" in changes:  # before the changes to data.source itself, which say where they mean
         new = Path(str(changes["data.root"])).expanduser().absolute()
-        settings["data"]["source"] = _moved(settings["data"]["source"], Path(settings["data"]["root"]), new)
+        old = Path(settings["data"]["root"])
+        settings["data"]["source"] = _moved(settings["data"]["source"], old, new)
+        if settings["data"]["name"] == old.name:  # as `resolve` names a dataset after its folder
+            settings["data"]["name"] = new.name
         changes = {**changes, "data.root": str(new)}
     for key, value in changes.items():
         if key not in known:
@@ -80,6 +94,11 @@ def settings_of_evaluation(configs: Sequence[Mapping[str, Any]], changes: Mappin
             node = node[parent]
         node[last] = value
     return settings
+
+
+def _class_of(source: Mapping[str, Any]) -> str:
+    """Without its module, which may have been renamed since."""
+    return str(source["_target_"]).rpartition(".")[2]
 
 
 def _moved(value: Any, old: Path, new: Path) -> Any:
@@ -94,36 +113,49 @@ def _moved(value: Any, old: Path, new: Path) -> Any:
 
 
 def check_unseen(
-    configs: Sequence[Mapping[str, Any]],
-    data: Mapping[str, Any],
-    source: VolumeSource,
-    cases: Sequence[str],
-    trust: Trust,
-) -> None:
-    """No run has seen the cases to evaluate.
+    runs: Sequence[RunFolder], data: Mapping[str, Any], source: VolumeSource, cases: Sequence[str], trust: Trust
+) -> dict[str, str]:
+    """No run has seen the cases to evaluate, by their names.
 
     Args:
-        configs: of the runs.
-        data: the evaluation's `data`. A run is of the same dataset where its data.name or the class of its source is
-            the same: `source.name` need be neither.
+        runs: what each was trained on its manifest.json says. Where an older version wrote it, that is worked out from
+            today's split.
+        data: the evaluation's `data`. Names are compared where its `name` is that of the run's dataset.
         source: what `data` describes.
         cases: to evaluate.
         trust: what may be built from the run folders.
 
+    Returns:
+        The images that the runs were trained on, for `refuse_seen`: a volume may bear another name.
+
     Raises:
         DualsegError: a run was trained, with or without labels, on one of the cases.
     """
-    for config in configs:
-        its = config["data"]
-        if its["name"] != data["name"] and its["source"]["_target_"] != data["source"]["_target_"]:
-            continue
-        own = split_source(_source_of(its, data, source, trust), its)
-        trained = {*own.labeled, *(own.unlabeled if config["batch"]["unlabeled"] else ())}
-        seen = [case for case in cases if case in trained]
-        if seen:
-            raise DualsegError(
-                f"{len(seen)} of the cases to evaluate were trained on, {seen[0]} for one; choose others."
-            )
+    images: dict[str, str] = {}
+    for run in runs:
+        records = trained_on(run)
+        refuse_trained(records, data["name"], cases, str(run.manifest_file))
+        images |= images_of(records)
+        if not records:
+            _check_todays_split(run.config(), data, source, cases, trust)
+    return images
+
+
+def _check_todays_split(
+    config: Mapping[str, Any], data: Mapping[str, Any], source: VolumeSource, cases: Sequence[str], trust: Trust
+) -> None:
+    """As `check_unseen`, of a run that has not recorded its cases.
+
+    It is of the same dataset where its data.name or the class of its source is the same: `source.name` need be neither.
+    """
+    its = config["data"]
+    if its["name"] != data["name"] and its["source"]["_target_"] != data["source"]["_target_"]:
+        return
+    own = split_source(_source_of(its, data, source, trust), its)
+    trained = {*own.labeled, *(own.unlabeled if config["batch"]["unlabeled"] else ())}
+    seen = [case for case in cases if case in trained]
+    if seen:
+        raise DualsegError(f"{len(seen)} of the cases to evaluate were trained on, {seen[0]} for one; choose others.")
 
 
 def _source_of(its: Mapping[str, Any], data: Mapping[str, Any], source: VolumeSource, trust: Trust) -> VolumeSource:
@@ -138,9 +170,10 @@ def checkpoints_of(runs: Sequence[RunFolder]) -> dict[str, dict[str, str]]:
     """Run folder -> name and SHA-256 of the checkpoint that an evaluation takes: which weights it is of."""
     found = {}
     for run in runs:
-        with run.checkpoint().open("rb") as file:
+        path = run.checkpoint()
+        with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        found[str(run.path)] = {"checkpoint": run.checkpoint().name, "sha256": digest}
+        found[str(run.path)] = {"checkpoint": path.name, "sha256": digest}
     return found
 
 
@@ -204,17 +237,24 @@ def _is_unfinished(target: RunFolder) -> bool:
     return False
 
 
+def data_of(run: RunFolder) -> dict[str, Any]:
+    """On which data a run was trained: name, place and fingerprint."""
+    manifest = read_object(run.manifest_file) if run.manifest_file.is_file() else {}
+    data = run.config()["data"]
+    return {"dataset": data["name"], "root": data["root"], "fingerprint": manifest.get("data", {}).get("fingerprint")}
+
+
 def write_evaluation(
     target: RunFolder,
     results: Mapping[str, Any],
     cases: Mapping[str, Sequence[str]],
-    runs: Sequence[RunFolder],
+    evaluated: Mapping[str, Mapping[str, Any]],
     settings: Mapping[str, Any],
 ) -> None:
-    """config.yaml, cases.csv and, last, metrics.json."""
+    """config.yaml, cases.csv and, last, metrics.json. `evaluated`: see `checkpoints_of`."""
     from dualseg.runs.results import metrics_of, write_cases
 
-    checkpoints = {str(run.path): run.checkpoint().name for run in runs}
+    checkpoints = {run: taken["checkpoint"] for run, taken in evaluated.items()}
     write_text(target.config_file, yaml.safe_dump({**settings, "evaluated": checkpoints}, sort_keys=False))
     write_cases(target.cases_file, results, cases)
-    target.finish(metrics_of(results, min(iteration_of(run.checkpoint()) for run in runs)))
+    target.finish(metrics_of(results, min(iteration_of(Path(name)) for name in checkpoints.values())))

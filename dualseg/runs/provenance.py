@@ -101,13 +101,13 @@ def describe(seed: int, data: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def check_same_data(path: Path, fingerprint: str, evaluation_fingerprint: Mapping[str, str]) -> None:
+def check_same_data(path: Path, data: Mapping[str, Any]) -> None:
     """Compare what a run that is to be resumed reads now with what it was started on.
 
     Args:
-        path: its manifest.json.
-        fingerprint: of the training volumes.
-        evaluation_fingerprint: stage -> that of its volumes; not compared where an older version noted none.
+        path: its manifest.json; what an older version has not noted there is not compared.
+        data: what a new manifest would note under `data`: `fingerprint` of the training volumes,
+            `evaluation_fingerprint` of those of each stage, `cases` of each role.
 
     Raises:
         DualsegError: they differ.
@@ -115,23 +115,37 @@ def check_same_data(path: Path, fingerprint: str, evaluation_fingerprint: Mappin
     if not path.is_file():
         return
     earlier = read_json(path)["data"]
+    mend = "Give the former ones, or start anew with overwrite=true or another name=..."
+    for role, cases in data["cases"].items():
+        noted = earlier.get("cases", {}).get(role, cases)
+        if noted != cases:
+            other = next((case for case in [*noted, *cases] if (case in noted) != (case in cases)), None)
+            what = "in another order" if other is None else f"{other} is {'no more' if other in noted else 'now'}"
+            raise DualsegError(
+                f"{path.parent}: the {role} cases have changed since this run was started ({what} among them; the "
+                f"split file?). {mend}"
+            )
     noted = earlier.get("evaluation_fingerprint", {})
-    changed = [stage for stage, own in evaluation_fingerprint.items() if noted.get(stage, own) != own]
-    if earlier["fingerprint"] != fingerprint:
+    changed = [stage for stage, own in data["evaluation_fingerprint"].items() if noted.get(stage, own) != own]
+    if earlier["fingerprint"] != data["fingerprint"]:
         changed.insert(0, "training")
     if changed:
         raise DualsegError(
             f"{path.parent}: the {' and '.join(changed)} volumes have changed since this run was started (data.root?). "
-            "Give the former ones, or start anew with overwrite=true or another name=..."
+            f"{mend}"
         )
 
 
 def start(path: Path, description: dict[str, Any], resumed_at: int) -> None:
-    """Write manifest.json; a resumed run keeps its first start and lists where each later one went on."""
+    """Write manifest.json; a resumed run keeps its first start and lists where each later one went on.
+
+    What the version that started it has not noted is added.
+    """
     if resumed_at and path.is_file():
         earlier = read_json(path)
         resumed = {"iteration": resumed_at, "started": description["started"], "git": description["git"]}
-        description = {**earlier, "resumed": [*earlier["resumed"], resumed]}
+        data = {**description["data"], **earlier["data"]}
+        description = {**description, **earlier, "data": data, "resumed": [*earlier["resumed"], resumed]}
     write_json(path, description)
 
 

@@ -70,12 +70,31 @@ def test_a_supervised_run_reads_no_unlabeled_volume():
     data = module(source, labeled_per_batch=4, unlabeled_per_batch=0)
     data.setup("fit")
     assert {case for _, case in source.read} == {"a", "b", "c"}
-    assert data.cases_used == {"labeled": 3, "unlabeled": 0, "validation": 0, "test": 2}
+    assert data.cases_used == {"labeled": [*"abc"], "unlabeled": [], "validation": [], "test": [*"yz"]}
 
 
-def test_roles_are_counted():
+def test_roles_are_listed_in_their_order():
     data = module(Counted(), held_out_validation=2, held_out_test=1)
-    assert data.cases_used == {"labeled": 3, "unlabeled": 2, "validation": 2, "test": 1}
+    assert data.cases_used == {
+        "labeled": [*"abc"], "unlabeled": [*"de"], "validation": [*"fg"], "test": ["h"],
+    }  # fmt: skip
+
+
+def test_a_volume_to_score_is_known_by_its_voxels_whatever_its_name():
+    class Copied(Counted):
+        def read_image(self, case):
+            return super().read_image("e" if case == "z" else case)
+
+    data = module(Copied(), downsample=2)
+    data.setup("fit")
+    seen = {image: f"{case} of x" for case, image in data.image_hashes().items()}
+    assert [*data.image_hashes()] == [*"abcdefgh"] and len(seen) == 8
+    with pytest.raises(DualsegError, match=r"z: .*same voxels as e of x"):
+        data.check_evaluation(["test"], seen)
+    data.check_evaluation(["test"])
+    whole = module(Counted(), downsample=2)
+    whole.setup("fit")
+    whole.check_evaluation(["test"], seen)
 
 
 def test_validation_volumes_are_kept_and_test_volumes_are_not():

@@ -282,6 +282,7 @@ def test_training_evaluating_and_what_the_run_records(command, tmp_path, write):
     assert record == {
         "class_names": ["background", "liver", "tumour"],
         "channels": 2,
+        "channel_names": ["T1", "T2"],
         "spacing": split["median_spacing"],
         "intensity": ["zscore", "zscore"],
     }

@@ -188,9 +188,10 @@ def test_evaluations_stand_beside_earlier_ones(run, away, command):
         manifest = json.loads((folder / "manifest.json").read_text())
         assert manifest["command"] == f"dualseg-evaluate run={run.path}"
         assert manifest["started"] <= manifest["finished"] and manifest["seconds"] > 0
-        assert manifest["data"] == {"dataset": "phantom", "test": 2}
+        assert (manifest["data"]["dataset"], manifest["data"]["test"]) == ("phantom", 2)
         sha256 = hashlib.sha256(run.checkpoint().read_bytes()).hexdigest()
-        assert manifest["evaluated"] == {str(run.path): {"checkpoint": "iteration-000012.ckpt", "sha256": sha256}}
+        taken = manifest["evaluated"][str(run.path)]
+        assert (taken["checkpoint"], taken["sha256"]) == ("iteration-000012.ckpt", sha256)
         assert {"versions", "git", "hardware"} <= manifest.keys()
     assert all(path.read_bytes() == content for path, content in before.items())
     assert list(away.iterdir()) == []

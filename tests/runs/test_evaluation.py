@@ -2,16 +2,19 @@
 
 import copy
 import os
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 
 from dualseg.data import PancreasCT
 from dualseg.errors import DualsegError
 from dualseg.files import write_json
 from dualseg.runs import lock
+from dualseg.runs.cases import trained_before, trained_on
 from dualseg.runs.evaluation import check_unseen, settings_of_evaluation, writing_evaluation
 from dualseg.runs.folder import RunFolder
 from dualseg.runs.trusted import Trust
@@ -22,7 +25,15 @@ COUNTS = {"labeled": 2, "labeled_ratio": None, "held_out_validation": 0, "held_o
 def config(name: str = "mine_v2", target: str = "my_dataset.MyDataset", unlabeled: int = 2, **data: Any) -> Any:
     source = {"_target_": target, "root": "/old"}
     return {
-        "data": {"name": name, "root": "/old", "source": source, **COUNTS, **data},
+        "data": {
+            "name": name,
+            "root": "/old",
+            "source": source,
+            "downsample": 1,
+            "patch_size": [16] * 3,
+            **COUNTS,
+            **data,
+        },
         "batch": {"labeled": 2, "unlabeled": unlabeled},
         "inference": {"batch_size": 4},
         "optimizer": {"lr": 0.1},
@@ -40,6 +51,60 @@ SOURCE: Any = SimpleNamespace(
 )
 
 
+@pytest.fixture
+def folder(tmp_path: Path) -> Callable[..., RunFolder]:
+    """A run folder of a configuration and, where an up-to-date version wrote it, of a manifest."""
+
+    def write(content: Any, *records: Any) -> RunFolder:
+        run = RunFolder(tmp_path / f"run{len(list(tmp_path.iterdir()))}")
+        run.path.mkdir()
+        run.config_file.write_text(yaml.safe_dump(content))
+        if records:
+            write_json(run.manifest_file, {"dualseg": "0", "data": records[0], "started_from": records[1:]})
+        return run
+
+    return write
+
+
+def record(dataset: str, labeled: str, unlabeled: str = "", **images: str) -> Any:
+    cases = {"labeled": labeled.split(), "unlabeled": unlabeled.split(), "validation": ["v0"], "test": ["t0"]}
+    return {"dataset": dataset, "fingerprint": "f", "cases": cases, "images": images}
+
+
+def test_what_a_run_was_trained_on_is_what_it_recorded_and_not_what_the_split_says_now(folder):
+    """By today's split it was trained on c0 to c3."""
+    run, data = folder(config(), record("mine_v2", "c0 gone", "c7")), config()["data"]
+    check_unseen([run], data, SOURCE, ["c1", "c2", "c3", "v0", "t0"], Trust())
+    with pytest.raises(DualsegError, match=r"2 of the cases to evaluate were trained on, c7 for one.*manifest\.json"):
+        check_unseen([run], data, SOURCE, ["c1", "c7", "c0"], Trust())
+
+
+def test_recorded_names_are_of_one_dataset_and_images_of_all(folder):
+    run = folder(config(), record("mine_v2", "c0", c0="hash0"))
+    elsewhere = {**config()["data"], "name": "site2"}
+    assert check_unseen([run], elsewhere, SOURCE, ["c0"], Trust()) == {"hash0": "c0 of mine_v2"}
+    with pytest.raises(DualsegError, match=r"data\.name=NAME"):
+        check_unseen([run], config()["data"], SOURCE, ["c0"], Trust())
+
+
+def test_every_run_of_an_ensemble_and_what_it_started_from_counts(folder):
+    first = folder(config(), record("mine_v2", "c0", c0="0"))
+    second = folder(config(), record("mine_v2", "c1", c1="1"), record("mine_v2", "c2", c2="2"))
+    runs, data = [first, second], config()["data"]
+    assert check_unseen(runs, data, SOURCE, ["c3"], Trust()).keys() == {"0", "1", "2"}
+    for case in ("c0", "c1", "c2"):
+        with pytest.raises(DualsegError, match=f"{case} for one"):
+            check_unseen(runs, data, SOURCE, [case], Trust())
+
+
+def test_weights_bring_along_what_they_were_trained_on(folder, tmp_path):
+    run = folder(config(), record("mine_v2", "c0"), record("older", "c9"))
+    weights = run.checkpoints / "iteration-000002.ckpt"
+    assert [known["dataset"] for known in trained_before(str(weights))] == ["mine_v2", "older"]
+    assert trained_before(None) == trained_before(str(tmp_path / "other.ckpt")) == []
+    assert trained_on(folder(config())) == []
+
+
 @pytest.mark.parametrize(
     "run",
     [
@@ -48,42 +113,42 @@ SOURCE: Any = SimpleNamespace(
         config(name="mine_v1"),  # data.name has changed since
     ],
 )
-def test_trained_cases_are_refused_whatever_the_class_is_called(run):
+def test_of_an_older_run_trained_cases_are_refused_whatever_the_class_is_called(run, folder):
     data = config(held_out_test=1)["data"]
     with pytest.raises(DualsegError, match=r"1 of the cases to evaluate were trained on, c3"):
-        check_unseen([run], data, SOURCE, ["c3"], Trust())
-    check_unseen([run], data, SOURCE, ["t0"], Trust())
+        check_unseen([folder(run)], data, SOURCE, ["c3"], Trust())
+    check_unseen([folder(run)], data, SOURCE, ["t0"], Trust())
 
 
-def test_runs_on_other_datasets_have_not_seen_these_cases():
+def test_older_runs_on_other_datasets_have_not_seen_these_cases(folder):
     other = config("other", "other.Source", labeled=100)
-    check_unseen([other], config()["data"], SOURCE, ["c0"], Trust())
+    check_unseen([folder(other)], config()["data"], SOURCE, ["c0"], Trust())
 
 
-def test_without_unlabeled_patches_the_unlabeled_cases_are_unseen():
+def test_without_unlabeled_patches_the_unlabeled_cases_are_unseen(folder):
     run = config(unlabeled=0)
-    check_unseen([run], run["data"], SOURCE, ["c2", "c3"], Trust())
+    check_unseen([folder(run)], run["data"], SOURCE, ["c2", "c3"], Trust())
     with pytest.raises(DualsegError, match=r"c1 for one"):
-        check_unseen([run], run["data"], SOURCE, ["c1", "c2"], Trust())
+        check_unseen([folder(run)], run["data"], SOURCE, ["c1", "c2"], Trust())
 
 
-def test_a_run_has_seen_the_cases_of_its_own_split_wherever_the_data_lie_now(tmp_path):
+def test_an_older_run_has_seen_the_cases_of_its_own_split_wherever_the_data_lie_now(tmp_path, folder):
     run, now = config("pancreas", "dualseg.data.PancreasCT"), config("pancreas", "dualseg.data.PancreasCT")
     run["data"]["source"]["split"], now["data"]["source"]["split"] = "mcf_fold0", "mcnet"
     now["data"]["root"] = now["data"]["source"]["root"] = str(tmp_path)
     source = PancreasCT(tmp_path, "mcnet")
     with pytest.raises(DualsegError, match=r"17 of the cases to evaluate were trained on, image0050 for one"):
-        check_unseen([run], now["data"], source, source.test_cases, Trust())
-    check_unseen([run], now["data"], source, ["image0067", "image0073", "image0074"], Trust())
+        check_unseen([folder(run)], now["data"], source, source.test_cases, Trust())
+    check_unseen([folder(run)], now["data"], source, ["image0067", "image0073", "image0074"], Trust())
 
 
-def test_what_another_run_names_is_not_called_either(tmp_path):
+def test_what_another_run_names_is_not_called_either(tmp_path, folder):
     run, now = (config("pancreas", "dualseg.data.PancreasCT", root=str(tmp_path)) for _ in range(2))
     for own in (run, now):
         own["data"]["source"]["root"] = str(tmp_path)
     run["data"]["source"]["exclude"] = [{"_target_": "os.mkdir", "path": str(tmp_path / "canary")}]
     with pytest.raises(DualsegError, match=r"trust=os\.mkdir"):
-        check_unseen([run], now["data"], PancreasCT(tmp_path), ["image0001"], Trust())
+        check_unseen([folder(run)], now["data"], PancreasCT(tmp_path), ["image0001"], Trust())
     assert not (tmp_path / "canary").exists()
 
 
@@ -207,3 +272,22 @@ def test_where_there_are_no_locks_a_stopped_evaluation_is_left_alone(run, monkey
     monkeypatch.setattr(lock.fcntl, "flock", flock)
     with writing_evaluation(run, "test", None) as evaluation:
         assert evaluation.path.name == "002-test"
+
+
+def test_a_dataset_named_after_its_folder_is_named_after_the_one_that_is_scored():
+    named = config(name="old")
+    assert settings_of_evaluation([named], {"data.root": "/new"})["data"]["name"] == "new"
+    assert settings_of_evaluation([named], {"data.root": "/new", "data.name": "mine"})["data"]["name"] == "mine"
+    assert settings_of_evaluation([config()], {"data.root": "/new"})["data"]["name"] == "mine_v2"
+
+
+def test_networks_see_volumes_as_in_training():
+    with pytest.raises(DualsegError, match=r"data\.downsample=2: .*trained with 1"):
+        settings_of_evaluation([config()], {"data.downsample": 2})
+    assert settings_of_evaluation([config()], {"data.downsample": 1})["data"]["downsample"] == 1
+
+
+def test_runs_on_other_kinds_of_datasets_are_no_ensemble():
+    settings_of_evaluation([config(), config(target="moved.MyDataset")], {})
+    with pytest.raises(DualsegError, match=r"data\.source: MyDataset in one run, Theirs in another"):
+        settings_of_evaluation([config(), config(target="my_dataset.Theirs")], {})

@@ -188,15 +188,39 @@ def test_a_resumed_run_keeps_its_start_and_lists_where_it_went_on(manifest, monk
 
 
 def test_a_run_is_resumed_on_the_data_it_was_started_on(manifest, tmp_path):
-    provenance.check_same_data(manifest, "f", {"test": "t"})  # of a version that noted no evaluation
-    provenance.check_same_data(tmp_path / "none.json", "g", {})
-    data = {"fingerprint": "f", "evaluation_fingerprint": {"validation": "v", "test": "t"}}
+    cases = {"labeled": ["a", "b"], "unlabeled": [], "validation": ["v"], "test": ["t"]}
+    data = {"fingerprint": "f", "evaluation_fingerprint": {"validation": "v", "test": "t"}, "cases": cases}
+    provenance.check_same_data(manifest, data)  # of a version that noted neither evaluation nor cases
+    provenance.check_same_data(tmp_path / "none.json", {**data, "fingerprint": "g"})
     provenance.start(manifest, provenance.describe(3, data), resumed_at=0)
-    provenance.check_same_data(manifest, "f", {"validation": "v", "test": "t"})
+    provenance.check_same_data(manifest, {**data, "evaluation_fingerprint": {"test": "t"}})
     with pytest.raises(DualsegError, match="the training volumes have changed"):
-        provenance.check_same_data(manifest, "g", {"test": "t"})
+        provenance.check_same_data(manifest, {**data, "fingerprint": "g"})
+    changed = {"validation": "v", "test": "other"}
     with pytest.raises(DualsegError, match="the training and test volumes have changed"):
-        provenance.check_same_data(manifest, "g", {"validation": "v", "test": "other"})
+        provenance.check_same_data(manifest, {**data, "fingerprint": "g", "evaluation_fingerprint": changed})
+
+
+@pytest.mark.parametrize(
+    ("role", "now", "what"),
+    [("labeled", ["b", "a"], "another order"), ("test", ["t", "u"], "u is now"), ("validation", [], "v is no more")],
+)
+def test_a_run_is_resumed_on_the_cases_it_was_started_on(manifest, role, now, what):
+    """Also where the volumes that it reads are the same: in another order they are drawn otherwise."""
+    cases = {"labeled": ["a", "b"], "unlabeled": [], "validation": ["v"], "test": ["t"]}
+    data = {"fingerprint": "f", "evaluation_fingerprint": {}, "cases": cases}
+    provenance.start(manifest, provenance.describe(3, data), resumed_at=0)
+    with pytest.raises(DualsegError, match=rf"the {role} cases have changed.*{what}"):
+        provenance.check_same_data(manifest, {**data, "cases": {**cases, role: now}})
+
+
+def test_what_an_older_version_has_not_noted_is_added_when_a_run_is_resumed(manifest):
+    started = json.loads(manifest.read_text())
+    again = provenance.describe(3, {"dataset": "d", "fingerprint": "f", "cases": {"labeled": ["a"]}})
+    provenance.start(manifest, {**again, "started_from": []}, resumed_at=40)
+    content = json.loads(manifest.read_text())
+    assert content["data"] == {**started["data"], "cases": {"labeled": ["a"]}}
+    assert content["started_from"] == [] and content["started"] == started["started"]
 
 
 def test_a_run_started_anew_forgets_the_former_manifest(manifest):

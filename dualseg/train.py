@@ -101,9 +101,10 @@ def _train(settings: dict[str, Any], folder: Any) -> None:
     from dualseg.files import write_json
     from dualseg.machine import MemoryLimit
     from dualseg.processes import world_size
-    from dualseg.runs import cases, checkpoints, preprocessing, provenance
+    from dualseg.runs import cases, checkpoints, code, preprocessing, provenance
     from dualseg.runs.folder import iteration_of
 
+    own_code = code.code_hashes(settings)  # before it is imported: a file may be edited while the volumes are read
     latest = None if settings["overwrite"] else folder.latest_checkpoint()
     assembly.use_threads(settings)
     data = assembly.build_data(settings)
@@ -134,7 +135,7 @@ def _train(settings: dict[str, Any], folder: Any) -> None:
     if trainer.is_global_zero:
         folder.open(settings)
         write_json(folder.preprocessing_file, data.source.scan_record())
-        manifest = {**provenance.describe(settings["seed"], facts), "started_from": before}
+        manifest = {**provenance.describe(settings["seed"], facts), "started_from": before, "code": own_code}
         provenance.start(folder.manifest_file, manifest, resumed_at)
         if left := data.source.not_read:
             more = f" dualseg-check names {len(left) - 1} more such." if len(left) > 1 else ""

@@ -9,6 +9,7 @@ from torch.export import Dim, ExportedProgram
 
 from dualseg.data.volumes import VolumeSource
 from dualseg.inference.folding import fold_batch_norm
+from dualseg.runs.evaluation import checkpoints_of
 from dualseg.runs.folder import RunFolder
 
 
@@ -55,5 +56,5 @@ def describe(run: RunFolder, source: VolumeSource) -> dict[str, Any]:
         "intensity": record.get("intensity"),
         "dataset": data["source"]["_target_"],
         "preprocessing": record,
-        "checkpoint": run.checkpoint().name,
+        **checkpoints_of([run])[str(run.path)],
     }

@@ -121,6 +121,8 @@ def read_run(study: str, member: Member) -> RunRows:
     ]
     settings = identity({key: value for key, value in config.items() if key != "evaluated"})
     run = {**own, **_provenance(folder, manifest, trained), "distance_unit": distance_unit(config)}
+    for manifest_of in [read_object(one.manifest_file) for one in trained] or [manifest]:
+        settings |= {f"code.{module}": sha256 for module, sha256 in manifest_of.get("code", {}).items()}
     run["configuration"] = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     run["fingerprint"] = _need(facts, data_file, "data", "fingerprint")
     settings.pop("seed", None)

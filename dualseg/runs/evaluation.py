@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -15,6 +16,7 @@ from dualseg.errors import DualsegError
 from dualseg.files import is_temporary, read_object, sweep_below, write_text
 from dualseg.machine import bytes_of
 from dualseg.runs.cases import images_of, refuse_trained, trained_on
+from dualseg.runs.code import code_hashes, user_code
 from dualseg.runs.folder import RunFolder, flatten, iteration_of, nearest
 from dualseg.runs.lock import LOCK, is_locked, writing
 from dualseg.runs.trusted import Trust
@@ -166,14 +168,17 @@ def _source_of(its: Mapping[str, Any], data: Mapping[str, Any], source: VolumeSo
     return source if arguments == data["source"] else trust.source(arguments, "data.source of a run to evaluate")
 
 
-def checkpoints_of(runs: Sequence[RunFolder]) -> dict[str, dict[str, str]]:
-    """Run folder -> name and SHA-256 of the checkpoint that an evaluation takes: which weights it is of."""
+def checkpoints_of(runs: Sequence[RunFolder]) -> dict[str, dict[str, Any]]:
+    """Run folder -> name and SHA-256 of the checkpoint that is taken, and of the modules of the user's own behind it.
+
+    A module of networks or dataset that has changed since the run was trained is told of on stderr.
+    """
     found = {}
     for run in runs:
         path = run.checkpoint()
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        found[str(run.path)] = {"checkpoint": path.name, "sha256": digest}
+        found[str(run.path)] = {"checkpoint": path.name, "sha256": digest, "code": _code_of(run)}
     return found
 
 
@@ -235,6 +240,17 @@ def _is_unfinished(target: RunFolder) -> bool:
     with suppress(DualsegError):
         return target.manifest_file in content <= own and "evaluated" in read_object(target.manifest_file)
     return False
+
+
+def _code_of(run: RunFolder) -> dict[str, str]:
+    config = run.config()
+    used = {"networks": config["networks"], "data": config["data"]["source"]}
+    noted = read_object(run.manifest_file).get("code", {}) if run.manifest_file.is_file() else {}
+    files, hashes = user_code(used), code_hashes(used)
+    for module, file in files.items():
+        if noted.get(module, hashes[module]) != hashes[module]:
+            print(f"warning: {run.path}: {file} has changed since this run was trained.", file=sys.stderr)
+    return hashes
 
 
 def data_of(run: RunFolder) -> dict[str, Any]:

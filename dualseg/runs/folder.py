@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ import yaml
 from dualseg.errors import DualsegError
 from dualseg.files import read_object, sweep_below, write_json, write_text
 from dualseg.names import check_folder_name
+from dualseg.runs.code import changed_code
+from dualseg.runs.defaults import with_defaults
 from dualseg.runs.lock import LOCK, being_written, is_locked
 
 # What may change without making it another run: where things lie, how it is watched, what hardware does it.
@@ -37,6 +40,9 @@ NOT_IDENTITY = (
     "trainer.checkpoint_every",
     "trainer.checkpoints_kept",
 )
+# Keys of configurations that came after the first runs -> the value that runs without them had; * stands for any name.
+# There they are no part of the identity, so that an older run folder is found and resumed.
+ADDED: dict[str, Any] = {}
 CHECKPOINT = re.compile(r"iteration-(\d+)\.ckpt")
 MOST_VALUES = 1_000_000  # of a configuration; a real one has some hundred
 YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is ten times as fast, and not everywhere
@@ -54,9 +60,15 @@ def flatten(config: Mapping[str, Any], prefix: str = "", separator: str = ".") -
 
 
 def identity(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The flattened configuration without what does not decide the result."""
+    """The flattened configuration without what does not decide the result, or has come since and says nothing new."""
     ignored = tuple(f"{key}." for key in NOT_IDENTITY)
-    return {k: v for k, v in flatten(config).items() if k not in NOT_IDENTITY and not k.startswith(ignored)}
+    return {
+        key: value
+        for key, value in flatten(config).items()
+        if key not in NOT_IDENTITY
+        and not key.startswith(ignored)
+        and not any(value == usual and fnmatchcase(key, added) for added, usual in ADDED.items())
+    }
 
 
 def run_name(config: Mapping[str, Any]) -> str:
@@ -113,11 +125,14 @@ class RunFolder:
         return folder
 
     def config(self) -> dict[str, Any]:
-        """The resolved configuration.
+        """The resolved configuration; a key that an older version did not write has its default.
 
         Raises:
             DualsegError: config.yaml is missing or damaged.
         """
+        return with_defaults(self._stored_config())
+
+    def _stored_config(self) -> dict[str, Any]:
         mend = "restore the file that the run wrote"
         try:
             config = yaml.load(self.config_file.read_text(), Loader=YAML_LOADER)
@@ -128,6 +143,16 @@ class RunFolder:
         if _values_in(config, {}) > MOST_VALUES:
             raise DualsegError(f"{self.config_file}: holds more than {MOST_VALUES} values, by references; {mend}.")
         return config
+
+    def _differences(self, config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+        """Key -> its values here and in `config`, of those that make it another run."""
+        stored, ours = self._stored_config(), identity(config)
+        # as it is stored: `config` may lack a key on purpose, ~key, and then its class has another default
+        theirs = identity(stored) if identity(stored) == ours else identity(with_defaults(stored))
+        values = {
+            key: (theirs.get(key, "absent"), ours.get(key, "absent")) for key in sorted(ours.keys() | theirs.keys())
+        }
+        return {key: (there, now) for key, (there, now) in values.items() if there != now}
 
     @property
     def launched(self) -> bool:
@@ -176,8 +201,8 @@ class RunFolder:
         """Check, before anything is computed, that this folder can take the run; writes nothing.
 
         Raises:
-            DualsegError: it belongs to another configuration or to something else, it is finished on other data,
-                another process is writing it, it cannot be written, or W&B's part of it cannot.
+            DualsegError: it belongs to another configuration, to other code of the user's or to something else, it is
+                finished on other data, another process is writing it, it cannot be written, or W&B's part of it cannot.
         """
         parent = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
         if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
@@ -201,17 +226,31 @@ class RunFolder:
             self._check_wandb()
         if not self.config_file.is_file():
             return
-        earlier = self.config()
-        ours, theirs = identity(config), identity(earlier)
-        different = [k for k in sorted(ours.keys() | theirs.keys()) if ours.get(k, "absent") != theirs.get(k, "absent")]
-        if different:
-            key = different[0]
+        if different := self._differences(config):
+            key, (there, now) = next(iter(different.items()))
             raise DualsegError(
-                f"{self.path}: holds a run of another configuration ({key}: {theirs.get(key, 'absent')} there, "
-                f"{ours.get(key, 'absent')} now, {len(different)} keys in all); choose name=... or overwrite=true."
+                f"{self.path}: holds a run of another configuration ({key}: {there} there, {now} now, {len(different)} "
+                "keys in all); choose name=... or overwrite=true."
             )
         if self.finished:  # one that is not will compare the volumes themselves
-            _check_same_roots(self.path, earlier, config)
+            _check_same_roots(self.path, self.config(), config)
+        if self.finished or latest is not None:
+            self.check_code(config)
+
+    def check_code(self, config: Mapping[str, Any]) -> None:
+        """The user's own code that `config` names is that which the run here was started with.
+
+        Raises:
+            DualsegError: it is not. Where an older version has noted none, that cannot be known.
+        """
+        noted = read_object(self.manifest_file).get("code") if self.manifest_file.is_file() else None
+        changed = [] if noted is None else changed_code(config, noted)
+        if changed:
+            more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+            raise DualsegError(
+                f"{self.path}: {changed[0]}{more} changed since this run was started, or is not found, so its results "
+                "are of other code; put the former file back, choose name=..., or give overwrite=true to start anew."
+            )
 
     def _check_wandb(self) -> None:
         """Raises: DualsegError where W&B would write into the temporary folder of the machine instead, in silence."""
@@ -234,7 +273,7 @@ class RunFolder:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             self.curves_file.parent.mkdir(exist_ok=True)
             sweep_below(self.path)
-            if not self.config_file.is_file() or identity(self.config()) == identity(config):
+            if not self.config_file.is_file() or not self._differences(config):
                 write_text(self.config_file, yaml.safe_dump(dict(config), sort_keys=False))
         except OSError as error:
             raise DualsegError(f"{self.path}: cannot be written ({error}); choose another with output=DIR.") from error

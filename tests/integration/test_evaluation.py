@@ -1,6 +1,7 @@
 """An evaluation scores what its run was not trained on, prepared as for training: what dualseg-predict writes."""
 
 import csv
+import hashlib
 import json
 import shutil
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import yaml
 from folder_layouts import save
 
 from dualseg import evaluate, predict, train
@@ -211,3 +213,54 @@ def test_a_dataset_that_is_prepared_otherwise_by_now_does_not_go_on_with_a_run(c
     described.write_text(json.dumps({**ONE, "labels": {"background": 0, "box": 1}}))
     words = [*WORDS, f"data.root={home}/site1", f"output={home}", "name=run"]
     command(train.main, *words).complains(home / "run", "class_names=['background', 'ball']", "now has", "box")
+
+
+def test_a_run_folder_of_an_older_version_gives_the_same_scores_and_maps(command, home):
+    """It lacks what has come since: keys of its configuration, the record of its cases and of its code."""
+    words = [*WORDS, f"data.root={home}/site1", f"output={home}"]
+    older = home / "older"
+    shutil.copytree(home / "run", older)
+    config, manifest = yaml.safe_load((older / "config.yaml").read_text()), content("manifest.json", older)
+    for key in ("inference", "weights", "evaluate_on", "logger"):
+        del config[key]
+    for group, key in (("trainer", "channels_last"), ("trainer", "num_nodes"), ("data", "downsample")):
+        del config[group][key]
+    for key in ("cases", "images"):
+        del manifest["data"][key]
+    del manifest["started_from"], manifest["code"]
+    (older / "config.yaml").write_text(yaml.safe_dump(config))
+    (older / "manifest.json").write_text(json.dumps(manifest))
+
+    for name in ("run", "older"):
+        evaluated = command(evaluate.main, f"run={home}/{name}", f"output={home}/{name}-scores")
+        assert evaluated.code == 0, evaluated.err
+        scans = f"input={home}/site1/imagesTs"
+        assert command(predict.main, f"run={home}/{name}", scans, f"output={home}/{name}-maps").code == 0
+        shown = command(train.main, *words, f"name={name}")
+        assert shown.code == 0 and shown.out.startswith("Finished"), shown
+    assert (home / "run-scores" / "cases.csv").read_text() == (home / "older-scores" / "cases.csv").read_text()
+    for path in sorted((home / "run-maps" / "labels").glob("*.nii.gz")):
+        maps = [np.asarray(nib.load(home / f"{name}-maps" / "labels" / path.name).dataobj) for name in ("run", "older")]
+        assert np.array_equal(*maps) and maps[0].any()
+
+    (older / "metrics.json").unlink()  # as if it had been stopped in its evaluation
+    outcome = command(train.main, *words, "name=older")
+    assert outcome.code == 0 and outcome.out.startswith("Resuming"), outcome
+    assert content("manifest.json", older)["data"]["cases"]["labeled"] == TRAINED
+    assert content("metrics.json", older) == content("metrics.json", home / "run")
+
+
+def test_a_run_is_of_the_code_that_it_was_started_with(command, home, monkeypatch):
+    module = home / "own_method.py"
+    module.write_text("from dualseg.methods import Supervised\n\n\nclass Mine(Supervised):\n    factor = 1\n")
+    monkeypatch.syspath_prepend(home)
+    words = [*WORDS, f"data.root={home}/site1", f"output={home}", "name=own", "method._target_=own_method.Mine"]
+    words += ["trainer.max_iterations=1", "evaluate_on=[]"]
+    assert command(train.main, *words).code == 0
+    noted = content("manifest.json", home / "own")["code"]
+    assert noted == {"own_method": hashlib.sha256(module.read_bytes()).hexdigest()}
+    assert command(train.main, *words).out.startswith("Finished")
+    module.write_text(module.read_text().replace("factor = 1", "factor = 2"))
+    command(train.main, *words).complains(home / "own", module, "changed since", "overwrite=true")
+    assert command(train.main, *words, "overwrite=true").out.startswith("Training")
+    assert content("manifest.json", home / "own")["code"] != noted

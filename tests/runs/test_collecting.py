@@ -42,7 +42,7 @@ def test_rows_of_a_run(tmp_path: Path, study_run: Callable[..., Path]) -> None:
 def test_provenance_of_a_run(tmp_path: Path, study_run: Callable[..., Path]) -> None:
     folder = study_run(tmp_path / "one", DICE)
     run = read_run("la_x", member(folder)).run
-    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config = RunFolder(folder).config()
     digest = hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()
     assert run["configuration"] == digest and run["fingerprint"] == "f00d" and run["revision"] == "0123abc"
     assert run["uncommitted"] == "no" and run["seconds"] == "400.5" and run["seconds_per_iteration"] == "0.2"

@@ -121,6 +121,16 @@ def test_finished_runs_are_known_by_their_configuration(train, launches):
     assert launches.labels() == [("", "2")]
 
 
+def test_a_finished_run_of_other_code_is_not_taken_for_done(train, launches, tmp_path):
+    assert train("seed=0,1").code == 0
+    (run, _) = sorted((tmp_path / "runs").glob("*/manifest.json"))
+    run.write_text(json.dumps({"seconds": 30.0, "code": {"own_losses": "f00d"}}))
+    train("seed=0,1").complains(run.parent, "own_losses", "changed since", "overwrite=true")
+    assert len(launches.words) == 2
+    assert train("seed=0,1", "overwrite=true").code == 0
+    assert len(launches.words) == 4
+
+
 def test_a_failure_is_listed_and_stops_no_other_run(train, launches, tmp_path):
     launches.becomes = lambda words: Ending(2, "no such volume.") if "method=supervised" in words else Ending(0)
     outcome = train("sweep=toy")

@@ -1,0 +1,139 @@
+"""Run folders of other versions: a key that they lack has its default, and their name and identity stay."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+
+from dualseg.cli import conf_dir
+from dualseg.errors import DualsegError
+from dualseg.files import write_json
+from dualseg.runs import folder as run_folder
+from dualseg.runs.defaults import with_defaults
+from dualseg.runs.folder import RunFolder, flatten, identity, run_name
+from dualseg.runs.settings import resolve
+
+# what no default can stand for: it says which default it is, or there is none
+TELLS_WHICH = ("data.name", "method.name", "networks.a.architecture", "networks.b.architecture")
+
+
+def composed(*overrides: str) -> dict[str, Any]:
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return resolve(compose("train", overrides=["data.root=/data", *overrides]))
+
+
+def without(config: dict[str, Any], key: str) -> dict[str, Any]:
+    config = copy.deepcopy(config)
+    *parents, last = key.split(".")
+    node = config
+    for parent in parents:
+        node = node[parent]
+    del node[last]
+    return config
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (),
+        ("data=folder", "method=supervised"),
+        ("data=brats", "method=dual_gentle", "networks=segresnet_vnet", "lr_schedule=polynomial"),
+    ],
+)
+def test_each_key_that_is_missing_has_the_default_of_its_group(overrides):
+    config = composed(*overrides)
+    assert with_defaults(config) == config
+    for key in flatten(config):
+        if key not in TELLS_WHICH and not key.endswith("_target_"):
+            assert identity(with_defaults(without(config, key))) == identity(config), key
+    for key in ("inference", "trainer", "optimizer"):
+        expected = {} if key == "optimizer" else config[key]
+        assert with_defaults({k: v for k, v in config.items() if k != key}).get(key, {}) == expected
+
+
+def test_defaults_take_the_place_of_nothing_that_is_there():
+    config = composed("base_channels=4", "dropout=0.2", "inference.batch_size=9", "method.terms.cosine.weight=2")
+    assert with_defaults(config) == config
+    older = without(without(config, "networks.a.dropout"), "method.confidence")
+    assert with_defaults(older) == config, "${dropout} is that of the run"
+    own = {"method": {"name": "mine", "_target_": "mine.Method"}, "optimizer": {"_target_": "torch.optim.Adam"}}
+    filled = with_defaults(own)
+    assert (filled["method"], filled["optimizer"]) == (own["method"], own["optimizer"])
+    assert with_defaults({"data": None, "networks": ["a"]})["data"] is None
+
+
+@pytest.fixture
+def older(tmp_path: Path) -> tuple[RunFolder, dict[str, Any]]:
+    """A run folder whose config.yaml lacks keys that today's configuration has."""
+    config = composed(f"output={tmp_path}")
+    run = RunFolder.of(config)
+    run.open(config)
+    write_json(run.manifest_file, {"dualseg": "0", "data": {}})
+    (run.checkpoints / "iteration-000002.ckpt").touch()
+    stored = config
+    for key in ("trainer.channels_last", "weights", "inference", "method.temperature", "data.downsample"):
+        stored = without(stored, key)
+    run.config_file.write_text(yaml.safe_dump(stored))
+    return run, config
+
+
+def test_an_older_run_is_resumed_under_the_defaults(older):
+    run, config = older
+    assert run.config() == config
+    run.claim(config)
+    run.open(config)
+    assert yaml.safe_load(run.config_file.read_text()) == config, "from now on it says them"
+
+
+def test_an_older_run_is_none_of_another_value(older):
+    run, config = older
+    config["inference"]["distance_unit"] = "mm"
+    with pytest.raises(DualsegError, match=r"inference\.distance_unit: voxel there, mm now, 1 keys"):
+        run.claim(config)
+
+
+def test_a_key_that_is_left_out_on_purpose_is_no_default(older):
+    """~optimizer.lr: torch has another one."""
+    run, config = older
+    with pytest.raises(DualsegError, match=r"optimizer\.lr: 0\.01 there, absent now"):
+        run.claim(without(config, "optimizer.lr"))
+    run.config_file.write_text(yaml.safe_dump(without(config, "optimizer.lr")))
+    run.claim(without(config, "optimizer.lr"))
+
+
+def test_a_key_of_a_newer_version_changes_no_name_where_it_has_its_default(older, monkeypatch):
+    run, config = older
+    monkeypatch.setattr(run_folder, "ADDED", {"trainer.compile": False, "networks.*.norm": "batch"})
+    newer = copy.deepcopy(config)
+    newer["trainer"]["compile"] = False
+    newer["networks"]["a"]["norm"] = newer["networks"]["b"]["norm"] = "batch"
+    assert run_name(newer) == run_name(config)
+    RunFolder.of(newer).claim(newer)
+    assert RunFolder.of(newer).path == run.path
+    for key, value in (("compile", True), ("new", False)):
+        assert run_name({**newer, "trainer": {**newer["trainer"], key: value}}) != run_name(config)
+    newer["networks"]["b"]["norm"] = "group"
+    assert run_name(newer) != run_name(config)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        ((), "phantom-dual-described-resnet34-vnet-4labels-seed0-d87a1c1e"),
+        (("data=la",), "la-dual-described-resnet34-vnet-alllabels-seed0-84f058d4"),
+        (("data=folder", "method=supervised"), "data-supervised-vnet-alllabels-seed0-c75d9074"),
+        (
+            ("data=pancreas", "method=dual_gentle", "lr_schedule=polynomial"),
+            "pancreas-dual_gentle-described-resnet34-vnet-alllabels-seed0-3fadfd03",
+        ),
+    ],
+)
+def test_names_of_finished_runs_stay(overrides, name):
+    assert run_name(composed(*overrides)) == name, (
+        "A key is new, or a default another one, and every run of before would be started anew. List a new key in "
+        "dualseg.runs.folder.ADDED, with the value that runs without it had; write the new name here only where a "
+        "default was changed on purpose."
+    )

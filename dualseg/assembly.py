@@ -26,7 +26,7 @@ from dualseg.inference import SlidingWindow
 from dualseg.inference.predictor import Member, Predictor
 from dualseg.methods import NetworkEvaluation, SegmentationMethod
 from dualseg.processes import is_slurm_task
-from dualseg.runs.callbacks import Checkpoints, ProgressBar, RunTime, ScoredVolumes, SliceWriter, Throughput
+from dualseg.runs.callbacks import Checkpoints, FormerRun, ProgressBar, RunTime, ScoredVolumes, SliceWriter, Throughput
 from dualseg.runs.checkpoints import AtomicCheckpointIO, load_networks
 from dualseg.runs.curves import CurveLogger
 from dualseg.runs.folder import RunFolder
@@ -146,6 +146,7 @@ def build_trainer(config: Config, folder: RunFolder, resumed_at: int, resume_com
         RunTime(),
         Throughput(),  # before the checkpoints, whose writing is no waiting for data
         Checkpoints(folder.checkpoints, settings["checkpoint_every"], settings["checkpoints_kept"], resume_command),
+        FormerRun(folder.path),
         SliceWriter(folder.slices),
     ]
     if settings["progress_bar"]:

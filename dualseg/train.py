@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ def train(config: Any) -> None:
     """
     from dualseg.group import run_group
     from dualseg.processes import in_group, is_slurm_task, processes_of
+    from dualseg.runs.folder import RunFolder
+    from dualseg.runs.replaced import recover
     from dualseg.runs.settings import resolve
 
     settings = resolve(config)
@@ -39,6 +41,7 @@ def train(config: Any) -> None:
         train_here(settings)
         return
     ending = run_group(sys.argv[1:], processes)
+    recover(RunFolder.of(settings).path, reading=False)  # the first rank may have been killed
     if ending.code:
         raise SystemExit(ending.code)
 
@@ -47,10 +50,12 @@ def _is_to_do(settings: dict[str, Any]) -> bool:
     """Check, before torch is imported, what can be checked, and show the result of a run that is finished."""
     from dualseg.processes import rank
     from dualseg.runs.folder import RunFolder
+    from dualseg.runs.replaced import recover
     from dualseg.runs.settings import check_data, check_weights
 
     folder = RunFolder.of(settings)
     if rank() == 0:  # which may be writing the folder while another rank looks at it
+        recover(folder.path, reading=False)
         folder.claim(settings)
     if not settings["overwrite"] and folder.finished:
         if rank() == 0:
@@ -74,6 +79,7 @@ def train_here(settings: dict[str, Any]) -> None:
     from dualseg.runs.folder import RunFolder
     from dualseg.runs.lock import writing
     from dualseg.runs.provenance import resume_command
+    from dualseg.runs.replaced import settle
 
     folder = RunFolder.of(settings)
     again = f"To go on: {resume_command()}"
@@ -81,11 +87,13 @@ def train_here(settings: dict[str, Any]) -> None:
         with resumable(again):
             _train(settings, folder)
         return
-    new = settings["overwrite"] or not folder.path.exists()
+    new = not folder.path.exists() or (settings["overwrite"] and not folder.launched)
     with resumable(again), writing(folder.path):
         try:
             _train(settings, folder)
         except BaseException:
+            with suppress(OSError):  # what made the run fail is what to tell; the next command tries again
+                settle(folder.path)
             if new:
                 folder.remove_if_bare()
             raise

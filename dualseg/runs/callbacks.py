@@ -22,6 +22,7 @@ from dualseg.inference.slices import display_slices
 from dualseg.methods import SegmentationMethod
 from dualseg.runs.checkpoints import not_finite
 from dualseg.runs.folder import CHECKPOINT, iteration_of
+from dualseg.runs.replaced import drop, place_of
 from dualseg.signals import STOPS, Stop
 
 SIGNALS = (*STOPS, signal.SIGUSR2)
@@ -144,6 +145,29 @@ class Checkpoints(Callback):
             saved = sorted((p for p in self.folder.iterdir() if CHECKPOINT.fullmatch(p.name)), key=iteration_of)
             for old in saved[: -self.keep]:
                 old.unlink()
+
+
+class FormerRun(Callback):
+    """Removes the run that an overwriting one has set aside, once that has a checkpoint: to stand after `Checkpoints`.
+
+    Args:
+        folder: of the run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._is_there = True
+
+    def _drop(self, trainer: pl.Trainer) -> None:
+        if trainer.is_global_zero and self._is_there:
+            drop(self.folder)
+            self._is_there = place_of(self.folder).exists()
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *args: Any) -> None:
+        self._drop(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        self._drop(trainer)
 
 
 class RunTime(Callback):

@@ -20,6 +20,7 @@ from dualseg.names import check_folder_name
 from dualseg.runs.code import changed_code
 from dualseg.runs.defaults import with_defaults
 from dualseg.runs.lock import LOCK, being_written, is_locked
+from dualseg.runs.replaced import recover, set_aside
 
 # What may change without making it another run: where things lie, how it is watched, what hardware does it.
 NOT_IDENTITY = (
@@ -116,8 +117,12 @@ class RunFolder:
 
     @classmethod
     def existing(cls, path: str | Path) -> "RunFolder":
-        """Raises: DualsegError where there is no run folder."""
-        folder = cls(Path(path).expanduser())
+        """The run at `path`, also where one that was to overwrite it was killed.
+
+        Raises:
+            DualsegError: there is no run folder.
+        """
+        folder = cls(recover(Path(path).expanduser()))
         if not folder.config_file.is_file():
             raise DualsegError(
                 f"{path}: no run folder (it has no config.yaml). Give a folder that dualseg-train wrote."
@@ -210,7 +215,8 @@ class RunFolder:
         if is_locked(self.path):
             raise being_written(self.path)
         if config["overwrite"]:
-            if self.path.exists() and any(self._content()) and not self.launched:
+            content = [path for path in self.path.iterdir() if path.name != LOCK] if self.path.exists() else []
+            if content and not self.launched:
                 raise DualsegError(
                     f"{self.path}: overwrite=true empties run folders alone, and this is none (it has no manifest.json "
                     "of dualseg-train); choose another name=..., or remove it yourself."
@@ -262,14 +268,13 @@ class RunFolder:
                 )
 
     def open(self, config: Mapping[str, Any]) -> None:
-        """Make the folder and write config.yaml; `overwrite` empties a run folder first.
+        """Make the folder and write config.yaml; `overwrite` sets a former run aside, see dualseg.runs.replaced.
 
         The config.yaml of a resumed run is written anew: later commands must look where its data lie now.
         """
         try:
             if config["overwrite"] and self.launched:
-                for path in self._content():
-                    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+                set_aside(self.path)
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             self.curves_file.parent.mkdir(exist_ok=True)
             sweep_below(self.path)
@@ -277,10 +282,6 @@ class RunFolder:
                 write_text(self.config_file, yaml.safe_dump(dict(config), sort_keys=False))
         except OSError as error:
             raise DualsegError(f"{self.path}: cannot be written ({error}); choose another with output=DIR.") from error
-
-    def _content(self) -> list[Path]:
-        """All that lies in it but the lock."""
-        return [path for path in self.path.iterdir() if path.name != LOCK]
 
     def remove_if_bare(self) -> None:
         """Remove the folder of a run that failed early, unless it holds a checkpoint or a point of a curve."""

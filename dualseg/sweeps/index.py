@@ -13,6 +13,7 @@ from dualseg.files import read_json, read_object, sweep_below, write_json
 from dualseg.names import check_folder_name
 from dualseg.runs.folder import RunFolder, nearest
 from dualseg.runs.lock import is_locked
+from dualseg.runs.replaced import recover
 
 State = Literal["done", "running", "failed", "damaged", "interrupted", "to do"]
 STATES: tuple[State, ...] = get_args(State)
@@ -108,6 +109,7 @@ class Sweep:
         return read_json(self.file).get("scale")
 
     def run_folder(self, job: Job) -> RunFolder:
+        recover(self.output / job.run)
         return RunFolder(self.output / job.run)
 
     def log_file(self, run: str) -> Path:

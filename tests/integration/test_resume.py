@@ -3,13 +3,15 @@
 tests/runs/test_checkpoints.py goes through every iteration in one process; here whole processes die.
 """
 
+import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,12 @@ import numpy as np
 import pytest
 import torch
 
+import dualseg.evaluate
 import dualseg.train
-from dualseg.data import Phantom
+from dualseg.data import Phantom, SemiSupervisedDataModule
+from dualseg.errors import DualsegError
+from dualseg.methods import SegmentationMethod
+from dualseg.runs import checkpoints
 from dualseg.runs.checkpoints import network_states, read_checkpoint
 from dualseg.runs.curves import read_curves
 from dualseg.runs.folder import RunFolder, iteration_of
@@ -37,6 +43,19 @@ def validation_step(self, volume, batch_idx, original=NetworkEvaluation.validati
     return original(self, volume, batch_idx)
 
 NetworkEvaluation.validation_step = validation_step
+main()
+"""
+KILLED_IN_THE_SECOND_ITERATION = """
+import os, signal
+from dualseg.methods import SegmentationMethod
+from dualseg.train import main
+
+def training_step(self, batch, batch_idx, original=SegmentationMethod.training_step):
+    if self.trainer.global_step == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(self, batch, batch_idx)
+
+SegmentationMethod.training_step = training_step
 main()
 """
 
@@ -242,3 +261,58 @@ def test_overwrite_starts_anew(words, command, tmp_path) -> None:
     again = read_checkpoint(run.checkpoint())["state_dict"]
     assert outcome.out.startswith("Training ")
     assert all(torch.equal(value, state[key]) for key, value in again.items())
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def former(whole: RunFolder, tmp_path: Path) -> RunFolder:
+    """A copy of the finished run."""
+    return RunFolder(shutil.copytree(whole.path, tmp_path / "runs" / "former"))
+
+
+def failing(error: BaseException) -> Callable[..., Any]:
+    def fail(*arguments: Any, **options: Any) -> Any:
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize("moment", ["reading", "iteration", "checkpoint", "interrupt"])
+def test_an_overwriting_run_that_fails_before_its_first_checkpoint_leaves_the_former_one(
+    words, command, former, monkeypatch, moment
+) -> None:
+    before, full = content(former.path), OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    target, name, error = {
+        "reading": (SemiSupervisedDataModule, "fingerprint", full),
+        "iteration": (SegmentationMethod, "training_step", DualsegError("loss not finite")),
+        "checkpoint": (checkpoints.torch, "save", full),
+        "interrupt": (SegmentationMethod, "training_step", KeyboardInterrupt()),
+    }[moment]
+    monkeypatch.setattr(target, name, failing(error))
+    arguments = [*words, f"output={former.path.parent}", "name=former"]
+    outcome = command(dualseg.train.main, *arguments, "overwrite=true", "seed=5")
+    assert outcome.code != 0, outcome
+    assert content(former.path) == before
+    assert list(former.path.parent.iterdir()) == [former.path]
+    monkeypatch.undo()
+    assert command(dualseg.train.main, *arguments).out.startswith("Finished")
+
+
+def test_an_overwriting_run_that_is_killed_before_its_first_checkpoint_leaves_the_former_one(
+    start: Launcher, former: RunFolder, command
+) -> None:
+    before = content(former.path)
+    killed = [sys.executable, "-c", KILLED_IN_THE_SECOND_ITERATION]
+    launcher = Launcher([*start.words, "overwrite=true", "seed=5"], former.path.parents[1])
+    process = launcher("former", killed)
+    out, err = process.communicate(timeout=1200)
+    assert process.returncode == -signal.SIGKILL and out.startswith("Training"), err
+    assert former.latest_checkpoint() is None
+    outcome = command(dualseg.evaluate.main, f"run={former.path}", f"output={former.path.parent / 'scores'}")
+    assert outcome.code == 0 and "holds its former run again" in outcome.err
+    after = content(former.path)
+    assert before.items() <= after.items()
+    assert {path.name for path in former.path.parent.iterdir()} == {"former", "scores"}

@@ -81,12 +81,11 @@ def _evaluate(
     source = trust.source(settings["data"]["source"], f"{folders[0].config_file}: data.source")
     # nothing is trained, so that labels and batches need not be there
     plain = {**settings, "data": {**settings["data"], "labeled": None, "labeled_ratio": None}}
-    parts = split_source(source, plain["data"])
+    cases = getattr(split_source(source, plain["data"]), split)
     source.check_cases()
-    prepare_as_trained(source, folders, changes)
-    cases = getattr(parts, split)
     if not cases:
         raise DualsegError(f"split={split}: has no cases; give data.held_out_{split}=N or another split.")
+    prepare_as_trained(source, folders, changes)
     # another folder may hold the same dataset: it counts as another one where the user says so
     told = {**settings["data"], "name": changes.get("data.name", folders[0].config()["data"]["name"])}
     seen = check_unseen(folders, told, source, cases, trust)

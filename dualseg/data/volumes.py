@@ -233,8 +233,8 @@ class VolumeSource(ABC):
         if not whole or len({*names}) < len(names):
             raise DualsegError("class_names is damaged: it has the names of two classes at least, each once.")
         check_printable("class_names", names)
-        if not all(isinstance(name, str) for name in self.channel_names):
-            raise DualsegError("channel_names is damaged: it has the names of the channels, or none.")
-        check_printable("channel_names", self.channel_names)
         if type(self.channels) is not int or not 1 <= self.channels <= MOST_CHANNELS:
             raise DualsegError(f"channels is damaged: it is a whole number from 1 to {MOST_CHANNELS}.")
+        named = self.channel_names
+        if not isinstance(named, tuple) or not all(isinstance(name, str) for name in named):
+            raise DualsegError("channel_names is damaged: it is a list of names, or empty.")

@@ -29,6 +29,7 @@ TERM_ORDER = (
     "cosine", "contrast",
 )  # fmt: skip
 ABSENT = "\N{EN DASH}"
+UNREADABLE = ("data.images.", "started_from")  # of the manifest: one hash a case
 
 
 def write_run_report(run: Path, output: Path | None = None) -> Path:
@@ -63,7 +64,7 @@ def render_run(run: RunContents) -> str:
         examples=_examples(run),
         problems=run.problems,
         architectures=_architectures(run),
-        facts=[(key, _text(value)) for key, value in flatten(run.manifest).items()],
+        facts=[(key, _text(value)) for key, value in flatten(run.manifest).items() if not key.startswith(UNREADABLE)],
         duration=_duration(run.manifest.get("seconds")),
         config_text=run.config_text,
         colour=figures.network_colour,

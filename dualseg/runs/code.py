@@ -62,17 +62,18 @@ def _sha256(file: Path) -> str:
 
 def _targets(node: Any) -> Iterator[str]:
     """The dotted names that Hydra would import for a node of a configuration."""
-    if isinstance(node, Mapping):
-        target = node.get("_target_")
-        # hydra.utils.get_method and its like take the name of what they give
-        for name in (target, node.get("path") if str(target).startswith("hydra.utils.get_") else None):
-            if isinstance(name, str):
-                yield name
-        node = node.values()
-    elif not isinstance(node, list | tuple):
-        return
-    for item in node:
-        yield from _targets(item)
+    waiting = [node]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, Mapping):
+            target = node.get("_target_")
+            # hydra.utils.get_method and its like take the name of what they give
+            for name in (target, node.get("path") if str(target).startswith("hydra.utils.get_") else None):
+                if isinstance(name, str):
+                    yield name
+            waiting += node.values()
+        elif isinstance(node, list | tuple):
+            waiting += node
 
 
 def _modules_of(name: str) -> Iterator[tuple[str, Path]]:

@@ -73,12 +73,12 @@ def settings_of_evaluation(configs: Sequence[Mapping[str, Any]], changes: Mappin
         kinds = [_class_of(own["data"]["source"]) for own in (settings, config)]
         if kinds[0] != kinds[1]:
             raise DualsegError(f"data.source: {' in one run, '.join(kinds)} in another; they cannot be ensembled.")
-    settings["data"]["memory"] = None  # that of the training was of its machine
     downsample = settings["data"]["downsample"]
     if changes.get("data.downsample", downsample) != downsample:
         raise DualsegError(
             f"data.downsample={changes['data.downsample']}: the networks were trained with {downsample}; leave it out."
         )
+    settings["data"]["memory"] = None  # that of the training was of its machine
     known = [key for key in flatten(settings) if key.startswith(CHANGEABLE)]
     if "data.root" in changes:  # before the changes to data.source itself, which say where they mean
         new = Path(str(changes["data.root"])).expanduser().absolute()
@@ -115,11 +115,7 @@ def _moved(value: Any, old: Path, new: Path) -> Any:
 
 
 def check_unseen(
-    runs: Sequence[RunFolder],
-    data: Mapping[str, Any],
-    source: VolumeSource,
-    cases: Sequence[str],
-    trust: Trust,
+    runs: Sequence[RunFolder], data: Mapping[str, Any], source: VolumeSource, cases: Sequence[str], trust: Trust
 ) -> dict[str, str]:
     """No run has seen the cases to evaluate, by their names.
 

@@ -131,11 +131,18 @@ def is_locked(folder: Path) -> bool:
     return False
 
 
-def being_written(folder: Path, mend: str = "choose another name=...") -> DualsegError:
-    """The answer to a second launch of a run that is running."""
+def holder(folder: Path) -> str:
+    """Who holds the lock, or held it when it was killed, as its file says; empty where that says nothing."""
     try:
-        who = (folder / LOCK).read_text()[:200].strip()
+        with os.fdopen(_opened(folder, os.O_RDONLY)) as file:
+            who = file.read(200).strip()
         check_printable("lock", [who])
     except (DualsegError, OSError, UnicodeDecodeError):
-        who = ""
-    return DualsegError(f"{folder}: is being written by {who or 'another process'}; wait for it or stop it, or {mend}")
+        return ""
+    return who
+
+
+def being_written(folder: Path, mend: str = "choose another name=...") -> DualsegError:
+    """The answer to a second launch of a run that is running."""
+    who = holder(folder) or "another process"
+    return DualsegError(f"{folder}: is being written by {who}; wait for it or stop it, or {mend}")

@@ -35,10 +35,12 @@ def scan_source(run: RunFolder, trust: Trust) -> VolumeSource:
             damaged or not enough.
     """
     check_for_scans(run.config(), run.config_file)
-    kind = trust.source_class(run)
-    record = scan_record(run)
+    return _with_record(trust.source_class(run), run)
+
+
+def _with_record(kind: type[VolumeSource], run: RunFolder) -> VolumeSource:
     try:
-        return kind.for_scans(record)
+        return kind.for_scans(scan_record(run))
     except (DualsegError, TypeError) as error:  # the latter where the class lacks a method
         raise DualsegError(f"{run.preprocessing_file}: {error}") from error
 
@@ -58,8 +60,9 @@ def prepare_as_trained(source: VolumeSource, runs: Sequence[RunFolder], changes:
             a record that is not enough.
     """
     first, config = scan_record(runs[0]), runs[0].config()["data"]["source"]
-    for run in runs[1:]:
+    for run in runs:
         record = scan_record(run)
+        _with_record(type(source), run)  # is it whole?
         for key in dict.fromkeys([*first, *record]):
             ours, theirs = (_plain(known.get(key, getattr(type(source), key, None))) for known in (first, record))
             if ours != theirs:

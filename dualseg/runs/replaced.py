@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from dualseg.errors import DualsegError
-from dualseg.runs.lock import LOCK, is_locked, writing
+from dualseg.runs.lock import LOCK, holder, is_locked, writing
 
 LONGEST = 240  # bytes of a name to which something is added: file systems take 255
 
@@ -121,7 +121,4 @@ def _has_checkpoint(path: Path) -> bool:
 
 def _held_here(folder: Path) -> bool:
     """The lock file says that a process of this machine held it, so that there are locks, and it is dead."""
-    try:
-        return (folder / LOCK).read_text().strip().endswith(f" on {platform.node()}")
-    except (OSError, UnicodeDecodeError):
-        return False
+    return holder(folder).endswith(f" on {platform.node()}")

@@ -183,25 +183,6 @@ def test_another_root_is_kept_as_seen_from_here(monkeypatch, tmp_path):
     assert data["root"] == data["source"]["root"] == str(Path.cwd() / "volumes")
 
 
-def test_a_dataset_named_after_its_folder_is_named_after_the_one_that_is_scored():
-    named = config(name="old")
-    assert settings_of_evaluation([named], {"data.root": "/new"})["data"]["name"] == "new"
-    assert settings_of_evaluation([named], {"data.root": "/new", "data.name": "mine"})["data"]["name"] == "mine"
-    assert settings_of_evaluation([config()], {"data.root": "/new"})["data"]["name"] == "mine_v2"
-
-
-def test_networks_see_volumes_as_in_training():
-    with pytest.raises(DualsegError, match=r"data\.downsample=2: .*trained with 1"):
-        settings_of_evaluation([config()], {"data.downsample": 2})
-    assert settings_of_evaluation([config()], {"data.downsample": 1})["data"]["downsample"] == 1
-
-
-def test_runs_on_other_kinds_of_datasets_are_no_ensemble():
-    settings_of_evaluation([config(), config(target="moved.MyDataset")], {})
-    with pytest.raises(DualsegError, match=r"data\.source: MyDataset in one run, Theirs in another"):
-        settings_of_evaluation([config(), config(target="my_dataset.Theirs")], {})
-
-
 # where it is written
 
 
@@ -291,3 +272,22 @@ def test_where_there_are_no_locks_a_stopped_evaluation_is_left_alone(run, monkey
     monkeypatch.setattr(lock.fcntl, "flock", flock)
     with writing_evaluation(run, "test", None) as evaluation:
         assert evaluation.path.name == "002-test"
+
+
+def test_a_dataset_named_after_its_folder_is_named_after_the_one_that_is_scored():
+    named = config(name="old")
+    assert settings_of_evaluation([named], {"data.root": "/new"})["data"]["name"] == "new"
+    assert settings_of_evaluation([named], {"data.root": "/new", "data.name": "mine"})["data"]["name"] == "mine"
+    assert settings_of_evaluation([config()], {"data.root": "/new"})["data"]["name"] == "mine_v2"
+
+
+def test_networks_see_volumes_as_in_training():
+    with pytest.raises(DualsegError, match=r"data\.downsample=2: .*trained with 1"):
+        settings_of_evaluation([config()], {"data.downsample": 2})
+    assert settings_of_evaluation([config()], {"data.downsample": 1})["data"]["downsample"] == 1
+
+
+def test_runs_on_other_kinds_of_datasets_are_no_ensemble():
+    settings_of_evaluation([config(), config(target="moved.MyDataset")], {})
+    with pytest.raises(DualsegError, match=r"data\.source: MyDataset in one run, Theirs in another"):
+        settings_of_evaluation([config(), config(target="my_dataset.Theirs")], {})

@@ -69,7 +69,11 @@ class Drill:
     def result(self) -> dict[str, Any]:
         """Path -> content, but for times."""
         found = {str(path.relative_to(self.folder)): path for path in sorted(self.folder.rglob("*")) if path.is_file()}
-        return {name: _content(path) for name, path in found.items() if not re.search(self.ignored, name)}
+        return {
+            name: _content(path)
+            for name, path in found.items()
+            if path.name != LOCK and not re.search(self.ignored, name)
+        }
 
 
 def _content(path: Path) -> Any:

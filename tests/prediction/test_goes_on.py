@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK
 import torch
 import yaml
 from dicom_toys import SECRETS, write_series
@@ -150,6 +151,21 @@ def test_a_scan_whose_file_or_map_has_changed_is_predicted_again(predict, watch,
     assert not list(out.rglob("a.*")), "a map of the former file would count for this one"
 
 
+@pytest.mark.parametrize(("header", "voxels"), [("x.mhd", "x.raw"), ("x.img", "x.hdr")])
+def test_a_scan_of_several_files_has_changed_where_one_of_them_has(
+    predict, watch, tmp_path, out, header, voxels
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    image = SimpleITK.GetImageFromArray(scene(AFFINE, SHAPE)[0].T)
+    image.SetSpacing([2.0, 2, 2])
+    SimpleITK.WriteImage(image, str(folder / header))
+    assert predict(f"input={folder}").code == 0 and watch.seen == ["x"]
+    assert predict(f"input={folder}").code == 0 and watch.seen == ["x"]
+    os.utime(folder / voxels, (0, 0))
+    assert predict(f"input={folder}").code == 0 and watch.seen == ["x", "x"]
+
+
 def test_more_scans_may_be_added_and_names_stay(predict, watch, scans, out) -> None:
     """Of files with one name, the second one is called NAME-2: whatever comes before it later."""
     for folder in ("n", "z"):
@@ -234,7 +250,7 @@ def test_other_networks_are_refused_by_name(predict, watch, scans, out, run, tmp
     (run / "config.yaml").write_text(yaml.safe_dump({**config, "seed": 5}))  # changes nothing
     moved = shutil.move(run, tmp_path / "moved")
     assert predict(f"input={scans}", f"run={moved}").code == 0 and watch.seen == ["b", "c"]
-    config["data"]["patch_size"] = [16, 16, 20]
+    config["data"]["patch_size"] = [16, 16, 32]
     (moved / "config.yaml").write_text(yaml.safe_dump(config))
     predict(f"input={scans}", f"run={moved}").complains("config.yaml and preprocessing.json: ")
 

@@ -78,10 +78,7 @@ def main() -> None:
 
         runs, split, output, changes = parse_words(words)
         folder = RunFolder(evaluate(runs, split, output, changes))
-        table, warnings = results_of(folder)
-        print(f"Evaluation: {folder.path}\n{table}")
-        for warning in warnings:
-            print(f"warning: {warning}", file=sys.stderr)
+        print(f"Evaluation: {folder.path}\n{results_of(folder)}")
 
     run_with_words(command, HELP)
 

@@ -133,10 +133,7 @@ def main() -> None:
         from dualseg.runs.tables import results_of
 
         folder = RunFolder(evaluate(*parse_words(words)))
-        table, warnings = results_of(folder)
-        print(f"Evaluation: {folder.path}\n{table}")
-        for warning in warnings:
-            print(f"warning: {warning}", file=sys.stderr)
+        print(f"Evaluation: {folder.path}\n{results_of(folder)}")
 
     run_with_words(command, HELP, OUT_OF_MEMORY)
 

@@ -220,10 +220,7 @@ def _write(folder: Any, trainer: Any, method: Any, data: Any) -> None:
 def _show(folder: Any) -> None:
     from dualseg.runs.tables import results_of
 
-    table, warnings = results_of(folder)
-    print(f"Finished: {folder.path}\n{table}")
-    for warning in warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+    print(f"Finished: {folder.path}\n{results_of(folder)}")
 
 
 def main() -> None:

@@ -58,7 +58,7 @@ def image_problems(array: np.ndarray, channels: int) -> list[Problem]:
         problems.append(Problem(kind, f"has shape {array.shape}; expected ({channels}, W, H, D)."))
     if not np.isfinite(array).all():
         count = int((~np.isfinite(array)).sum())
-        mend = "repair the file (values near 3e38 become such when they are normalised) or leave the case out"
+        mend = "repair the file or take the case out of the list (values near 3e38 overflow when they are normalised)"
         problems.append(Problem("NaN", f"holds {count} NaN or infinite voxels; {mend}."))
     return problems
 

@@ -16,14 +16,14 @@ def distance_unit(config: Mapping[str, Any]) -> str:
     return "mm" if flatten(config).get("inference.distance_unit") == "mm" else "voxels"
 
 
-def results_of(folder: RunFolder) -> tuple[str, list[str]]:
-    """The table of a finished run or evaluation, and a warning for each class of which its scores say little.
+def results_of(folder: RunFolder) -> str:
+    """The table of a finished run or evaluation, and below it the classes that were never found or never there.
 
     Raises:
         DualsegError: a file of the folder is damaged.
     """
     rows = read_rows(folder.cases_file, case_row)[0] if folder.cases_file.is_file() else []
-    return results_table(read_json(folder.metrics_file), folder.config(), rows), absences(rows)
+    return "\n".join([results_table(read_json(folder.metrics_file), folder.config(), rows), *absences(rows)])
 
 
 def results_table(metrics: Mapping[str, Any], config: Mapping[str, Any], rows: Sequence[CaseRow] = ()) -> str:

@@ -80,7 +80,7 @@ def test_from_training_to_label_map_scores_and_bundle(root, command, tmp_path):
     voxels = 32 * 32 * 24
     assert scores[f"roi{HIGH}"] == pytest.approx(2 * 2560 / (2560 + voxels), abs=1e-6)
     assert scores["roi34"] == 1 and scores[f"roi{LOW}"] == 0
-    assert f"roi{LOW} found in 0 of 1 cases" in outcome.err and "no case contains roi34;" in outcome.err
+    assert f"roi{LOW} found in 0 of 1 cases" in outcome.out and "no case contains roi34;" in outcome.out
     slices = np.load(evaluation / "slices" / "test.npz")
     assert set(np.unique(slices["axial_prediction"])) == {HIGH} and HIGH in slices["sagittal_reference"]
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import predict_toys
 import pytest
 import torch
 from predict_toys import BALLS, Rising, Threshold, save, scene, write_run
@@ -139,7 +140,9 @@ def test_the_record_says_how_it_was_done(predict, tmp_path, run, scan) -> None:
     assert record["windows"] == [{"patch_size": [16, 16, 16], "stride": [12, 12, 12]}]
     (file,) = (moved / "checkpoints").iterdir()
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    assert record["predicted_by"] == {str(moved): {"checkpoint": file.name, "sha256": digest}}
+    toys = hashlib.sha256(Path(predict_toys.__file__).read_bytes()).hexdigest()
+    own = {"checkpoint": file.name, "sha256": digest, "code": {"predict_toys": toys}}
+    assert record["predicted_by"] == {str(moved): own}
     assert record["labels"] == {"background": 0, "bright": 1, "dark": 2}
     names = json.loads((tmp_path / "out" / "labels" / "scan.json").read_text())
     assert names == {"labels": record["labels"]}

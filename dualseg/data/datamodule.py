@@ -199,6 +199,7 @@ class SemiSupervisedDataModule(pl.LightningDataModule):
         Raises:
             DualsegError: a header cannot be read, or something takes more than the limit.
         """
+        self.reader.memory_key = limit.key
         self._memory = MemoryCheck(self.source, limit, self.reader.downsample, segmenting, processes)
         self._memory.foresee(
             self.split.labeled if training else (),

@@ -40,6 +40,7 @@ class VolumeReader:
 
     Attributes:
         doubts: what was read and is doubtful, in the order of reading; each is there once. The texts name the file.
+        memory_key: what a user sets of memory: `MemoryLimit.key`.
 
     Args:
         source: the dataset.
@@ -55,6 +56,7 @@ class VolumeReader:
         self.source = source
         self.downsample = downsample
         self.doubts: dict[Problem, None] = {}
+        self.memory_key = "data.memory"
 
     def read_image(self, case: str) -> Tensor:
         """(C, w, h, d) float32 for training; the label file is not touched."""
@@ -114,9 +116,11 @@ class VolumeReader:
         try:
             yield
         except MemoryError as error:
+            # an evaluation has its run's sizes
+            fix = "Raise data.downsample or use fewer cases" if self.memory_key == "data.memory" else "Leave it out"
             raise DualsegError(
-                f"{self.source.where(case, 'image')}: out of memory on reading it ({error}). Raise data.downsample or "
-                "use fewer cases; with less in data.memory=... than there is, that is foreseen."
+                f"{self.source.where(case, 'image')}: out of memory on reading it ({error}). {fix}; with less in "
+                f"{self.memory_key}=... than there is, that is foreseen."
             ) from error
 
     def _image(self, case: str) -> Image:

@@ -281,6 +281,14 @@ def test_an_evaluation_advises_what_it_accepts(root, monkeypatch):
         assert "data." not in str(error.value).replace(str(root), "")
 
 
+def test_without_training_validation_volumes_are_not_kept(root):
+    data = SemiSupervisedDataModule(Folder(root, spacing=[1, 1, 2]), (16, 16, 16), labeled=2, held_out_validation=2)
+    data.check_memory(AMPLE, training=False, stages=["validation"], segmenting=lambda *sizes: 0)
+    assert data._memory.held == BASE_BYTES and data._validation is None
+    with pytest.raises(DualsegError, match="to evaluate it"):
+        data.check_memory(AMPLE, training=False, stages=["validation"], segmenting=lambda *sizes: 200 * GIB)
+
+
 def test_copies_count_all_channels():
     grid = Grid((10, 10, 10), np.eye(4), channels=3)
 

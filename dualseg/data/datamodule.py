@@ -330,8 +330,7 @@ class SemiSupervisedDataModule(pl.LightningDataModule):
         )
 
     def val_dataloader(self) -> DataLoader[EvaluationVolume] | list[Any]:
-        # without training each volume is read once
-        return self._evaluation_loader(self._validation or self._read_once(self.split.validation))
+        return self._evaluation_loader(self._validation or self._read_once(self.split.validation))  # no training
 
     def test_dataloader(self) -> DataLoader[EvaluationVolume] | list[Any]:
         return self._evaluation_loader(self._read_once(self.split.test))

@@ -179,3 +179,15 @@ def test_a_value_beyond_float32_is_not_finite(tmp_path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         refused(tmp_path / "x.nii", "NaN or infinite")
+
+
+def test_the_header_of_a_pair_is_compared_with_its_checksum(tmp_path) -> None:
+    nib.save(nib.Nifti1Pair(image(), AFFINE), tmp_path / "x.img.gz")
+    path = tmp_path / "x.hdr.gz"
+    np.testing.assert_array_equal(read_volume(path)[0][0], image())
+    content = path.read_bytes()
+    path.write_bytes(content[:-8] + bytes([content[-8] ^ 1]) + content[-7:])
+    for name in ("x.img.gz", "x.hdr.gz"):
+        refused(tmp_path / name, "incorrect data check")
+    path.write_bytes(gzip.compress(gzip.decompress(content) + bytes(1 << 27), 1))
+    refused(path, "longer than")

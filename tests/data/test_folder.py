@@ -400,6 +400,20 @@ def test_ct_needs_a_window(tmp_path):
     assert Folder(root, intensity="zscore").intensity == ("zscore",)
 
 
+@pytest.mark.parametrize("name", ["ct", "CTA", "CBCT", "NCCT", "cect", "CT_venous", "low dose CT", "HU"])
+def test_names_of_ct(tmp_path, name):
+    root = write_nnunet(tmp_path, 2, 1, channels=1, description={**NEW, "channel_names": {"0": name}})
+    with pytest.raises(DualsegError, match=r"data\.source\.intensity=auto: channel 0 is CT"):
+        Folder(root)
+    assert Folder(root, intensity=[-100, 100]).ct_channels == (0,)
+
+
+@pytest.mark.parametrize("name", ["act", "section", "CTRL", "T2", "hue"])
+def test_names_of_others(tmp_path, name):
+    root = write_nnunet(tmp_path, 2, 1, channels=1, description={**NEW, "channel_names": {"0": name}})
+    assert Folder(root).ct_channels == ()
+
+
 def test_no_label_at_all(tmp_path):
     with pytest.raises(DualsegError, match=r"labelsTr: holds no label"):
         Folder(write_nnunet(tmp_path, 0, 3))

@@ -44,6 +44,7 @@ class Stored:
         slope, intercept: value = slope * stored + intercept.
         header: that of a NIfTI file.
         unit: that the file counts lengths in.
+        missing: fields of a header that is not NIfTI's, without which its spacing or orientation is a guess.
 
     Raises:
         DualsegError: it is no 3-D volume, with or without channels, or its affine is not invertible.
@@ -63,6 +64,7 @@ class Stored:
     intercept: float = 0.0
     header: nib.Nifti1Header | None = None
     unit: str = "mm"
+    missing: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.shape) > 4 or len(self.grid.shape) != 3 or min(self.shape) < 1 or min(self.grid.shape) < 2:

@@ -299,8 +299,14 @@ def test_everything_may_be_trained_on_and_nothing_scored(command, tmp_path):
     root = write_nnunet(tmp_path / "set", 3, 1)
     for name in ("imagesTr/c09.mgz", "labelsTr/c09.mgz"):
         (root / name).write_bytes(b"of another program")
-    ended = command(train.main, *WORDS, f"data.root={root}", f"output={tmp_path / 'runs'}")
+    _, label, affine = volume(0)
+    label[30, 25, 18] = 2  # a piece that the larger voxels lose
+    save(root / "labelsTr" / "c00.nii.gz", label, affine)
+    more = ("data.downsample=2", "data.source.spacing=null")
+    ended = command(train.main, *WORDS, f"data.root={root}", f"output={tmp_path / 'runs'}", *more)
     assert ended.code == 0, ended.err
+    (warning,) = [line for line in ended.err.splitlines() if "pieces" in line]
+    assert warning.startswith("warning: ") and "1 of 4 separate pieces of tumour, in 1 of 3 labels" in warning
     (warning,) = [line for line in ended.err.splitlines() if "not read" in line]
     assert (
         warning.startswith("warning: ")

@@ -151,6 +151,9 @@ def _train(settings: dict[str, Any], folder: Any) -> None:
         print(f"Resuming {folder.path} from iteration {resumed_at}" if latest else f"Training {folder.path}")
         for warning in warnings(data.reader.doubts):
             print(f"warning: {warning}", file=sys.stderr)
+        if notes := data.reader.lost_notes():
+            more = f" dualseg-check names {len(notes) - 1} more classes." if len(notes) > 1 else ""
+            print(f"warning: {notes[0]}{more}", file=sys.stderr)
     with _closing_wandb(trainer, folder):
         _fit_and_evaluate(trainer, method, data, latest, settings["evaluate_on"])
         if trainer.is_global_zero:

@@ -192,19 +192,21 @@ class SemiSupervisedDataModule(pl.LightningDataModule):
 
         Args:
             limit: how much there is.
-            training: the training volumes stay in memory.
+            training: the training and validation volumes stay in memory.
             stages: validation, test: which are evaluated.
             segmenting, processes: see `MemoryCheck`.
 
         Raises:
             DualsegError: a header cannot be read, or something takes more than the limit.
         """
+        self.reader.memory_key = limit.key
         self._memory = MemoryCheck(self.source, limit, self.reader.downsample, segmenting, processes)
+        validation = self.split.validation if "validation" in stages else ()
         self._memory.foresee(
             self.split.labeled if training else (),
             self._unlabeled if training else (),
-            self.split.validation if "validation" in stages else (),
-            self.split.test if "test" in stages else (),
+            validation if training else (),
+            (*(() if training else validation), *(self.split.test if "test" in stages else ())),
         )
 
     @property
@@ -241,7 +243,7 @@ class SemiSupervisedDataModule(pl.LightningDataModule):
         """
         datasets = {
             "validation": self._validation,
-            "test": EvaluationDataset(self.reader, self.split.test, cache=False, memory=self._memory),
+            "test": self._read_once(self.split.test),
         }
         hashes = {}
         for stage in stages:
@@ -328,14 +330,13 @@ class SemiSupervisedDataModule(pl.LightningDataModule):
         )
 
     def val_dataloader(self) -> DataLoader[EvaluationVolume] | list[Any]:
-        if self._validation is None:
-            self._validation = EvaluationDataset(self.reader, self.split.validation, cache=True, memory=self._memory)
-        return self._evaluation_loader(self._validation)
+        return self._evaluation_loader(self._validation or self._read_once(self.split.validation))  # no training
 
     def test_dataloader(self) -> DataLoader[EvaluationVolume] | list[Any]:
-        return self._evaluation_loader(
-            EvaluationDataset(self.reader, self.split.test, cache=False, memory=self._memory)
-        )
+        return self._evaluation_loader(self._read_once(self.split.test))
+
+    def _read_once(self, cases: Sequence[str]) -> EvaluationDataset:
+        return EvaluationDataset(self.reader, cases, cache=False, memory=self._memory)
 
     def _evaluation_loader(self, dataset: EvaluationDataset) -> DataLoader[EvaluationVolume] | list[Any]:
         if not len(dataset):

@@ -1,5 +1,6 @@
 """A dataset in a folder, in nnU-Net's raw layout or the Medical Segmentation Decathlon's: no Python needed."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,8 @@ from dualseg.data.volumes import Grid, Image, Reference, VolumeSource, label_dty
 from dualseg.errors import DualsegError
 
 SCORES = ("zscore", "zscore_nonzero")
+# CT, CTA, CBCT (cone beam), NCCT (without contrast), CECT (with it), CT_venous, HU
+_CT = re.compile(r"(^|[^a-z])(cb|nc|ce)?cta?([^a-z]|$)|^hu$", re.IGNORECASE)
 
 
 class Folder(VolumeSource):
@@ -34,7 +37,7 @@ class Folder(VolumeSource):
             None: volumes keep their own.
         intensity: of all channels: `zscore`; `zscore_nonzero`, which leaves out voxels of value 0; [low, high], a
             window in HU that becomes 0..1; or None, as it is in the files. A list of such: one for each channel.
-            `auto`: zscore, but channels that dataset.json calls CT need a window.
+            `auto`: zscore, but channels that dataset.json calls CT, CTA, CBCT, HU or alike need a window.
         splits: the split file; None: see `place_of`.
         fold: which of `folds` parts of the labeled cases is for validation; None: no part.
         folds: number of parts.
@@ -245,7 +248,7 @@ def _intensities(given: Any, channel_names: Sequence[str]) -> tuple[Any, ...]:
 
 
 def _is_ct(channel_name: str) -> bool:
-    return channel_name.upper() == "CT"
+    return _CT.search(channel_name) is not None
 
 
 def _is_list(value: Any) -> bool:

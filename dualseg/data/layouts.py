@@ -99,7 +99,10 @@ def read_layout(root: Path, unlabeled: Path | None = None) -> Layout:
         training,
         test,
         unscored,
-        _not_read(root, further, [*training.values(), *all_test.values()], listed if one_file else {}),
+        (
+            *([] if one_file else _without_files(root, listed, training)),
+            *_not_read(root, further, [*training.values(), *all_test.values()], listed if one_file else {}),
+        ),
     )
 
 
@@ -278,6 +281,16 @@ def _files(folder: Path) -> dict[str, list[Path]]:
     for path in one_file_each(visible):
         found.setdefault(stem_of(path.name), []).append(path)
     return found
+
+
+def _without_files(root: Path, listed: Iterable[Path], cases: Mapping[str, Case]) -> list[str]:
+    """A sentence on the entries of nnU-Net's own list, names without the channel, that no file belongs to."""
+    without = [path for path in listed if stem_of(path.name) not in cases]
+    if not without:
+        return []
+    count = f"{len(without)} case{'' if len(without) == 1 else 's'}"
+    mend = "put CASE_0000 and so on into imagesTr, or take the entries out"
+    return [f"{root / 'dataset.json'}: 'training' lists {count} without a file ({some(without)}); {mend}."]
 
 
 def _not_read(

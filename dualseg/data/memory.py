@@ -206,12 +206,18 @@ class MemoryCheck:
             return
         each = f" in {self.processes} processes" if self.processes > 1 else ""
         largest = sorted(kept, key=lambda case: -kept[case])[:_SHOWN]
+        if self.limit.key == "data.memory":
+            what = "the volumes that stay in memory take"
+            coarser = ", give a coarser data.source.spacing" if self.source.scan_record().get("spacing") else ""
+            fix = f"Raise data.downsample{coarser}, use fewer cases"
+        else:  # an evaluation has its run's sizes, and keeps no volume
+            what, fix = "reading the largest volume takes", "Leave its case out"
+            most = max(self._known, key=lambda case: self._known[case].reading_bytes, default=None)
+            largest = [] if most is None else [most]
         named = f" The largest: {'; '.join(f'{self._known[c].where} {self._known[c]}' for c in largest)}."
-        coarser = ", give a coarser data.source.spacing" if self.source.scan_record().get("spacing") else ""
         raise DualsegError(
-            f"{self.limit.key}: the volumes that stay in memory take {size_text(needed)}{each}, and {self.limit.said}."
-            f"{named if largest else ''} Raise data.downsample{coarser}, use fewer cases, or give "
-            f"{self.limit.key}={_enough(needed)} where there is as much."
+            f"{self.limit.key}: {what} {size_text(needed)}{each}, and {self.limit.said}.{named if largest else ''} "
+            f"{fix}, or give {self.limit.key}={_enough(needed)} where there is as much."
         )
 
     def _check_segmenting(self, case: str, what: str, channels: int, seen: float, own: float, reading: int) -> None:

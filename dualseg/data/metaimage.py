@@ -72,6 +72,7 @@ def stored_metaimage(path: Path) -> Stored:
             shape=tuple(axes) if count == 1 else (count, *axes),
             affine=_affine(fields, len(axes)),
             channels_first=count > 1,
+            missing=tuple(field for field, given in _placing(fields).items() if not given),
         )
     except DualsegError:
         raise
@@ -116,11 +117,20 @@ def _affine(fields: dict[str, str], axes: int) -> np.ndarray:
     affine = np.eye(4)
     if axes < 3:  # no volume, which its shape will tell
         return affine
-    spacing = _numbers(fields.get("ElementSpacing", fields.get("ElementSize", "")), np.ones(axes))
-    directions = _numbers(fields.get("TransformMatrix", ""), np.eye(axes))  # a row an axis
+    placing = _placing(fields)
+    spacing = _numbers(placing["ElementSpacing"], np.ones(axes))
+    if not (spacing > 0).all():
+        raise ValueError(f"its ElementSpacing is {placing['ElementSpacing']}; edges of voxels are above 0")
+    directions = _numbers(placing["TransformMatrix"], np.eye(axes))  # a row an axis
     affine[:3, :3] = directions[:3, :3].T * spacing[:3]
     affine[:3, 3] = _numbers(fields.get("Offset", ""), np.zeros(axes))[:3]
     return _LPS_TO_RAS @ affine
+
+
+def _placing(fields: dict[str, str]) -> dict[str, str]:
+    """What says how the voxels lie: field -> its text, "" where it is missing."""
+    spacing = fields.get("ElementSpacing", fields.get("ElementSize", ""))
+    return {"ElementSpacing": spacing, "TransformMatrix": fields.get("TransformMatrix", "")}
 
 
 def _numbers(text: str, default: np.ndarray) -> np.ndarray:

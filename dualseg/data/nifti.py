@@ -3,6 +3,7 @@
 import re
 import zlib
 from pathlib import Path
+from typing import BinaryIO
 
 import nibabel as nib
 import numpy as np
@@ -20,6 +21,7 @@ from dualseg.files import replacing
 MILLIMETRES = {1: 1000.0, 2: 1.0, 3: 0.001}  # of NIfTI's codes for metre, millimetre, micrometre; unknown is mm
 _UNITS = {1: "metres", 3: "micrometres"}  # their names where they are not mm
 _PAIR = re.compile(r"\.(?:img|hdr)(\.gz)?$", re.IGNORECASE)  # one file for the voxels, one for the header
+_LONGEST_HEADER = 1 << 26  # bytes of a .hdr file, with its extensions
 UNREADABLE = (ImageFileError, HeaderDataError, zlib.error, EOFError, OSError, ValueError, OverflowError)
 
 
@@ -108,6 +110,8 @@ def header_of(path: Path, corrected: bool = True) -> Nifti1Header:
     with unpacked(file, "gzip" if file.suffix.lower() == ".gz" else "") as stream:
         buffer = bytearray(Nifti2Header.sizeof_hdr)
         block = bytes(buffer[: fill(stream, memoryview(buffer))])
+        if is_pair:  # no voxels follow: to the end of the stream, where gzip's checksum is compared
+            _exhaust(stream)
     for kind in (Nifti1PairHeader, Nifti2PairHeader) if is_pair else (Nifti1Header, Nifti2Header):
         if kind.may_contain_header(block):
             header = kind(block[: kind.sizeof_hdr], check=corrected)
@@ -117,6 +121,16 @@ def header_of(path: Path, corrected: bool = True) -> Nifti1Header:
     if is_pair and Spm2AnalyzeHeader.may_contain_header(block):
         return _of_analyze(Spm2AnalyzeHeader(block[: Spm2AnalyzeHeader.sizeof_hdr]))
     raise ImageFileError("its header is not NIfTI")
+
+
+def _exhaust(stream: BinaryIO) -> None:
+    """Read on to the end. Raises: ImageFileError where that is further than any header's."""
+    buffer = memoryview(bytearray(1 << 16))
+    left = _LONGEST_HEADER
+    while some := fill(stream, buffer):
+        left -= some
+        if left < 0:
+            raise ImageFileError(f"its header file is longer than {_LONGEST_HEADER} bytes")
 
 
 def _of_analyze(given: Spm2AnalyzeHeader) -> Nifti1Header:

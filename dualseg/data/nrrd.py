@@ -72,6 +72,7 @@ def stored_nrrd(path: Path) -> Stored:
             shape=shape,
             affine=_affine(header, [k for k in range(len(shape)) if k != axis]),
             channels_first=axis == 0,
+            missing=tuple(field for field in ("space", "space directions") if field not in header),
         )
         return _skipping(stored, header)
     except DualsegError:
@@ -122,7 +123,10 @@ def _affine(header: Mapping[str, Any], axes: Sequence[int]) -> np.ndarray:
         affine[:3, :3] = np.asarray(header["space directions"], float)[axes, :3].T
         affine[:3, 3] = np.asarray(header.get("space origin", (0, 0, 0)), float)[:3]
     elif "spacings" in header:
-        affine[:3, :3] = np.diag(np.asarray(header["spacings"], float)[axes])
+        spacings = np.asarray(header["spacings"], float)[axes]
+        if not (spacings > 0).all():
+            raise ValueError(f"its spacings are {spacings.tolist()}; edges of voxels are above 0")
+        affine[:3, :3] = np.diag(spacings)
     return np.diag([*_SPACES[space], 1.0]) @ affine
 
 

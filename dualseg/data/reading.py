@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from dualseg.data.checking.content import content_hash
 from dualseg.data.checking.doubts import file_doubts, read_doubting
-from dualseg.data.checking.lost import lost_classes
+from dualseg.data.checking.lost import lost_classes, lost_note, lost_pieces
 from dualseg.data.problems import Problem, VolumeError, image_problems, label_problems
 from dualseg.data.volumes import Image, VolumeSource, label_dtype
 from dualseg.errors import DualsegError
@@ -40,6 +40,8 @@ class VolumeReader:
 
     Attributes:
         doubts: what was read and is doubtful, in the order of reading; each is there once. The texts name the file.
+        pieces: labeled case -> `lost_pieces` of its label, where its grid changed.
+        memory_key: what a user sets of memory: `MemoryLimit.key`.
 
     Args:
         source: the dataset.
@@ -55,6 +57,8 @@ class VolumeReader:
         self.source = source
         self.downsample = downsample
         self.doubts: dict[Problem, None] = {}
+        self.memory_key = "data.memory"
+        self.pieces: dict[str, dict[int, tuple[int, int]]] = {}
 
     def read_image(self, case: str) -> Tensor:
         """(C, w, h, d) float32 for training; the label file is not touched."""
@@ -75,6 +79,7 @@ class VolumeReader:
         if stored.shape != seen.shape:
             lost = lost_classes(stored.numpy(), seen.numpy(), self.source.class_names)
             self._doubt(Problem(p.kind, f"{self.source.where(case, 'label')} of {case} {p.text}") for p in lost)
+            self.pieces[case] = lost_pieces(stored.numpy(), seen.numpy())
         return self._shrink(torch.from_numpy(image.array)), seen
 
     def read_evaluation(self, case: str, index: int) -> EvaluationVolume:
@@ -114,10 +119,16 @@ class VolumeReader:
         try:
             yield
         except MemoryError as error:
+            # an evaluation has its run's sizes
+            fix = "Raise data.downsample or use fewer cases" if self.memory_key == "data.memory" else "Leave it out"
             raise DualsegError(
-                f"{self.source.where(case, 'image')}: out of memory on reading it ({error}). Raise data.downsample or "
-                "use fewer cases; with less in data.memory=... than there is, that is foreseen."
+                f"{self.source.where(case, 'image')}: out of memory on reading it ({error}). {fix}; with less in "
+                f"{self.memory_key}=... than there is, that is foreseen."
             ) from error
+
+    def lost_notes(self) -> list[str]:
+        """What is left of the separate pieces of each class in the labels that were read for training."""
+        return lost_note(self.pieces.values(), self.source.class_names)
 
     def _image(self, case: str) -> Image:
         image, doubts = read_doubting(self.source, case)

@@ -23,6 +23,7 @@ Packing = Literal["", "gzip", "zlib", "bzip2"]
 
 _CHUNK = 1 << 18  # packed bytes that are read at once
 _SLAB = 1 << 21  # bytes of voxels that are unpacked at once
+_MOST_ZEROS = 4095  # bytes that may follow the last voxel of a NIfTI file: some programs fill up a block
 _SLICES = 8  # of them, at least
 _DAMAGE = (zlib.error, EOFError, OSError, ValueError)
 
@@ -44,6 +45,7 @@ class Stored:
         slope, intercept: value = slope * stored + intercept.
         header: that of a NIfTI file.
         unit: that the file counts lengths in.
+        missing: fields of a header that is not NIfTI's, without which its spacing or orientation is a guess.
 
     Raises:
         DualsegError: it is no 3-D volume, with or without channels, or its affine is not invertible.
@@ -63,6 +65,7 @@ class Stored:
     intercept: float = 0.0
     header: nib.Nifti1Header | None = None
     unit: str = "mm"
+    missing: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.shape) > 4 or len(self.grid.shape) != 3 or min(self.shape) < 1 or min(self.grid.shape) < 2:
@@ -197,7 +200,7 @@ def _inflater() -> Any:
 
 
 def _check_length(stored: Stored) -> None:
-    """Raises: ValueError where there are more or fewer bytes than the header promises."""
+    """Raises: ValueError, VolumeError where there are fewer or more bytes than the header promises."""
     if stored.packing == "gzip":
         with stored.file.open("rb") as file:
             file.seek(-4, io.SEEK_END)
@@ -205,19 +208,34 @@ def _check_length(stored: Stored) -> None:
                 return
     # several parts, padding or damage; zlib and bzip2 do not say how long they are
     there = _unpacked_length(stored) if stored.packing else stored.file.stat().st_size - stored.start
-    if there != stored.length:
-        more = "at least " if there > stored.length and stored.packing else ""
-        raise ValueError(f"it holds {more}{there} bytes, its header promises {stored.length}")
+    most = stored.length + (_MOST_ZEROS if stored.kind == "NIfTI" else 0)
+    if there < stored.length:
+        raise ValueError(f"it holds {there} bytes, its header promises {stored.length}")
+    if there > most:
+        raise _too_long(stored, there - stored.length, "at least " if stored.packing else "")
 
 
 def _unpacked_length(stored: Stored) -> int:
-    """Of the whole stream, or one more than it should be."""
+    """Of the whole stream, or of more than may be there."""
     buffer = memoryview(bytearray(_SLAB))
-    count = 0
+    count, most = 0, stored.length + _MOST_ZEROS + 1
     with unpacked(stored.file, stored.packing, stored.start) as stream:
-        while count <= stored.length and (some := fill(stream, buffer[: stored.length + 1 - count])):
+        while count < most and (some := fill(stream, buffer[: most - count])):
             count += some
     return count
+
+
+def _check_end(stream: BinaryIO, stored: Stored) -> None:
+    """Read what follows the last voxel, to the checksum. Raises: VolumeError where it is no padding of a NIfTI file."""
+    rest = bytearray(_MOST_ZEROS + 1)
+    count = fill(stream, memoryview(rest))
+    if count and (stored.kind != "NIfTI" or count > _MOST_ZEROS or any(rest)):
+        raise _too_long(stored, count)
+
+
+def _too_long(stored: Stored, count: int, least: str = "") -> VolumeError:
+    text = f"holds {least}{count} bytes more than the {stored.length} that its header promises"
+    return VolumeError("unreadable", f"{stored.path}: {text}; correct the header, or copy or convert the file again")
 
 
 def _read(stored: Stored) -> tuple[np.ndarray, bool]:
@@ -229,8 +247,7 @@ def _read(stored: Stored) -> tuple[np.ndarray, bool]:
         _pass(stream, stored.skip)
         for block in [array] if stored.channels_first else array:
             finite &= _read_block(stream, stored, block)
-        if fill(stream, memoryview(bytearray(1))):  # and so to the checksum
-            raise ValueError(f"more than the {stored.length} bytes that its header promises")
+        _check_end(stream, stored)
     return array, finite
 
 

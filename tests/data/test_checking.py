@@ -216,6 +216,8 @@ def test_hounsfield_units_are_left_alone(array):
         np.clip(ct() + 1024, 0, None),
         ct() + 1024,  # noise around 0
         with_padding(ct() + 1024, -2000),
+        with_padding(np.clip(ct() + 1024, 0, None), -1024),
+        with_padding(ct() + 1024, -1024),
         with_padding(np.clip(ct() + 1000, 0, None), 0),
         (np.clip(ct(), -1000, 1000) + 1000) / 2000,
         np.round((np.clip(ct(), -160, 240) + 160) * 255 / 400),
@@ -225,6 +227,12 @@ def test_a_ct_that_is_not_in_hounsfield_units(array):
     problem = offset_problem(array)
     assert problem is not None and problem.kind == "CT values" and f"{array.max():.6g}" in problem.text
     assert wrapped_problem(array) is None
+
+
+def test_values_that_no_ct_has():
+    problem = offset_problem(with_padding(ct(), -32768))
+    assert problem is not None and problem.kind == "CT values" and "-32768" in problem.text
+    assert offset_problem(with_padding(ct(), -4096)) is None
 
 
 def test_a_ct_without_its_signs():

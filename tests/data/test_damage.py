@@ -78,9 +78,27 @@ def test_files_without_compression_are_as_long_as_their_header_says(tmp_path) ->
         path = tmp_path / name
         write_nifti(path, image()) if name == "x.nii" else sitk.WriteImage(sitk.GetImageFromArray(image().T), path)
         content = path.read_bytes()
-        for other in (content[:-1], content[:-slice_bytes], content + b"\0", content + content[-slice_bytes:]):
+        for other in (content[:-1], content[:-slice_bytes], content + b"\1", content + content[-slice_bytes:]):
             path.write_bytes(other)
             refused(path, "header promises")
+        path.write_bytes(content + b"\0")
+        if name != "x.nii":
+            refused(path, "holds 1 bytes more than")
+
+
+@pytest.mark.parametrize("name", ["x.nii", "x.nii.gz"])
+def test_a_few_zeros_may_follow_the_voxels_of_a_nifti_file(tmp_path, name) -> None:
+    path = tmp_path / name
+    write_nifti(path, image())
+    packed = name.endswith(".gz")
+    content = gzip.decompress(path.read_bytes()) if packed else path.read_bytes()
+    for count in (1, 100, 4095, 4096, 1 << 20):
+        for rest in (bytes(count), bytes(count - 1) + b"\1"):
+            path.write_bytes(gzip.compress(content + rest) if packed else content + rest)
+            if count < 4096 and not any(rest):
+                np.testing.assert_array_equal(read_volume(path)[0][0], image())
+            else:
+                refused(path, f"{min(count, 4096) if packed else count} bytes more than", "header promises")
 
 
 def refused(path: Path, *words: str) -> None:
@@ -102,7 +120,7 @@ def test_gzip_in_several_parts_and_padding_are_legal_and_anything_else_at_the_en
         path.write_bytes(content + b"garbage")
         refused(path, "follows the end")
         path.write_bytes(content + gzip.compress(b"more"))
-        refused(path, "holds at least")
+        refused(path, "holds 4 bytes more than")
         path.write_bytes(content[:-3])
         refused(path, "breaks off")
         path.write_bytes(content[:-8] + bytes([content[-8] ^ 1]) + content[-7:])
@@ -179,3 +197,15 @@ def test_a_value_beyond_float32_is_not_finite(tmp_path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         refused(tmp_path / "x.nii", "NaN or infinite")
+
+
+def test_the_header_of_a_pair_is_compared_with_its_checksum(tmp_path) -> None:
+    nib.save(nib.Nifti1Pair(image(), AFFINE), tmp_path / "x.img.gz")
+    path = tmp_path / "x.hdr.gz"
+    np.testing.assert_array_equal(read_volume(path)[0][0], image())
+    content = path.read_bytes()
+    path.write_bytes(content[:-8] + bytes([content[-8] ^ 1]) + content[-7:])
+    for name in ("x.img.gz", "x.hdr.gz"):
+        refused(tmp_path / name, "incorrect data check")
+    path.write_bytes(gzip.compress(gzip.decompress(content) + bytes(1 << 27), 1))
+    refused(path, "longer than")

@@ -115,7 +115,10 @@ def test_validation_volumes_are_kept_and_test_volumes_are_not():
 def test_evaluation_needs_no_training_volumes():
     source = Counted()
     data = module(source, held_out_validation=2)
-    assert [volume.case for volume in data.val_dataloader()] == ["g", "h"]
+    loader = data.val_dataloader()
+    for _ in range(2):
+        assert [volume.case for volume in loader] == ["g", "h"]
+    assert source.read.count(("image", "g")) == 2, "not kept: an evaluation needs each once"
     assert {case for _, case in source.read} == {"g", "h"}
 
 

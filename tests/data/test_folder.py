@@ -299,8 +299,14 @@ def test_everything_may_be_trained_on_and_nothing_scored(command, tmp_path):
     root = write_nnunet(tmp_path / "set", 3, 1)
     for name in ("imagesTr/c09.mgz", "labelsTr/c09.mgz"):
         (root / name).write_bytes(b"of another program")
-    ended = command(train.main, *WORDS, f"data.root={root}", f"output={tmp_path / 'runs'}")
+    _, label, affine = volume(0)
+    label[30, 25, 18] = 2  # a piece that the larger voxels lose
+    save(root / "labelsTr" / "c00.nii.gz", label, affine)
+    more = ("data.downsample=2", "data.source.spacing=null")
+    ended = command(train.main, *WORDS, f"data.root={root}", f"output={tmp_path / 'runs'}", *more)
     assert ended.code == 0, ended.err
+    (warning,) = [line for line in ended.err.splitlines() if "pieces" in line]
+    assert warning.startswith("warning: ") and "1 of 4 separate pieces of tumour, in 1 of 3 labels" in warning
     (warning,) = [line for line in ended.err.splitlines() if "not read" in line]
     assert (
         warning.startswith("warning: ")
@@ -398,6 +404,20 @@ def test_ct_needs_a_window(tmp_path):
         Folder(root)
     assert Folder(root, intensity=[-125, 275]).intensity == ([-125.0, 275.0],)
     assert Folder(root, intensity="zscore").intensity == ("zscore",)
+
+
+@pytest.mark.parametrize("name", ["ct", "CTA", "CBCT", "NCCT", "cect", "CT_venous", "low dose CT", "HU"])
+def test_names_of_ct(tmp_path, name):
+    root = write_nnunet(tmp_path, 2, 1, channels=1, description={**NEW, "channel_names": {"0": name}})
+    with pytest.raises(DualsegError, match=r"data\.source\.intensity=auto: channel 0 is CT"):
+        Folder(root)
+    assert Folder(root, intensity=[-100, 100]).ct_channels == (0,)
+
+
+@pytest.mark.parametrize("name", ["act", "section", "CTRL", "T2", "hue"])
+def test_names_of_others(tmp_path, name):
+    root = write_nnunet(tmp_path, 2, 1, channels=1, description={**NEW, "channel_names": {"0": name}})
+    assert Folder(root).ct_channels == ()
 
 
 def test_no_label_at_all(tmp_path):

@@ -59,7 +59,7 @@ def test_what_itk_writes(tmp_path, name, packed) -> None:
         assert array.dtype == np.float32 and array.flags.c_contiguous
         np.testing.assert_array_equal(array, voxels_of(image))
         np.testing.assert_allclose(affine, affine_of(image), atol=1e-3 if "n" in name.lower() or pair else 1e-6)
-        shape, of_header = read_grid(path)
+        shape, of_header = read_grid(path)[:2]
         assert shape == SHAPE and np.array_equal(of_header, affine)
 
 
@@ -155,6 +155,8 @@ def replaced(path: Path, *pairs: tuple[bytes, bytes]) -> None:
         ("x.mha", b"NDims", b"DistanceUnits = um\nNDims", "not mm"),
         ("x.mha", b"NDims", b"ElementToIntensityFunctionSlope = 2\nNDims", "ElementToIntensityFunctionSlope"),
         ("x.mha", b"ElementDataFile = LOCAL\n", b"", "header"),
+        ("x.mha", b"ElementSpacing = 1", b"ElementSpacing = -1", "ElementSpacing is -1 1 1"),
+        ("x.mha", b"ElementSpacing = 1", b"ElementSpacing = 0", "ElementSpacing is 0 1 1"),
         ("x.mha", b"Offset = ", b"Offset = nan ", "cannot be read as MetaImage"),
     ],
 )

@@ -3,16 +3,19 @@
 import gzip
 
 import nibabel as nib
+import nrrd
 import numpy as np
 import pytest
 import SimpleITK
 from folder_layouts import odd_affine
 from scipy.spatial.transform import Rotation
 
+from dualseg.data import formats
 from dualseg.data.checking.geometry import nearest_rigid, shear_problem, spacing_of
 from dualseg.data.checking.header import header_problems
 from dualseg.data.nifti import read_grid
 from dualseg.data.volumes import Grid
+from dualseg.errors import DualsegError
 
 SHAPE = (40, 30, 20)
 
@@ -143,3 +146,23 @@ def test_shear_is_what_itk_refuses_and_the_nearest_rigid_affine_is_taken(tmp_pat
         assert np.linalg.norm(Rotation.from_rotvec(turn).as_matrix() @ own - unit) >= np.linalg.norm(own - unit)
     if problem:
         assert problem.kind == "shear" and f"{rigid[0, 0]:.6g}" in problem.text
+
+
+def test_other_formats_may_not_say_how_they_lie(tmp_path):
+    image = SimpleITK.GetImageFromArray(np.zeros(SHAPE, np.uint8))
+    for name, fields in (("a.mha", ("ElementSpacing", "TransformMatrix")), ("a.nrrd", ("space", "space directions"))):
+        path = tmp_path / name
+        SimpleITK.WriteImage(image, path)
+        assert kinds(path) == []
+        content = path.read_bytes()
+        for field in fields:
+            lines = [line for line in content.split(b"\n") if line.split(b" =")[0].split(b":")[0] != field.encode()]
+            if field == "space":
+                lines.insert(2, b"space dimension: 3")
+            path.write_bytes(b"\n".join(line for line in lines if field != "space directions" or b"origin" not in line))
+            (problem,) = header_problems(path)
+            assert problem.kind == "no orientation" and f"has no {field} in" in problem.text
+    nrrd.write(str(tmp_path / "b.nrrd"), np.zeros(SHAPE, np.uint8), {"spacings": [1, 1, -2]})
+    assert kinds(tmp_path / "b.nrrd") == []
+    with pytest.raises(DualsegError, match="spacings are"):
+        formats.read_grid(tmp_path / "b.nrrd")

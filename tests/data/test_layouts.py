@@ -50,7 +50,14 @@ def test_decathlon(tmp_path):
 def test_the_list_of_an_early_nnunet_folder_names_no_files(tmp_path):
     entries = [{"image": "./imagesTr/c00.nii.gz", "label": "./labelsTr/c00.nii.gz"}]
     root = write_nnunet(tmp_path, 2, 0, description={**OLD, "training": entries})
-    assert len(read_layout(root).training["c00"].images) == 2
+    layout = read_layout(root)
+    assert len(layout.training["c00"].images) == 2 and not layout.not_read
+    entries += [{"image": f"./imagesTr/c{n:02d}.nii.gz", "label": f"./labelsTr/c{n:02d}.nii.gz"} for n in (1, 8, 9)]
+    describe(root, training=entries)
+    layout = read_layout(root)
+    assert {*layout.training} == {"c00", "c01"}
+    (text,) = layout.not_read
+    assert "dataset.json" in text and "2 cases" in text and "(c08.nii.gz, c09.nii.gz)" in text
 
 
 def test_plain_names_need_no_list(tmp_path):

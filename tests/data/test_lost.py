@@ -95,6 +95,7 @@ def test_check_and_training_name_the_lost_class(root, spacing, downsample, monke
     assert kind == "lost class" and "of a has 4 voxels of lesion" in text
     reader.read_pair("a")
     assert len(reader.doubts) == 1
+    assert reader.lost_notes() == [note], "training warns of what the check notes"
 
 
 def test_nothing_is_said_of_what_stays(root):

@@ -262,6 +262,33 @@ def test_out_of_memory_names_the_volume(phantom: Phantom, monkeypatch):
     assert first.kind == "memory" and "phantom_000" in first.text
 
 
+def test_an_evaluation_advises_what_it_accepts(root, monkeypatch):
+    source = Folder(root, spacing=[1, 1, 2])
+    data = SemiSupervisedDataModule(source, (16, 16, 16), labeled=2, held_out_test=1)
+    check = {"training": False, "stages": ["test"], "segmenting": lambda *sizes: 0}
+    data.check_memory(MemoryLimit(GIB, "memory=1GiB is given", "memory"), **check)
+    (case,) = data.split.test
+    with pytest.raises(DualsegError, match=rf"^memory: .*{case}_0000\.nii\.gz.*[^.]memory=1GiB") as short:
+        data.check_memory(MemoryLimit(BASE_BYTES, "memory=768MiB is given", "memory"), **check)
+
+    def hungry(self, case):
+        raise MemoryError("Unable to allocate 9 GiB")
+
+    monkeypatch.setattr(Folder, "read_stored", hungry)
+    with pytest.raises(DualsegError, match=rf"{case}_0000\.nii\.gz.*9 GiB.*[^.]memory=") as out:
+        data.reader.read_evaluation(case, 0)
+    for error in (short, out):
+        assert "data." not in str(error.value).replace(str(root), "")
+
+
+def test_without_training_validation_volumes_are_not_kept(root):
+    data = SemiSupervisedDataModule(Folder(root, spacing=[1, 1, 2]), (16, 16, 16), labeled=2, held_out_validation=2)
+    data.check_memory(AMPLE, training=False, stages=["validation"], segmenting=lambda *sizes: 0)
+    assert data._memory.held == BASE_BYTES and data._validation is None
+    with pytest.raises(DualsegError, match="to evaluate it"):
+        data.check_memory(AMPLE, training=False, stages=["validation"], segmenting=lambda *sizes: 200 * GIB)
+
+
 def test_copies_count_all_channels():
     grid = Grid((10, 10, 10), np.eye(4), channels=3)
 

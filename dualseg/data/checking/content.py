@@ -21,6 +21,8 @@ BULK = (0.001, 0.999)  # quantiles
 NEARLY = 0.01  # standard deviations between them: 6 of noise, and this little beside one voxel 600,000 away of 1e6
 UNSET = 1e30  # no scanner measures that much: what an unset float32 holds, such as 3.4e38
 PADDING = -1500  # HU, below which values only fill what was not scanned
+PADDED = 0.01  # share of voxels that are the lowest value, from which on they may fill what was not scanned
+LOWEST = -5000  # HU, below which is neither a measurement nor usual padding (-1024 to -3024)
 WRAPPED = 62_000  # -3,536 HU in 16 bits without a sign
 TISSUE = (850, 1250)  # where soft tissue lies if 1024 was added to HU
 
@@ -67,7 +69,7 @@ def wrapped_problem(channel: np.ndarray) -> Problem | None:
 
 
 def offset_problem(channel: np.ndarray) -> Problem | None:
-    """A CT whose values are no Hounsfield units: nothing in it is as low as air or fat, or its tissue is at 1050.
+    """A CT whose values are no Hounsfield units: nothing is as low as air or fat, tissue is at 1050, or values too low.
 
     Args:
         channel: (W, H, D), finite, as its file has it.
@@ -75,9 +77,15 @@ def offset_problem(channel: np.ndarray) -> Problem | None:
     low, high = float(channel.min()), float(channel.max())
     seen = _sample(channel)
     tissue = ((seen > TISSUE[0]) & (seen < TISSUE[1])).mean()
-    added = tissue > 0.05 and np.quantile(seen[seen > PADDING], 0.005) > -200
-    if low < 0 and not added:
+    scanned = seen[seen > PADDING]
+    if scanned.size and (lowest := scanned == scanned.min()).mean() > PADDED:  # which may be padding too
+        scanned = scanned[~lowest]
+    added = tissue > 0.05 and np.quantile(scanned, 0.005) > -200
+    if LOWEST <= low < 0 and not added:
         return None
+    if low < LOWEST and not added:
+        text = f"holds values down to {low:.6g}, which no CT in HU has"
+        return Problem("CT values", f"{text}; write -1024 where they only fill what was not scanned, or correct them.")
     text = f"holds values from {low:.6g} to {high:.6g}, where a CT in HU has air at about -1000"
     if added:
         text += f"; {100 * tissue:.0f} % of its voxels lie from {TISSUE[0]} to {TISSUE[1]}, as soft tissue + 1024 does"

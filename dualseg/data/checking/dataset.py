@@ -11,7 +11,7 @@ from tqdm import tqdm
 from dualseg.data.checking.content import content_hash, mirror_ratios, mirrored_cases
 from dualseg.data.checking.doubts import file_doubts, read_doubting
 from dualseg.data.checking.geometry import grid_problem, spacing_by_direction
-from dualseg.data.checking.lost import lost_classes, lost_pieces
+from dualseg.data.checking.lost import lost_classes, lost_note, lost_pieces
 from dualseg.data.memory import Size, size_of, size_problems
 from dualseg.data.problems import KINDS, Kind, Problem, VolumeError, image_problems, is_invertible, label_problems
 from dualseg.data.splits import Split
@@ -95,7 +95,7 @@ class _Walk:
         self.spacings: dict[str, np.ndarray] = {}
         self.labels = 0  # that were asked for
         self.mirrors: dict[str, np.ndarray] = {}
-        self.pieces: dict[int, list[tuple[int, int]]] = {}  # class -> of each case, how many are lost, how many it has
+        self.pieces: list[dict[int, tuple[int, int]]] = []  # `lost_pieces` of each label
         self.too_large: dict[str, Problem] = {}
 
     def foresee(self, cases: Sequence[str], limit: MemoryLimit) -> None:
@@ -166,20 +166,12 @@ class _Walk:
         if label.shape != stored.shape:
             for problem in lost_classes(stored, label, names):
                 self._say(problem.kind, case, "label", problem.text)
-            for value, pieces in lost_pieces(stored, label).items():
-                self.pieces.setdefault(value, []).append(pieces)
+            self.pieces.append(lost_pieces(stored, label))
         return stored
 
     def notes(self) -> list[str]:
         """What resampling leaves of the separate pieces of each class."""
-        said = []
-        for value, cases in sorted(self.pieces.items()):
-            lost, total = (sum(column) for column in zip(*cases, strict=True))
-            if lost:
-                of = f"{lost} of {total} separate pieces of {self.source.class_names[value]}"
-                where = f"in {sum(own > 0 for own, _ in cases)} of {len(cases)} labels that have it"
-                said.append(f"Resampling for training leaves no voxel of {of}, {where}.")
-        return said
+        return lost_note(self.pieces, self.source.class_names)
 
     def compare(self) -> None:
         """What only shows beside the other volumes."""

@@ -1,28 +1,29 @@
-"""What a NIfTI header says twice, or nowhere: where programs differ in what they read of it."""
+"""What a header says twice, or nowhere: where programs differ in what they read of it."""
 
 from pathlib import Path
 
 import numpy as np
 
 from dualseg.data.checking.geometry import VOXEL_SHARE, largest_distance, spacing_of
+from dualseg.data.formats import stored_volume
 from dualseg.data.nifti import MILLIMETRES, UNREADABLE, header_of
 from dualseg.data.problems import Problem, is_invertible
 from dualseg.data.volumes import Grid
+from dualseg.errors import DualsegError
 
 # of the volume's diagonal: the three stored numbers of a quaternion leave an angle this uncertain, in radians
 QUATERNION = 1e-3
 
 
 def header_problems(path: Path) -> list[Problem]:
-    """What makes the place of a NIfTI file's voxels doubtful, by its header alone.
+    """What makes the place of a file's voxels doubtful, by its header alone.
 
-    A file that is no NIfTI, or that cannot be read, has none: reading it says what is wrong. Analyze has neither qform
-    nor sform.
+    A file that cannot be read has none: reading it says what is wrong. Analyze has neither qform nor sform.
     """
     try:
         header = header_of(path, corrected=False)
     except UNREADABLE:
-        return []
+        return _of_other_formats(path)
     edges = np.array(header["pixdim"][1:4], np.float64)
     if not (np.isfinite(edges) & (edges > 0)).all():
         text = f"has a pixdim of {_edges(edges)}; write the edges of a voxel there."
@@ -55,6 +56,17 @@ def header_problems(path: Path) -> list[Problem]:
         said = f"its pixdim says {_edges(scale * edges)} mm"
         return [Problem("pixdim", f"has voxels of {_edges(sizes)} mm by its sform, but {said}; ITK reads pixdim.")]
     return []
+
+
+def _of_other_formats(path: Path) -> list[Problem]:
+    try:
+        missing = stored_volume(path).missing
+    except DualsegError:
+        return []
+    if not missing:
+        return []
+    text = f"has no {' and no '.join(missing)} in its header, so that its spacing, or left and right, are a guess; "
+    return [Problem("no orientation", f"{text}find out how it lies, and write it there.")]
 
 
 def _tolerance(grid: Grid) -> float:

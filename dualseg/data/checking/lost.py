@@ -1,6 +1,6 @@
 """What resampling a label leaves nothing of: whole classes, and separate pieces of a class."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from scipy import ndimage
@@ -49,6 +49,22 @@ def lost_pieces(stored: np.ndarray, seen: np.ndarray) -> dict[int, tuple[int, in
             left = np.unique(pieces[kept])
             found[value] = (count - np.count_nonzero(left), count)
     return found
+
+
+def lost_note(labels: Iterable[Mapping[int, tuple[int, int]]], class_names: Sequence[str]) -> list[str]:
+    """A sentence for each class that loses pieces. `labels`: `lost_pieces` of each."""
+    by_class: dict[int, list[tuple[int, int]]] = {}
+    for label in labels:
+        for value, pieces in label.items():
+            by_class.setdefault(value, []).append(pieces)
+    said = []
+    for value, cases in sorted(by_class.items()):
+        lost, total = (sum(column) for column in zip(*cases, strict=True))
+        if lost:
+            of = f"{lost} of {total} separate pieces of {class_names[value]}"
+            where = f"in {sum(own > 0 for own, _ in cases)} of {len(cases)} labels that have it"
+            said.append(f"Resampling for training leaves no voxel of {of}, {where}.")
+    return said
 
 
 def _counts(label: np.ndarray, classes: int) -> np.ndarray:

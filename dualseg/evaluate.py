@@ -48,7 +48,7 @@ def evaluate(
     Raises:
         DualsegError: whatever the user can mend.
     """
-    from dualseg.runs.evaluation import settings_of_evaluation, writing_evaluation
+    from dualseg.runs.evaluation import places_to_write, settings_of_evaluation, writing_evaluation
     from dualseg.runs.folder import RunFolder
     from dualseg.runs.settings import check
     from dualseg.runs.trusted import Trust
@@ -57,7 +57,7 @@ def evaluate(
     if len({folder.path.resolve() for folder in folders}) < len(folders):
         raise DualsegError("run: the same run folder is given twice.")
     settings = settings_of_evaluation([folder.config() for folder in folders], changes)
-    trust = Trust(trusted)
+    trust = Trust(trusted, places_to_write(changes))
     for folder in folders:
         trust.check({**folder.config(), "data": settings["data"]}, folder.config_file)
     check(settings)

@@ -6,8 +6,9 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,13 @@ def temporary_beside(path: Path, folder: bool = False) -> Iterator[Path]:
 
     Raises:
         OSError: it cannot be made.
+        DualsegError: see `writing_nowhere_but`.
     """
+    if not _is_writable(path):
+        raise DualsegError(
+            f"{path}: is missing or incomplete, and a run folder alone does not make dualseg write there. Name the "
+            "data on the command line, data.root=DIR or data.source.splits=FILE, if that is meant."
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary, descriptor = _make(path, folder)
     try:
@@ -78,6 +85,28 @@ def is_temporary(path: Path) -> bool:
     return TEMPORARY.fullmatch(path.name) is not None
 
 
+_WRITABLE: ContextVar[tuple[Path, ...] | None] = ContextVar("writable", default=None)
+
+
+@contextmanager
+def writing_nowhere_but(paths: Iterable[Path]) -> Iterator[None]:
+    """Meanwhile files are written and swept at these places and below alone: a run folder from somebody else says where
+    its dataset writes.
+
+    In the block, `replacing` raises a DualsegError elsewhere.
+    """
+    token = _WRITABLE.set(tuple(path.expanduser().resolve() for path in paths))
+    try:
+        yield
+    finally:
+        _WRITABLE.reset(token)
+
+
+def _is_writable(path: Path) -> bool:
+    allowed = _WRITABLE.get()
+    return allowed is None or any(path.resolve().is_relative_to(place) for place in allowed)
+
+
 def sweep(folder: Path, name: str | None = None) -> None:
     """Remove the temporary files and folders of killed processes in `folder`, but not below.
 
@@ -88,7 +117,7 @@ def sweep(folder: Path, name: str | None = None) -> None:
         name: of the only file or folder whose temporary ones are removed: in a folder that others write, too.
     """
     with suppress(OSError):
-        for path in list(folder.iterdir()):
+        for path in list(folder.iterdir()) if _is_writable(folder) else ():
             match = TEMPORARY.fullmatch(path.name)
             if match and name in (None, match[1]):
                 _remove_if_left(path)

@@ -67,5 +67,5 @@ def as_markdown(text: str) -> str:
 
     Numbers in brackets, such as [1], stay as they are.
     """
-    line = re.sub(r"([\\`*|])|(\[)(?!\d+\])", r"\\\g<0>", " ".join(text.split()))
+    line = re.sub(r"[\\`*|~]|(?<!\w)_|_(?!\w)|\[(?!\d+\](?!\s*[(\[:]))", r"\\\g<0>", " ".join(text.split()))
     return line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -59,7 +59,8 @@ def test_networks_that_are_no_mapping(networks: object) -> None:
 @pytest.mark.parametrize(
     "name",
     ["<b>x</b>", "<script>alert(1)</script>", "a|b", "a\\|b", "`x`", "**x**", "*x*", "[x](http://x)", "![x](http://x)",
-     "&lt;b&gt;", "<!-- x", "a\\", "x_y", "mean ± sd [1]", "a < b & c > d", "$x$"],
+     "&lt;b&gt;", "<!-- x", "a\\", "x_y", "mean ± sd [1]", "a < b & c > d", "$x$",
+     "[1](http://x)", "![1](http://x)", "_x_", "~~x~~", "[1]: http"],
 )  # fmt: skip
 def test_markdown_shows_a_name_as_it_is(name: str) -> None:
     page = MarkdownIt().enable("table").parse(f"| h | i |\n|---|---|\n| {as_markdown(name)} | 2 |\n")

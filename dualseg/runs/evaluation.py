@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from dualseg.data.split_file import place_of
 from dualseg.data.splits import split_source
 from dualseg.data.volumes import VolumeSource
 from dualseg.errors import DualsegError
@@ -64,6 +65,8 @@ def settings_of_evaluation(configs: Sequence[Mapping[str, Any]], changes: Mappin
         DualsegError: an unknown key, one that makes the networks see volumes otherwise than in training, or runs that
             see the data differently and so cannot be ensembled.
     """
+    if not all(isinstance(config.get("data"), Mapping) for config in configs):
+        raise DualsegError("data.source: config.yaml of a run has none; restore the file that the run wrote.")
     settings: dict[str, Any] = yaml.safe_load(yaml.safe_dump(dict(configs[0])))
     for config in configs[1:]:
         for key in ("patch_size", "downsample"):
@@ -101,6 +104,13 @@ def settings_of_evaluation(configs: Sequence[Mapping[str, Any]], changes: Mappin
 def _class_of(source: Mapping[str, Any]) -> str:
     """Without its module, which may have been renamed since."""
     return str(source["_target_"]).rpartition(".")[2]
+
+
+def places_to_write(changes: Mapping[str, Any]) -> list[Path]:
+    """Where a dataset may write its split file or what else is missing: what the command line itself names."""
+    roots = [Path(str(changes[key])).expanduser() for key in ("data.root", "data.source.root") if key in changes]
+    files = [Path(str(changes[key])) for key in ("data.source.splits",) if changes.get(key)]
+    return [*roots, *(place_of(root, None) for root in roots), *files]
 
 
 def _moved(value: Any, old: Path, new: Path) -> Any:

@@ -19,6 +19,7 @@ from typing import Any
 
 from dualseg.data.volumes import VolumeSource
 from dualseg.errors import DualsegError
+from dualseg.files import writing_nowhere_but
 from dualseg.names import check_network_names
 from dualseg.runs.folder import RunFolder
 
@@ -36,13 +37,15 @@ class Trust:
 
     Args:
         names: values of trust=..., each as a `_target_` has it.
+        writable: where a dataset may write what is missing of it, such as its split file.
 
     Raises:
-        DualsegError: one of them is no dotted name.
+        DualsegError: one of the names is no dotted name.
     """
 
-    def __init__(self, names: Iterable[str] = ()) -> None:
+    def __init__(self, names: Iterable[str] = (), writable: Iterable[Path] = ()) -> None:
         self.names = frozenset(names)
+        self.writable = tuple(writable)
         for name in self.names:
             if not _is_dotted(name):
                 raise DualsegError(f"trust={name}: give the name from the message, such as trust=my_networks.MyNet.")
@@ -88,9 +91,10 @@ class Trust:
             where: file and key, for messages.
 
         Raises:
-            DualsegError: it is not trusted, or cannot be built.
+            DualsegError: it is not trusted, cannot be built, or would write elsewhere than at `writable`.
         """
-        source = self._called(recorded, where, VolumeSource)
+        with writing_nowhere_but(self.writable):
+            source = self._called(recorded, where, VolumeSource)
         if not isinstance(source, VolumeSource):
             raise DualsegError(f"{where}: {recorded['_target_']} gives no VolumeSource.")
         return source
@@ -207,7 +211,7 @@ def targets(nodes: Iterable[Any]) -> Iterator[str]:
 def to_trust(config: Mapping[str, Any]) -> list[str]:
     """The trust=... that an evaluation of a run with this configuration needs."""
     nodes = (config["data"]["source"], *config["networks"].values())
-    return [f"trust={target}" for target in targets(nodes) if not _is_ours(target)]
+    return [f"trust={target}" for target in targets(nodes)]  # of ours, too: with some arguments they need it
 
 
 def _is_dotted(name: Any) -> bool:

@@ -28,6 +28,7 @@ from dualseg.errors import DualsegError
 from dualseg.files import read_json, write_json
 from dualseg.methods.base import CHECKPOINT_FORMAT
 from dualseg.networks import VNet
+from dualseg.runs.evaluation import places_to_write
 from dualseg.runs.folder import RunFolder
 from dualseg.runs.preprocessing import scan_source
 from dualseg.runs.settings import resolve
@@ -431,3 +432,40 @@ def test_a_few_lines_that_unfold_into_a_billion_values(run) -> None:
     run.config_file.write_text("x: &x {y: *x}")
     with pytest.raises(DualsegError, match=f"{run.config_file}: holds more than"):
         run.config()
+
+
+def test_a_recorded_dataset_writes_nowhere_but_where_the_command_line_says(tmp_path):
+    """A run folder says where its dataset lies, and datasets write what is missing of them."""
+    new, planted = tmp_path / "new", tmp_path / "new" / ".12345678.tmp.important"
+    new.mkdir()
+    planted.write_text("mine")
+    phantom = {"_target_": "dualseg.data.Phantom", "root": str(new), "train": 1, "test": 1, "shape": [16, 16, 16]}
+    with pytest.raises(DualsegError, match=r"data\.root=DIR"):
+        Trust().source(phantom, "x")
+    assert [*new.iterdir()] == [planted]
+    folder = tmp_path / "own"
+    for number in range(2):
+        for kind, suffix in (("imagesTr", "_0000"), ("labelsTr", "")):
+            (folder / kind).mkdir(parents=True, exist_ok=True)
+            nib.save(
+                nib.Nifti1Image(np.ones((4, 4, 4), np.uint8), np.eye(4)), folder / kind / f"c{number}{suffix}.nii.gz"
+            )
+    write_json(folder / "dataset.json", {"channel_names": {"0": "MRI"}, "labels": {"background": 0, "organ": 1}})
+    split = tmp_path / "else" / "app.json"
+    source = {"_target_": "dualseg.data.Folder", "root": str(folder), "splits": str(split), "spacing": None}
+    with pytest.raises(DualsegError, match=str(split)):
+        Trust().source(source, "x")
+    assert not split.parent.exists()
+    Trust(writable=[split]).source(source, "x")
+    before = split.read_text()
+    with pytest.raises(DualsegError, match=str(split)):
+        Trust(writable=[folder]).source({**source, "fold": 0, "folds": 2}, "x")
+    assert split.read_text() == before
+    assert Trust(writable=[new]).source(phantom, "x").train_cases
+    assert Trust().source(phantom, "x").train_cases, "complete, it writes nothing"
+
+
+def test_places_to_write_are_those_of_the_command_line(tmp_path):
+    assert places_to_write({"trainer.accelerator": "cpu"}) == []
+    places = places_to_write({"data.root": str(tmp_path), "data.source.splits": "mine.json"})
+    assert tmp_path in places and Path("mine.json") in places and tmp_path / "dualseg-split.json" in places

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from dicom_toys import dicom_slice, edit, save_slice, strip_header, write_volume
+from pydicom import dcmread
 
 from dualseg.data.dicom import find_series, read_series
 from dualseg.data.dicom.headers import read_header
@@ -140,7 +141,14 @@ def test_two_sizes_of_slices_in_turn_or_one_after_the_other(tmp_path):
         {"EchoTime": lambda k: ["1", "2"]},
         {"InstanceNumber": lambda k: 99 - k},
         {"SOPInstanceUID": "1.2.3"},
-        {"SliceThickness": lambda k: 1 + k % 2},
+        {"SliceThickness": lambda k: ["1", "1.0", "1.01"][k % 3]},
+        {"SliceThickness": lambda k: 1 + k // 4},
+        {"SeriesDescription": lambda k: f"slice {k}"},
+        {"InstanceNumber": lambda k: 1 + k % 4},
+        {"InstanceNumber": 1},
+        {"InstanceNumber": None},
+        {"AcquisitionTime": lambda k: f"10000{k % 2}"},
+        {"TriggerTime": lambda k: 10 + k % 2},
         {"ImageType": lambda k: [["ORIGINAL", "DERIVED"][k % 2], "PRIMARY", "AXIAL"]},
         {"RescaleType": "US"},
         {"SpacingBetweenSlices": "-2"},
@@ -229,6 +237,43 @@ def test_half_a_step_between_two_acquisitions(tmp_path):
     write(tmp_path, V, AcquisitionNumber=1)
     write(tmp_path, W, z=1, name="other", AcquisitionNumber=2)
     refused(tmp_path, "AcquisitionNumber")
+
+
+HALF_A_STEP: dict[str, tuple[object, object]] = {
+    "KVP": (80, 140),
+    "FlipAngle": (5, 30),
+    "InversionTime": (100, 2000),
+    "SequenceName": ("one", "other"),
+    "SliceThickness": (2, 3),
+    "SeriesNumber": (1, 2),
+    "SeriesDescription": ("T1", "T2"),
+    "ContrastBolusAgent": (None, "Gd"),
+}
+
+
+@pytest.mark.parametrize("element", HALF_A_STEP)
+def test_half_a_step_between_two_scans_of_one_uid(tmp_path, element):
+    for number, (volume, value) in enumerate(zip((V, W), HALF_A_STEP[element], strict=True)):
+        numbers = {"InstanceNumber": lambda k, number=number: 1 + 2 * k + number}
+        write(tmp_path, volume, z=number, name=f"{number}-", **{**numbers, element: value})
+    refused(tmp_path, f"1-0.dcm: .*{element}")
+
+
+def test_half_a_step_between_two_scans_of_other_private_b_values(tmp_path):
+    for number, volume in enumerate((V, W)):
+        for path in write(tmp_path, volume, z=number, name=f"{number}-", InstanceNumber=None):
+            dataset = dcmread(path)
+            dataset.add_new((0x0019, 0x0010), "LO", "SIEMENS MR HEADER")
+            dataset.add_new((0x0019, 0x100C), "IS", 1000 * number)
+            save_slice(path, dataset)
+    refused(tmp_path, "0019,100C")
+
+
+@pytest.mark.parametrize("second", [lambda k: 1 + k, lambda k: 8 - k])
+def test_half_a_step_between_two_scans_that_number_their_slices_alike(tmp_path, second):
+    write(tmp_path, V, InstanceNumber=lambda k: 1 + k)
+    write(tmp_path, W, z=1, name="other", InstanceNumber=second)
+    refused(tmp_path, "InstanceNumber .* 2 times")
 
 
 # --- positions

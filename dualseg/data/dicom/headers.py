@@ -37,11 +37,13 @@ TRAITS: tuple[str | tuple[int, int], ...] = (
     *("AcquisitionNumber", "DiffusionGradientOrientation", "SequenceName", "InversionTime", "FlipAngle", "KVP"),
     *((0x0019, 0x100C), (0x2001, 0x1003), (0x0043, 0x1039)),  # b-values of Siemens, Philips and GE
     *("NominalPercentageOfCardiacPhase", "FrameReferenceTime", "TriggerTime", "SliceThickness", "AcquisitionTime"),
+    *("SeriesNumber", "SeriesDescription", "ContrastBolusAgent"),
 )
 _TAGS = [
     *("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID", "PatientID"),
     *("Modality", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation"),
     *("PixelRepresentation", "RescaleSlope", "RescaleIntercept", "SpacingBetweenSlices", *_PLACE),
+    "InstanceNumber",
 ]
 _TRAIT_TAGS = [Tag(tag) for tag in TRAITS]
 _ECHO_TIME, _IMAGE_TYPE = Tag("EchoTime"), Tag("ImageType")
@@ -65,6 +67,7 @@ class Slice(NamedTuple):
         distance: SpacingBetweenSlices in mm, 0 where there is none.
         storage: how values are stored; the slices of a volume agree in it.
         traits: of `TRAITS`.
+        number: InstanceNumber as it is written, None where there is none.
     """
 
     path: Path
@@ -81,6 +84,7 @@ class Slice(NamedTuple):
     distance: float
     storage: tuple[Hashable, ...]
     traits: tuple[Hashable, ...]
+    number: bytes | None
 
 
 class Flawed(NamedTuple):
@@ -221,6 +225,7 @@ def _slice(path: Path, header: pydicom.Dataset, series: str) -> Slice:
         distance=distance if np.isfinite(distance) else 0.0,
         storage=storage,
         traits=tuple(_trait(header, tag) for tag in _TRAIT_TAGS),
+        number=_written(header, Tag("InstanceNumber")),
     )
 
 

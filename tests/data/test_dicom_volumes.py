@@ -1,5 +1,6 @@
 """Which slices are one volume: by identity, geometry and traits; what is torn, mixed or off its grid is refused."""
 
+import gzip
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 from dicom_toys import dicom_slice, edit, save_slice, strip_header, write_volume
 from pydicom import dcmread
 
-from dualseg.data.dicom import find_series, read_series
+from dualseg.data.dicom import damage_of, find_series, read_series
 from dualseg.data.dicom.headers import read_header
 from dualseg.errors import DualsegError
 
@@ -143,6 +144,7 @@ def test_two_sizes_of_slices_in_turn_or_one_after_the_other(tmp_path):
         {"SOPInstanceUID": "1.2.3"},
         {"SliceThickness": lambda k: ["1", "1.0", "1.01"][k % 3]},
         {"SliceThickness": lambda k: 1 + k // 4},
+        {"SliceThickness": lambda k: 1 + (k == 4)},
         {"SeriesDescription": lambda k: f"slice {k}"},
         {"InstanceNumber": lambda k: 1 + k % 4},
         {"InstanceNumber": 1},
@@ -430,6 +432,46 @@ def test_what_has_the_suffix_of_slices_and_is_not_dicom_counts_as_damaged(tmp_pa
     (tmp_path / "notes.txt").write_text("nothing")
     (tmp_path / "link.dcm").symlink_to(tmp_path / "nothing")
     assert find_series(tmp_path).damaged == [tmp_path / "IM8.dcm", tmp_path / "link.dcm"]
+
+
+@pytest.mark.parametrize("name", [".IM7.dcm", ".IM7", ".#IM7.dcm"])
+def test_a_hidden_slice_refuses_its_series_unless_it_repeats_one(tmp_path, name):
+    write(tmp_path)
+    (tmp_path / name).write_bytes((tmp_path / "IM7.dcm").read_bytes())
+    assert find_series(tmp_path).left_out == {"hidden slice": [tmp_path / name]}
+    volumes(tmp_path, V)
+    (tmp_path / "IM7.dcm").unlink()
+    refused(tmp_path, f"{re.escape(name)}: .*hidden")
+
+
+def test_hidden_files_that_are_no_slices_do_not_count(tmp_path):
+    for path in write(tmp_path):
+        path.rename(path.with_suffix(""))
+    for name in ("._IM7", ".DS_Store"):
+        (tmp_path / name).write_bytes((tmp_path / "IM7").read_bytes()[:200])
+    (tmp_path / ".gitkeep").touch()
+    assert not find_series(tmp_path).damaged
+    volumes(tmp_path, V)
+
+
+def test_a_hidden_file_with_the_suffix_of_slices_counts_as_damaged(tmp_path):
+    write(tmp_path)
+    (tmp_path / ".IM8.dcm").write_bytes(b"")
+    assert find_series(tmp_path).damaged == [tmp_path / ".IM8.dcm"]
+
+
+@pytest.mark.parametrize("suffix", [".dcm", ""])
+def test_a_compressed_slice_beside_others_counts_as_damaged(tmp_path, suffix):
+    for path in write(tmp_path):
+        path.rename(path.with_suffix(suffix))
+    last = tmp_path / f"IM7{suffix}"
+    packed = tmp_path / f"IM7{suffix}.gz"
+    packed.write_bytes(gzip.compress(last.read_bytes()))
+    last.unlink()
+    (tmp_path / "notes.txt.gz").write_bytes(gzip.compress(b"nothing"))
+    (tmp_path / "notes.gz").write_bytes(gzip.compress(b"nothing"))
+    assert find_series(tmp_path).damaged == [packed]
+    assert "unpack" in damage_of(packed)
 
 
 LEFT_OUT: list[tuple[str, Callable[[Path], object]]] = [

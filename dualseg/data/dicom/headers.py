@@ -48,6 +48,7 @@ _TAGS = [
 _TRAIT_TAGS = [Tag(tag) for tag in TRAITS]
 _ECHO_TIME, _IMAGE_TYPE = Tag("EchoTime"), Tag("ImageType")
 _READ = [*map(Tag, _TAGS), *_TRAIT_TAGS]
+PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".z")  # suffixes of files that hold another, lower case
 _PREAMBLE = 128  # bytes before "DICM"; some exports leave both out
 _SKEW = 2e-3  # by which a direction's length or two directions' product may be off; headers may have three decimals
 
@@ -147,6 +148,8 @@ def read_header(path: Path) -> Slice | Flawed | Other | None:
 
 def damage_of(path: Path) -> str:
     """The message for a file that may be a slice, and whose header cannot be read."""
+    if path.suffix.lower() in PACKED:
+        return f"{path}: lies beside slices and is compressed; unpack it, or move it away."
     fix = "slices of the series beside it may be missing; download them again"
     return f"{path}: cannot be read as DICOM, its header is damaged or breaks off; {fix}."
 

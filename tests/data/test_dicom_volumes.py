@@ -1,5 +1,6 @@
 """Which slices are one volume: by identity, geometry and traits; what is torn, mixed or off its grid is refused."""
 
+import gzip
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -7,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from dicom_toys import dicom_slice, edit, save_slice, strip_header, write_volume
+from pydicom import dcmread
 
-from dualseg.data.dicom import find_series, read_series
+from dualseg.data.dicom import damage_of, find_series, read_series
 from dualseg.data.dicom.headers import read_header
 from dualseg.errors import DualsegError
 
@@ -140,7 +142,15 @@ def test_two_sizes_of_slices_in_turn_or_one_after_the_other(tmp_path):
         {"EchoTime": lambda k: ["1", "2"]},
         {"InstanceNumber": lambda k: 99 - k},
         {"SOPInstanceUID": "1.2.3"},
-        {"SliceThickness": lambda k: 1 + k % 2},
+        {"SliceThickness": lambda k: ["1", "1.0", "1.01"][k % 3]},
+        {"SliceThickness": lambda k: 1 + k // 4},
+        {"SliceThickness": lambda k: 1 + (k == 4)},
+        {"SeriesDescription": lambda k: f"slice {k}"},
+        {"InstanceNumber": lambda k: 1 + k % 4},
+        {"InstanceNumber": 1},
+        {"InstanceNumber": None},
+        {"AcquisitionTime": lambda k: f"10000{k % 2}"},
+        {"TriggerTime": lambda k: 10 + k % 2},
         {"ImageType": lambda k: [["ORIGINAL", "DERIVED"][k % 2], "PRIMARY", "AXIAL"]},
         {"RescaleType": "US"},
         {"SpacingBetweenSlices": "-2"},
@@ -229,6 +239,43 @@ def test_half_a_step_between_two_acquisitions(tmp_path):
     write(tmp_path, V, AcquisitionNumber=1)
     write(tmp_path, W, z=1, name="other", AcquisitionNumber=2)
     refused(tmp_path, "AcquisitionNumber")
+
+
+HALF_A_STEP: dict[str, tuple[object, object]] = {
+    "KVP": (80, 140),
+    "FlipAngle": (5, 30),
+    "InversionTime": (100, 2000),
+    "SequenceName": ("one", "other"),
+    "SliceThickness": (2, 3),
+    "SeriesNumber": (1, 2),
+    "SeriesDescription": ("T1", "T2"),
+    "ContrastBolusAgent": (None, "Gd"),
+}
+
+
+@pytest.mark.parametrize("element", HALF_A_STEP)
+def test_half_a_step_between_two_scans_of_one_uid(tmp_path, element):
+    for number, (volume, value) in enumerate(zip((V, W), HALF_A_STEP[element], strict=True)):
+        numbers = {"InstanceNumber": lambda k, number=number: 1 + 2 * k + number}
+        write(tmp_path, volume, z=number, name=f"{number}-", **{**numbers, element: value})
+    refused(tmp_path, f"1-0.dcm: .*{element}")
+
+
+def test_half_a_step_between_two_scans_of_other_private_b_values(tmp_path):
+    for number, volume in enumerate((V, W)):
+        for path in write(tmp_path, volume, z=number, name=f"{number}-", InstanceNumber=None):
+            dataset = dcmread(path)
+            dataset.add_new((0x0019, 0x0010), "LO", "SIEMENS MR HEADER")
+            dataset.add_new((0x0019, 0x100C), "IS", 1000 * number)
+            save_slice(path, dataset)
+    refused(tmp_path, "0019,100C")
+
+
+@pytest.mark.parametrize("second", [lambda k: 1 + k, lambda k: 8 - k])
+def test_half_a_step_between_two_scans_that_number_their_slices_alike(tmp_path, second):
+    write(tmp_path, V, InstanceNumber=lambda k: 1 + k)
+    write(tmp_path, W, z=1, name="other", InstanceNumber=second)
+    refused(tmp_path, "InstanceNumber .* 2 times")
 
 
 # --- positions
@@ -385,6 +432,46 @@ def test_what_has_the_suffix_of_slices_and_is_not_dicom_counts_as_damaged(tmp_pa
     (tmp_path / "notes.txt").write_text("nothing")
     (tmp_path / "link.dcm").symlink_to(tmp_path / "nothing")
     assert find_series(tmp_path).damaged == [tmp_path / "IM8.dcm", tmp_path / "link.dcm"]
+
+
+@pytest.mark.parametrize("name", [".IM7.dcm", ".IM7", ".#IM7.dcm"])
+def test_a_hidden_slice_refuses_its_series_unless_it_repeats_one(tmp_path, name):
+    write(tmp_path)
+    (tmp_path / name).write_bytes((tmp_path / "IM7.dcm").read_bytes())
+    assert find_series(tmp_path).left_out == {"hidden slice": [tmp_path / name]}
+    volumes(tmp_path, V)
+    (tmp_path / "IM7.dcm").unlink()
+    refused(tmp_path, f"{re.escape(name)}: .*hidden")
+
+
+def test_hidden_files_that_are_no_slices_do_not_count(tmp_path):
+    for path in write(tmp_path):
+        path.rename(path.with_suffix(""))
+    for name in ("._IM7", ".DS_Store"):
+        (tmp_path / name).write_bytes((tmp_path / "IM7").read_bytes()[:200])
+    (tmp_path / ".gitkeep").touch()
+    assert not find_series(tmp_path).damaged
+    volumes(tmp_path, V)
+
+
+def test_a_hidden_file_with_the_suffix_of_slices_counts_as_damaged(tmp_path):
+    write(tmp_path)
+    (tmp_path / ".IM8.dcm").write_bytes(b"")
+    assert find_series(tmp_path).damaged == [tmp_path / ".IM8.dcm"]
+
+
+@pytest.mark.parametrize("suffix", [".dcm", ""])
+def test_a_compressed_slice_beside_others_counts_as_damaged(tmp_path, suffix):
+    for path in write(tmp_path):
+        path.rename(path.with_suffix(suffix))
+    last = tmp_path / f"IM7{suffix}"
+    packed = tmp_path / f"IM7{suffix}.gz"
+    packed.write_bytes(gzip.compress(last.read_bytes()))
+    last.unlink()
+    (tmp_path / "notes.txt.gz").write_bytes(gzip.compress(b"nothing"))
+    (tmp_path / "notes.gz").write_bytes(gzip.compress(b"nothing"))
+    assert find_series(tmp_path).damaged == [packed]
+    assert "unpack" in damage_of(packed)
 
 
 LEFT_OUT: list[tuple[str, Callable[[Path], object]]] = [

@@ -64,7 +64,7 @@ def test_several_series_in_one_folder_are_told_apart(tmp_path):
     found = find_series(tmp_path)
     assert sorted((s.patient, len(s.files)) for s in found.series) == [("A", 6), ("B", 6)]
     assert not found.damaged
-    assert [*found.left_out] == ["single slice"] and len(found.left_out["single slice"]) == 1
+    assert {kind: len(paths) for kind, paths in found.left_out.items()} == {"single slice": 1, "hidden slice": 1}
     for series in found.series:
         np.testing.assert_array_equal(read_series(series).array[0], noise(1 if series.patient == "A" else 2))
 

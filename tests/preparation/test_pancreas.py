@@ -1,5 +1,6 @@
 """DICOM and labels of other axes -> what `PancreasCT` reads: each other's voxels, 1 mm, the same millimetre."""
 
+import gzip
 import itertools
 from pathlib import Path
 
@@ -271,6 +272,19 @@ def test_files_that_add_to_no_volume_are_counted_and_series_of_nobody_are_told(t
     assert [*found.cases] == ["image0001"] and found.left_out == {"repeated slice": 1, "single slice": 1}
     (problem,) = found.problems
     assert str(tmp_path / "other") in problem and "several frames" in problem
+
+
+def test_a_slice_that_is_hidden_or_compressed_is_told(tmp_path):
+    files = write_raw(tmp_path)
+    packed = files[-1].with_name(files[-1].name + ".gz")
+    packed.write_bytes(gzip.compress(files[-1].read_bytes()))
+    files[-1].unlink()
+    hidden = files[0].rename(files[0].with_name("." + files[0].name))
+    found = PancreasPreparation("ground_truth").find(tmp_path)
+    (problem,) = found.problems
+    assert str(packed) in problem
+    (series,) = found.cases["image0001"]["series"]
+    assert str(hidden) in series.problem
 
 
 def test_a_series_without_its_label_is_known_before_reading(tmp_path):

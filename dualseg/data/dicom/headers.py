@@ -37,15 +37,18 @@ TRAITS: tuple[str | tuple[int, int], ...] = (
     *("AcquisitionNumber", "DiffusionGradientOrientation", "SequenceName", "InversionTime", "FlipAngle", "KVP"),
     *((0x0019, 0x100C), (0x2001, 0x1003), (0x0043, 0x1039)),  # b-values of Siemens, Philips and GE
     *("NominalPercentageOfCardiacPhase", "FrameReferenceTime", "TriggerTime", "SliceThickness", "AcquisitionTime"),
+    *("SeriesNumber", "SeriesDescription", "ContrastBolusAgent"),
 )
 _TAGS = [
     *("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID", "PatientID"),
     *("Modality", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation"),
     *("PixelRepresentation", "RescaleSlope", "RescaleIntercept", "SpacingBetweenSlices", *_PLACE),
+    "InstanceNumber",
 ]
 _TRAIT_TAGS = [Tag(tag) for tag in TRAITS]
 _ECHO_TIME, _IMAGE_TYPE = Tag("EchoTime"), Tag("ImageType")
 _READ = [*map(Tag, _TAGS), *_TRAIT_TAGS]
+PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".z")  # suffixes of files that hold another, lower case
 _PREAMBLE = 128  # bytes before "DICM"; some exports leave both out
 _SKEW = 2e-3  # by which a direction's length or two directions' product may be off; headers may have three decimals
 
@@ -65,6 +68,7 @@ class Slice(NamedTuple):
         distance: SpacingBetweenSlices in mm, 0 where there is none.
         storage: how values are stored; the slices of a volume agree in it.
         traits: of `TRAITS`.
+        number: InstanceNumber as it is written, None where there is none.
     """
 
     path: Path
@@ -81,6 +85,7 @@ class Slice(NamedTuple):
     distance: float
     storage: tuple[Hashable, ...]
     traits: tuple[Hashable, ...]
+    number: bytes | None
 
 
 class Flawed(NamedTuple):
@@ -143,6 +148,8 @@ def read_header(path: Path) -> Slice | Flawed | Other | None:
 
 def damage_of(path: Path) -> str:
     """The message for a file that may be a slice, and whose header cannot be read."""
+    if path.suffix.lower() in PACKED:
+        return f"{path}: lies beside slices and is compressed; unpack it, or move it away."
     fix = "slices of the series beside it may be missing; download them again"
     return f"{path}: cannot be read as DICOM, its header is damaged or breaks off; {fix}."
 
@@ -221,6 +228,7 @@ def _slice(path: Path, header: pydicom.Dataset, series: str) -> Slice:
         distance=distance if np.isfinite(distance) else 0.0,
         storage=storage,
         traits=tuple(_trait(header, tag) for tag in _TRAIT_TAGS),
+        number=_written(header, Tag("InstanceNumber")),
     )
 
 

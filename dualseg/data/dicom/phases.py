@@ -4,8 +4,10 @@ Phases, echoes and the like of one series lie at the same places. Of slices that
 out, whatever their traits: a volume of every second slice is none.
 """
 
+from collections import Counter
 from collections.abc import Hashable, Sequence
-from itertools import combinations
+from contextlib import suppress
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,8 +17,14 @@ from dualseg.data.dicom.headers import TRAITS, Slice
 from dualseg.data.dicom.stacks import SAME_PLACE, Stack, axes_of, stack_of
 
 SORT = "sort the files of each scan into a folder of its own, and give these one by one"
-_ECHO = 0.05  # of the echo time; scanners write small differences between slices
+_ECHO = 0.05  # of the echo time and the like; scanners write small differences between slices
 _CONSTANT = TRAITS[:6]  # a volume has one value of each
+# Values of these may follow each other along a volume, but not take turns. Times do in interleaved 2-D acquisitions.
+_IN_BLOCKS = (
+    *TRAITS[6:15],
+    *("SliceThickness", "SeriesNumber", "SeriesDescription", "ContrastBolusAgent"),
+)
+_NUMBERS = ("InversionTime", "FlipAngle", "KVP", "SliceThickness")  # as echo times: small differences are none
 _LEAST_OVERLAP = 0.5  # of the extents of two phases
 
 
@@ -90,23 +98,54 @@ def _part(slices: Sequence[Slice], doubles: Sequence[tuple[Path, Path]] = ()) ->
 def _mixed(stack: Stack) -> str:
     """Slices on one grid may be of two scans all the same."""
     for number, tag in enumerate(TRAITS):
-        values = _levels([own.traits[number] for own in stack.slices], tag)
+        own = [one.traits[number] for one in stack.slices]
+        values = _levels([_number(value) for value in own] if tag in _NUMBERS else own)
         changes = [k for k in range(1, len(values)) if values[k] != values[k - 1]]
-        # acquisitions may follow each other along a volume, but not take turns
-        taking_turns = len(changes) >= len(set(values))
-        if changes and (tag in _CONSTANT or (tag == "AcquisitionNumber" and taking_turns)):
+        if changes and (tag in _CONSTANT or (tag in _IN_BLOCKS and _take_turns(values, tag == "AcquisitionNumber"))):
             before, after = stack.slices[changes[0] - 1].path, stack.slices[changes[0]].path
+            name = tag if isinstance(tag, str) else "b-value (private element {:04X},{:04X})".format(*tag)
             return (
-                f"{after}: its {tag} is another than that of the slice before it ({before.name}), so that two scans "
+                f"{after}: its {name} is another than that of the slice before it ({before.name}), so that two scans "
                 f"seem to be in one series; {SORT}."
             )
-    return ""
+    return _numbered_twice(stack.slices)
 
 
-def _levels(values: Sequence[Hashable], tag: str | tuple[int, int]) -> list[Hashable]:
-    """Values; in the place of an echo time the number of its level."""
-    if tag != "EchoTime":
-        return list(values)
+def _take_turns(values: Sequence[Hashable], lone: bool) -> bool:
+    """Whether values come back after others. Args: lone: one that only a single slice has counts too."""
+    counts = Counter(values)
+    told = [value for value in values if lone or counts[value] > 1]
+    return sum(a != b for a, b in pairwise(told)) >= max(2, len(set(told)))
+
+
+def _numbered_twice(slices: Sequence[Slice]) -> str:
+    """The problem where each InstanceNumber occurs as often, and more than once, and not in one block after another."""
+    numbers = [_number(own.number) for own in slices]
+    counts = Counter(numbers)
+    times = counts[numbers[0]]
+    if times == 1 or len(counts) == 1 or {*counts.values()} != {times}:
+        return ""
+    if all(isinstance(number, float) for number in numbers):
+        steps = np.diff(np.reshape(np.array(numbers, float), (times, -1)), axis=1)
+        if ((steps > 0).all(axis=1) | (steps < 0).all(axis=1)).all():
+            return ""
+    again = numbers.index(numbers[0], 1)
+    return (
+        f"{slices[again].path}: has the InstanceNumber of {slices[0].path.name}, as each of their series has {times} "
+        f"times, so that {times} scans seem to be in one series; {SORT}."
+    )
+
+
+def _number(value: Hashable) -> Hashable:
+    """What is written, as a number if it is one."""
+    if isinstance(value, bytes):
+        with suppress(ValueError):
+            return float(value)
+    return value
+
+
+def _levels(values: Sequence[Hashable]) -> list[Hashable]:
+    """Values; in the place of a number, such as an echo time, the number of its level."""
     levels: dict[float, int] = {}
     level, latest = 0, None
     for time in sorted({value for value in values if isinstance(value, float)}):
@@ -118,7 +157,7 @@ def _levels(values: Sequence[Hashable], tag: str | tuple[int, int]) -> list[Hash
 def _split(slices: list[Slice]) -> list[Part]:
     """Volumes that one trait or up to three together tell apart, and the rest, which is refused; empty: none do."""
     along = np.array([own.position for own in slices]) @ axes_of(slices)[2]
-    columns = [_levels([own.traits[k] for own in slices], tag) for k, tag in enumerate(TRAITS)]
+    columns = [_levels([own.traits[k] for own in slices]) for k in range(len(TRAITS))]
     columns.append([own.path.parent for own in slices])
     varying = [values for values in columns if 1 < len(set(values)) <= len(slices) // 2]
     best: list[Part] = []

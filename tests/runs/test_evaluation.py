@@ -211,8 +211,12 @@ def test_evaluations_that_run_at_once_have_folders_of_their_own(run):
     assert names(run) == ["003-validation"], "of the others nothing was written"
 
 
-def test_nothing_stays_of_an_evaluation_that_fails_at_once(run):
-    with pytest.raises(KeyError), writing_evaluation(run, "test", None):
+@pytest.mark.parametrize("written", [True, False])
+def test_nothing_stays_of_an_evaluation_that_fails(run, written):
+    with pytest.raises(KeyError), writing_evaluation(run, "test", None) as evaluation:
+        if written:
+            write_json(evaluation.manifest_file, {"dualseg": "0", "evaluated": {}})
+            slices_of(evaluation, "x")
         raise KeyError
     assert not run.evaluations.exists()
 
@@ -225,7 +229,7 @@ def test_a_given_folder_has_one_writer(run, tmp_path):
 
 
 @pytest.mark.parametrize("given", [True, False])
-@pytest.mark.parametrize("left", [[], ["manifest"], ["manifest", "config"], ["manifest", "config", "cases"]])
+@pytest.mark.parametrize("left", [["manifest"], ["manifest", "config"], ["manifest", "config", "cases"]])
 def test_the_folder_of_a_stopped_evaluation_is_taken_again(run, given, left):
     stopped = RunFolder(run.evaluations / "001-test")
     slices_of(stopped, "of other data")
@@ -236,7 +240,7 @@ def test_the_folder_of_a_stopped_evaluation_is_taken_again(run, given, left):
     output = str(stopped.path) if given else None
     with writing_evaluation(run, "test", output) as again:
         assert again.path == stopped.path
-        assert not again.slices.exists() and not list(again.path.glob(".*.tmp.*"))
+        assert [path.name for path in again.path.iterdir()] == [lock.LOCK]
 
 
 def test_the_folder_of_one_that_runs_or_of_another_split_is_not(run):
@@ -249,7 +253,10 @@ def test_the_folder_of_one_that_runs_or_of_another_split_is_not(run):
     assert (other.slices / "x.npz").exists()
 
 
-@pytest.mark.parametrize("content", ["metrics.json", "notes.txt", "checkpoints/x.ckpt", "config.yaml", "manifest.json"])
+@pytest.mark.parametrize(
+    "content",
+    ["metrics.json", "notes.txt", "checkpoints/x.ckpt", "config.yaml", "manifest.json", "slices/c0.npz"],
+)
 @pytest.mark.parametrize("given", [True, False])
 def test_what_is_no_stopped_evaluation_stays(run, given, content):
     """Also the folder of a run, and an evaluation that is finished."""

@@ -97,12 +97,35 @@ def test_every_run_of_an_ensemble_and_what_it_started_from_counts(folder):
             check_unseen(runs, data, SOURCE, [case], Trust())
 
 
-def test_weights_bring_along_what_they_were_trained_on(folder, tmp_path):
+def test_weights_bring_along_what_they_were_trained_on(folder, capsys):
     run = folder(config(), record("mine_v2", "c0"), record("older", "c9"))
     weights = run.checkpoints / "iteration-000002.ckpt"
     assert [known["dataset"] for known in trained_before(str(weights))] == ["mine_v2", "older"]
-    assert trained_before(None) == trained_before(str(tmp_path / "other.ckpt")) == []
-    assert trained_on(folder(config())) == []
+    assert trained_before(None) == trained_on(folder(config())) == [] and capsys.readouterr().err == ""
+
+
+def test_of_weights_from_elsewhere_it_is_said_that_nobody_knows(folder, tmp_path, capsys):
+    older = folder(config(), {"dataset": "mine_v2", "fingerprint": "f"})
+    for weights in (tmp_path / "copied.ckpt", older.checkpoints / "iteration-000002.ckpt"):
+        assert trained_before(str(weights)) == []
+        told = capsys.readouterr().err
+        assert told.startswith(f"warning: weights={weights}: unknown") and told.count("\n") == 1
+
+
+def test_a_record_without_images_counts_by_its_names(folder):
+    known = record("mine_v2", "c0")
+    del known["images"]
+    run = folder(config(), known, known)
+    assert [one["images"] for one in trained_on(run)] == [{}, {}]
+    with pytest.raises(DualsegError, match="c0 for one"):
+        check_unseen([run], config()["data"], SOURCE, ["c0"], Trust())
+
+
+@pytest.mark.parametrize("spoilt", [{"cases": {}}, {"cases": {"labeled": [], "unlabeled": []}}, {"cases": []}])
+def test_a_damaged_record_is_named(folder, spoilt):
+    run = folder(config(), spoilt)
+    with pytest.raises(DualsegError, match=r"manifest\.json: damaged.*restore"):
+        trained_on(run)
 
 
 @pytest.mark.parametrize(

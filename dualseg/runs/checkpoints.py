@@ -76,15 +76,18 @@ def not_finite(state: Mapping[str, Any], parameters: Container[str]) -> str | No
         parameters: names of those entries that are parameters.
     """
     for key, value in state.items():
-        if isinstance(value, Tensor) and value.is_floating_point():
-            if bool(value.isnan().any()) or (key in parameters and not value.isfinite().all()):
-                return key
+        if not (isinstance(value, Tensor) and value.is_floating_point()):
+            continue
+        if bool(value.isnan().any()) or (key in parameters and not value.isfinite().all()):
+            return key
     return None
 
 
 def _check_finite(path: Path, checkpoint: Mapping[str, Any], networks: Mapping[str, nn.Module], resume: bool) -> None:
     """Raises: DualsegError for weights that are not finite: they segment, without a word, as background alone."""
-    parameters = {f"networks.{name}.{key}" for name, network in networks.items() for key, _ in network.named_parameters()}
+    parameters = {
+        f"networks.{name}.{key}" for name, network in networks.items() for key, _ in network.named_parameters()
+    }
     broken = not_finite(checkpoint["state_dict"], parameters)
     if broken is None and resume:
         for number, optimizer in enumerate(checkpoint.get("optimizer_states", ())):

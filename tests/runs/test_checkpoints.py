@@ -20,7 +20,13 @@ from dualseg.assembly import build_trainer
 from dualseg.errors import DualsegError, Interrupted
 from dualseg.methods import DualNetwork
 from dualseg.runs.callbacks import RunTime
-from dualseg.runs.checkpoints import AtomicCheckpointIO, check_architecture, load_networks, network_states, read_checkpoint
+from dualseg.runs.checkpoints import (
+    AtomicCheckpointIO,
+    check_architecture,
+    load_networks,
+    network_states,
+    read_checkpoint,
+)
 from dualseg.runs.curves import read_curves
 from dualseg.runs.folder import RunFolder, iteration_of
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from dualseg.errors import DualsegError
 from dualseg.files import read_object
+from dualseg.processes import rank
 from dualseg.runs.folder import RunFolder
 
 Record = Mapping[str, Any]  # `dataset`; `cases`: role -> names; `images`: case that was trained on -> hash of its image
@@ -44,9 +45,9 @@ def _record(facts: Mapping[str, Any]) -> Record:
 def trained_before(weights: str | None) -> list[Record]:
     """`trained_on` of the run whose checkpoint `weights` is; where that does not say it, a warning on stderr."""
     records = trained_on(RunFolder(Path(weights).expanduser().resolve().parent.parent)) if weights else []
-    if weights and not records:
+    if weights and not records and rank() == 0:
         print(
-            f"warning: weights={weights}: unknown what these were trained on, as no manifest.json of their run says it; "
+            f"warning: weights={weights}: unknown what these were trained on: no manifest.json beside them says it; "
             "make sure that no case to be scored was among it.",
             file=sys.stderr,
         )

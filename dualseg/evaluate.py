@@ -113,6 +113,7 @@ def _evaluate(
     facts |= {"cases": {split: list(cases)}, "preprocessing": source.scan_record()}
     manifest = provenance.describe(settings["seed"], facts)
     manifest["evaluated"] = {str(run.path): {**taken[str(run.path)], "data": data_of(run)} for run in folders}
+    provenance.start(target.manifest_file, manifest, resumed_at=0)  # before the slices
     began = time.perf_counter()
     run_stage(evaluation, data, verbose=False)
     manifest["data"]["evaluation_fingerprint"] = {split: scored.fingerprint.hexdigest()}

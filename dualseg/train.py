@@ -119,7 +119,7 @@ def _train(settings: dict[str, Any], folder: Any) -> None:
     method = assembly.build_method(settings, data.source)
     networks = dict(method.networks.items())
     if latest is not None:
-        checkpoints.check_architecture(latest, networks)
+        checkpoints.check_architecture(latest, networks, resume=True)
     elif settings["weights"]:
         checkpoints.load_networks(settings["weights"], networks)
     along = ["validation"] if settings["trainer"]["validate_every"] else []

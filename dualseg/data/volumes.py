@@ -1,5 +1,6 @@
 """What a dataset on disk offers, whatever its files are: ordered case names, images and labels."""
 
+import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -198,12 +199,13 @@ class VolumeSource(ABC):
             record: what `scan_record` gave, or what JSON has left of it; an attribute of the class may be missing.
 
         Raises:
-            DualsegError: the record lacks an attribute that the class has no value for, or has an impossible value.
+            DualsegError: the record lacks an attribute that the class has no value for, or has an impossible value, or
+                the class does not let an attribute be set to another value.
         """
         for name in self.scan_attributes:
             if name in record:
                 value = record[name]
-                setattr(self, name, tuple(value) if isinstance(value, list) else value)
+                self._set_scan_attribute(name, tuple(value) if isinstance(value, list) else value)
             elif hasattr(type(self), name):
                 vars(self).pop(name, None)  # what the dataset on disk says is not what the run knew
             else:
@@ -212,6 +214,20 @@ class VolumeSource(ABC):
                     "the run is older than that, or its preprocessing.json is lost. Put it back, or train again."
                 )
         self.check_scan_record()
+
+    def _set_scan_attribute(self, name: str, value: Any) -> None:
+        try:
+            setattr(self, name, value)
+        except AttributeError as error:  # a property, or a frozen dataclass, which may well say the same
+            try:
+                own = getattr(self, name)
+            except AttributeError:  # made by `for_scans`, it lacks what the property reads
+                own = None
+            if json.dumps(own, default=str) != json.dumps(value, default=str):  # lists and tuples are the same
+                raise DualsegError(
+                    f"{type(self).__name__}: {name} cannot be set ({error}), but the run knows {value} and the dataset "
+                    f"has {own}; let the class keep {name} as an attribute that can be set."
+                ) from error
 
     @classmethod
     def for_scans(cls, record: Mapping[str, Any]) -> Self:

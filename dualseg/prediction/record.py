@@ -101,7 +101,7 @@ class PredictionRecord:
         """Raises: DualsegError where there are maps that were not made by what `made_by` says now."""
         if not self.content:
             return
-        now = _comparable(wanted)
+        now = _comparable(wanted)  # without a module that is lost: who needs it will say so
         different = [
             f"{key}: {self._made_by.get(key)} there, {now[key]} now"
             for key in now
@@ -157,8 +157,10 @@ class PredictionRecord:
 
 def _comparable(content: Mapping[str, Any]) -> dict[str, str]:
     checkpoints = [f"{one['checkpoint']} {one['sha256'][:16]}" for one in content["predicted_by"].values()]
+    code = {module: digest for one in content["predicted_by"].values() for module, digest in one["code"].items()}
     return {
         "checkpoint": ", ".join(checkpoints),
+        **{f"code of {module}": digest[:16] for module, digest in code.items()},
         "config.yaml and preprocessing.json": ", ".join(digest[:16] for digest in content["run_settings_sha256"]),
         "classes": ", ".join(content["labels"]),
         **{key: str(value) for key, value in content["settings"].items() if key not in SAME_MAPS},

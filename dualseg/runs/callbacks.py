@@ -133,7 +133,8 @@ class Checkpoints(Callback):
         if trainer.global_step == self._saved_at:
             return
         # a step can overflow on a loss that is finite; saved, such weights would push out the last good checkpoint
-        broken = not_finite(trainer.lightning_module.state_dict())
+        method = trainer.lightning_module
+        broken = not_finite(method.state_dict(), {name for name, _ in method.named_parameters()})
         if broken is not None:
             raise DualsegError(
                 f"weights not finite after iteration {trainer.global_step}: {broken}. The last good checkpoint is "

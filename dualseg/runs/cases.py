@@ -3,12 +3,14 @@
 The split file may have been made anew since, and the volumes may bear other names or lie elsewhere.
 """
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dualseg.errors import DualsegError
 from dualseg.files import read_object
+from dualseg.processes import rank
 from dualseg.runs.folder import RunFolder
 
 Record = Mapping[str, Any]  # `dataset`; `cases`: role -> names; `images`: case that was trained on -> hash of its image
@@ -27,13 +29,29 @@ def trained_on(run: RunFolder) -> list[Record]:
     manifest = read_object(run.manifest_file)
     if "cases" not in manifest.get("data", {}) or "evaluated" in manifest:
         return []
-    records = [manifest["data"], *manifest.get("started_from", [])]
-    return [{key: record[key] for key in ("dataset", "cases", "images")} for record in records]
+    try:
+        return [_record(facts) for facts in (manifest["data"], *manifest.get("started_from", []))]
+    except (AttributeError, KeyError, TypeError) as error:
+        raise DualsegError(
+            f"{run.manifest_file}: damaged, so it is unknown what the run was trained on ({error!r}); restore it."
+        ) from error
+
+
+def _record(facts: Mapping[str, Any]) -> Record:
+    cases = {role: list(facts["cases"][role]) for role in ("labeled", "unlabeled")}
+    return {"dataset": facts["dataset"], "cases": {**facts["cases"], **cases}, "images": dict(facts.get("images", {}))}
 
 
 def trained_before(weights: str | None) -> list[Record]:
-    """`trained_on` of the run whose checkpoint `weights` is; empty where it lies in no run folder."""
-    return trained_on(RunFolder(Path(weights).expanduser().resolve().parent.parent)) if weights else []
+    """`trained_on` of the run whose checkpoint `weights` is; where that does not say it, a warning on stderr."""
+    records = trained_on(RunFolder(Path(weights).expanduser().resolve().parent.parent)) if weights else []
+    if weights and not records and rank() == 0:
+        print(
+            f"warning: weights={weights}: unknown what these were trained on: no manifest.json beside them says it; "
+            "make sure that no case to be scored was among it.",
+            file=sys.stderr,
+        )
+    return records
 
 
 def refuse_trained(records: Iterable[Record], dataset: str, cases: Sequence[str], where: str) -> None:

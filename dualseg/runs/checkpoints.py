@@ -1,6 +1,6 @@
 """Checkpoints: written whole or not at all, read without executing code from them."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -39,8 +39,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Load a checkpoint onto the CPU with `weights_only`.
 
     Raises:
-        DualsegError: missing or damaged file, no dualseg checkpoint, one of a newer version, or weights that are not
-            finite: they segment, without a word, as background alone.
+        DualsegError: missing or damaged file, no dualseg checkpoint, or one of a newer version.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -65,22 +64,46 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise DualsegError(
             f"{path}: written by dualseg {made_by['version']}, newer than this {__version__}; update dualseg."
         )
-    if (broken := not_finite(checkpoint["state_dict"])) is not None:
+    return checkpoint
+
+
+def not_finite(state: Mapping[str, Any], parameters: Container[str]) -> str | None:
+    """Name of the first entry of a state dict that holds NaN or, of a parameter, infinity; None where there is none.
+
+    A buffer may be infinite, as a mask of attention is; what is no tensor, as a module's extra state, is passed over.
+
+    Args:
+        parameters: names of those entries that are parameters.
+    """
+    for key, value in state.items():
+        if not (isinstance(value, Tensor) and value.is_floating_point()):
+            continue
+        if bool(value.isnan().any()) or (key in parameters and not value.isfinite().all()):
+            return key
+    return None
+
+
+def _check_finite(path: Path, checkpoint: Mapping[str, Any], networks: Mapping[str, nn.Module], resume: bool) -> None:
+    """Raises: DualsegError for weights that are not finite: they segment, without a word, as background alone."""
+    parameters = {
+        f"networks.{name}.{key}" for name, network in networks.items() for key, _ in network.named_parameters()
+    }
+    broken = not_finite(checkpoint["state_dict"], parameters)
+    if broken is None and resume:
+        for number, optimizer in enumerate(checkpoint.get("optimizer_states", ())):
+            for parameter, values in optimizer["state"].items():
+                if isinstance(values, Mapping) and (key := not_finite(values, ())):
+                    broken = broken or f"optimizer_states[{number}], {key} of parameter {parameter}"
+    if broken is not None:
         raise DualsegError(
             f"{path}: weights not finite: {broken} holds NaN or infinity, so nothing can be done with this checkpoint. "
             "Copy it again, delete it to go on from an earlier one, or train again."
         )
-    return checkpoint
 
 
-def not_finite(state: Mapping[str, Tensor]) -> str | None:
-    """Name of the first weight of a state dict that holds NaN or infinity; None where there is none."""
-    return next((key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()), None)
-
-
-def network_states(checkpoint: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
+def network_states(checkpoint: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Name of each network in a checkpoint -> its state dict."""
-    states: dict[str, dict[str, Tensor]] = {}
+    states: dict[str, dict[str, Any]] = {}
     for key, value in checkpoint["state_dict"].items():
         if key.startswith("networks."):
             _, name, parameter = key.split(".", 2)
@@ -88,28 +111,41 @@ def network_states(checkpoint: Mapping[str, Any]) -> dict[str, dict[str, Tensor]
     return states
 
 
-def check_architecture(path: Path, networks: Mapping[str, nn.Module]) -> dict[str, dict[str, Tensor]]:
+def check_architecture(
+    path: Path, networks: Mapping[str, nn.Module], resume: bool = False
+) -> dict[str, dict[str, Any]]:
     """The states of a checkpoint's networks, after checking that they fit.
 
+    Args:
+        resume: a run goes on from it, for which the optimizers' states must be finite as well.
+
     Raises:
-        DualsegError: other networks, or parameters of other names or shapes.
+        DualsegError: other networks, parameters of other names or shapes, or values that are not finite.
     """
-    states = network_states(read_checkpoint(path))
+    checkpoint = read_checkpoint(path)
+    _check_finite(path, checkpoint, networks, resume)
+    states = network_states(checkpoint)
     if states.keys() != networks.keys():
         raise DualsegError(f"{path}: holds the networks {sorted(states)}, the configuration {sorted(networks)}.")
     for name, network in networks.items():
         own, given = network.state_dict(), states[name]
         wrong = next((k for k in own.keys() | given.keys() if k not in own or k not in given), None) or next(
-            (k for k in own if own[k].shape != given[k].shape), None
+            (k for k in own if _shape(own, k) != _shape(given, k)), None
         )
         if wrong is not None:
-            here = tuple(own[wrong].shape) if wrong in own else "absent"
-            there = tuple(given[wrong].shape) if wrong in given else "absent"
+            here, there = _shape(own, wrong), _shape(given, wrong)
             raise DualsegError(
                 f"{path}: of another architecture: network {name}, {wrong} is {there} there and {here} here. "
                 "Use the networks=... and widths that the checkpoint was trained with."
             )
     return states
+
+
+def _shape(state: Mapping[str, Any], key: str) -> tuple[int, ...] | str:
+    """Of an entry of a state dict; extra state of a module has none."""
+    if key not in state:
+        return "absent"
+    return tuple(state[key].shape) if isinstance(state[key], Tensor) else "no tensor"
 
 
 def load_networks(path: str | Path, networks: Mapping[str, nn.Module]) -> None:

@@ -37,7 +37,7 @@ def user_code(config: Mapping[str, Any]) -> dict[str, Path]:
         name, is_target = waiting.pop()
         for module, file in _modules_of(name):
             installed = _is_installed(file)
-            if module not in found and (is_target or not installed) and not _is_known(module, installed):
+            if module not in found and (is_target or not installed) and not _is_known(module, file, installed):
                 found[module] = file
                 waiting += [] if installed else [(imported, False) for imported in _imports(module, file)]
     return dict(sorted(found.items()))
@@ -127,10 +127,12 @@ def _imports(module: str, file: Path) -> list[str]:
     return names
 
 
-def _is_known(module: str, installed: bool) -> bool:
+def _is_known(module: str, file: Path, installed: bool) -> bool:
     """It belongs to Python, to dualseg, or to what dualseg depends on."""
     top = module.partition(".")[0]
-    return top in sys.stdlib_module_names or top in OURS or _is_dependency(top, installed)
+    if top in sys.stdlib_module_names:  # a file of the user's may have such a name, and come first
+        return not installed and any(file.resolve().is_relative_to(place) for place in _python_places())
+    return top in OURS or _is_dependency(top, installed)
 
 
 @cache
@@ -160,6 +162,11 @@ def _requirements(distribution: str) -> set[str]:
 
 def _normalised(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
+
+
+@cache
+def _python_places() -> tuple[Path, ...]:
+    return tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib"))
 
 
 @cache

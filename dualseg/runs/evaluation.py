@@ -196,6 +196,9 @@ def checkpoints_of(runs: Sequence[RunFolder]) -> dict[str, dict[str, Any]]:
 def writing_evaluation(run: RunFolder, label: str, output: str | None) -> Iterator[RunFolder]:
     """The folder of an evaluation, locked in the block, and cleared of what one that was stopped has left there.
 
+    The block writes manifest.json first: by it the folder is known as that of an evaluation. Where the block fails,
+    what it has written is removed.
+
     Args:
         run: the first one to evaluate.
         label: where `output` is None the folder is evaluations/NNN-<label> of `run`: that of an evaluation that was
@@ -217,8 +220,12 @@ def writing_evaluation(run: RunFolder, label: str, output: str | None) -> Iterat
                 mend = "evaluations are never written over earlier ones"
                 raise DualsegError(f"output={target.path}: is not empty; {mend}.")
         sweep_below(target.path)
-        shutil.rmtree(target.slices, ignore_errors=True)  # perhaps of other cases
-        yield target
+        _clear(target)
+        try:
+            yield target
+        except Exception:
+            _clear(target)
+            raise
 
 
 def _next_evaluation(run: RunFolder, label: str, stack: ExitStack) -> RunFolder:
@@ -238,15 +245,21 @@ def _remove_if_empty(folder: Path) -> None:
         folder.rmdir()
 
 
+def _clear(target: RunFolder) -> None:
+    """Remove what an evaluation that is not finished has left; manifest.json, by which it is known, last."""
+    shutil.rmtree(target.slices, ignore_errors=True)  # perhaps of other cases
+    for file in (target.config_file, target.cases_file, target.manifest_file):
+        file.unlink(missing_ok=True)
+
+
 def _is_unfinished(target: RunFolder) -> bool:
-    """The folder holds at most what `write_evaluation` and what comes before it leave when they are stopped."""
+    """The folder is empty, or its manifest.json says that an evaluation was stopped here, and nothing else is there."""
     if not target.path.exists():
         return True
     content = {path for path in target.path.iterdir() if path.name != LOCK and not is_temporary(path)}
-    content -= {target.slices}
     if not content:
         return True
-    own = {target.manifest_file, target.config_file, target.cases_file}
+    own = {target.manifest_file, target.config_file, target.cases_file, target.slices}
     with suppress(DualsegError):
         return target.manifest_file in content <= own and "evaluated" in read_object(target.manifest_file)
     return False

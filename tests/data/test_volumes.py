@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -51,3 +52,31 @@ def test_the_datasets_of_the_house_need_no_files(kind: type[VolumeSource]) -> No
     """Nor a record, where a run is older than it."""
     source = kind.for_scans({})
     assert source.channels == 1 and source.class_names[0] == "background"
+
+
+class Named(Scaled):
+    """Its classes are a property."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return ("background", "liver")
+
+    def __init__(self) -> None:
+        self.factor, self.window = 2.0, {}
+
+
+@dataclass(frozen=True)
+class Frozen(Scaled):
+    class_names: tuple[str, ...] = ("background", "liver")
+    factor: float = 2.0
+    window: str = "wide"
+
+
+@pytest.mark.parametrize("kind", [Named, Frozen])
+def test_attributes_that_cannot_be_set_must_say_what_the_run_knows(kind: type[VolumeSource]) -> None:
+    source = kind()
+    record = json.loads(json.dumps(source.scan_record()))
+    source.prepare_as(record)
+    assert source.scan_record() == kind().scan_record()
+    with pytest.raises(DualsegError, match=rf"{kind.__name__}: class_names.*spleen.*liver"):
+        source.prepare_as({**record, "class_names": ["background", "spleen"]})

@@ -15,6 +15,7 @@ from folder_layouts import save
 
 from dualseg import evaluate, predict, train
 from dualseg.metrics.functional import scores
+from dualseg.runs import callbacks
 
 ONE = {"channel_names": {"0": "MRI"}, "labels": {"background": 0, "ball": 1}}
 SHAPE = (24, 24, 24)
@@ -130,6 +131,26 @@ def test_a_trained_volume_is_not_scored_under_another_name(command, home, role):
         outcome = command(evaluate.main, f"run={home}/run", f"data.root={site}", f"output={home}/out", "data.name=new")
         assert not (home / "out" / "metrics.json").exists()
     outcome.complains(twin, "same voxels as b01 of site1", "leave one of the two out")
+
+
+def test_a_stopped_evaluation_is_known_by_its_manifest(command, home, monkeypatch):
+    """It lies there before the first slices do; a folder of slices alone is the user's."""
+    words = [f"run={home}/run", f"output={home}/out"]
+
+    def stop(*arguments, **options):
+        assert "evaluated" in content("manifest.json", home / "out")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(callbacks, "display_slices", stop)
+        assert command(evaluate.main, *words).code != 0
+    assert {path.name for path in (home / "out").iterdir()} - {".lock", "slices"} == {"manifest.json"}
+    assert command(evaluate.main, *words).code == 0
+    mine = home / "mine" / "slices" / "mine.txt"
+    mine.parent.mkdir(parents=True)
+    mine.touch()
+    command(evaluate.main, f"run={home}/run", f"output={home}/mine").complains("is not empty")
+    assert mine.exists()
 
 
 def test_weights_are_not_scored_on_what_they_were_trained_on_before(command, home):

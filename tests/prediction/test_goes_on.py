@@ -255,6 +255,15 @@ def test_other_networks_are_refused_by_name(predict, watch, scans, out, run, tmp
     predict(f"input={scans}", f"run={moved}").complains("config.yaml and preprocessing.json: ")
 
 
+def test_other_code_of_the_users_is_refused_by_name(predict, watch, scans, out, run) -> None:
+    stopped(watch, predict, "b.nii", f"input={scans}")
+    record = json.loads((out / "prediction.json").read_text())
+    record["predicted_by"][str(run)]["code"]["predict_toys"] = "0" * 64
+    (out / "prediction.json").write_text(json.dumps(record))
+    predict(f"input={scans}").complains("code of predict_toys: 0000", "there", "output=")
+    assert watch.seen == []
+
+
 def test_another_kind_of_device_is_refused(predict, watch, scans, out) -> None:
     stopped(watch, predict, "b.nii", f"input={scans}")
     record = json.loads((out / "prediction.json").read_text())

@@ -20,7 +20,13 @@ from dualseg.assembly import build_trainer
 from dualseg.errors import DualsegError, Interrupted
 from dualseg.methods import DualNetwork
 from dualseg.runs.callbacks import RunTime
-from dualseg.runs.checkpoints import AtomicCheckpointIO, load_networks, network_states, read_checkpoint
+from dualseg.runs.checkpoints import (
+    AtomicCheckpointIO,
+    check_architecture,
+    load_networks,
+    network_states,
+    read_checkpoint,
+)
 from dualseg.runs.curves import read_curves
 from dualseg.runs.folder import RunFolder, iteration_of
 
@@ -368,3 +374,48 @@ def test_slices_are_written_in_the_final_evaluation_only(tmp_path):
     assert [p.name for p in run.folder.slices.iterdir()] == ["case_5.npz"]
     run.trainer.test(run.method, run.data, verbose=False)
     assert sorted(p.name for p in run.folder.slices.iterdir()) == ["case_5.npz", "test_0.npz", "test_1.npz"]
+
+
+class Masked(torch.nn.Module):
+    """Has a mask of attention as a buffer, and extra state that is no tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(2))
+        self.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"version": 1}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "resume", "refused"),
+    [
+        ("mask", -torch.inf, True, None),
+        ("mask", torch.nan, False, "networks.a.mask"),
+        ("weight", torch.inf, False, "networks.a.weight"),
+        ("momentum_buffer", torch.nan, True, "momentum_buffer of parameter 0"),
+        ("momentum_buffer", torch.nan, False, None),
+    ],
+)
+def test_values_that_are_not_finite(place, value, resume, refused, tmp_path):
+    network = Masked()
+    state = {f"networks.a.{key}": entry for key, entry in network.state_dict().items()}
+    momentum = {"momentum_buffer": torch.zeros(2), "step": 1}
+    where = momentum[place] if place in momentum else state[f"networks.a.{place}"].clone()
+    where[1] = value
+    if place not in momentum:
+        state[f"networks.a.{place}"] = where
+    optimizer = {"state": {0: momentum}, "param_groups": []}
+    made_by = {"format": 1, "version": "0"}
+    path = tmp_path / "iteration-000001.ckpt"
+    torch.save({"state_dict": state, "optimizer_states": [optimizer], "dualseg": made_by}, path)
+    if refused is None:
+        check_architecture(path, {"a": network}, resume)
+        load_networks(path, {"a": network})
+    else:
+        with pytest.raises(DualsegError, match=f"not finite: .*{refused}"):
+            check_architecture(path, {"a": network}, resume)

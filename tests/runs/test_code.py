@@ -82,6 +82,15 @@ def test_python_dualseg_and_what_dualseg_depends_on_are_no_code_of_the_users(tar
     assert user_code(config(target)) == {}
 
 
+def test_a_file_of_the_users_may_have_the_name_of_a_module_of_python(modules, monkeypatch):
+    monkeypatch.delitem(sys.modules, "profile", raising=False)
+    root = modules(own_method="import profile, json.decoder, cProfile\n", profile="", json="")
+    assert user_code(config("own_method.A")) == {
+        "own_method": root / "own_method.py",
+        "profile": root / "profile.py",  # json is imported already, from Python's own folder
+    }
+
+
 def test_of_another_installed_package_the_named_module_counts_alone():
     assert [*user_code(config("medpy.metric.binary.dc"))] == ["medpy", "medpy.metric", "medpy.metric.binary"]
 

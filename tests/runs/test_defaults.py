@@ -19,6 +19,28 @@ from dualseg.runs.settings import resolve
 # what no default can stand for: it says which default it is, or there is none
 TELLS_WHICH = ("data.name", "method.name", "networks.a.architecture", "networks.b.architecture")
 
+TERMS = (
+    *("contrast", "cosine", "cross_pseudo", "entropy_filtered", "rectification", "supervised_ce", "supervised_dice"),
+    "uncertainty",
+)
+# Keys of the identity of every method's default configuration; a new one belongs into ADDED instead
+KEYS_OF_NAMES = {
+    "": "base_channels dropout evaluate_on objective seed weights",
+    "batch.": "labeled unlabeled",
+    "data.": "augmentation downsample held_out_test held_out_validation labeled labeled_ratio name patch_size stride "
+    "source._target_",
+    "inference.": "batch_size distance_unit",
+    "lr_schedule.": "_target_ factor milestones",
+    "method.": "_target_ confidence contrast fusion gradient_clip_norm keep_fraction margin name objective "
+    "prototype_momentum rampup_iterations temperature",
+    "method.terms.": " ".join(f"{term}.{key}" for term in TERMS for key in ("enabled", "weight")),
+    "networks.a.": "_target_ architecture base_channels dropout",
+    "networks.b.": "_target_ architecture base_channels dropout",
+    "optimizer.": "_partial_ _target_ lr momentum weight_decay",
+    "trainer.": "channels_last devices max_iterations num_nodes precision strategy sync_batchnorm threads "
+    "validate_every",
+}
+
 
 def composed(*overrides: str) -> dict[str, Any]:
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
@@ -136,4 +158,15 @@ def test_names_of_finished_runs_stay(overrides, name):
         "A key is new, or a default another one, and every run of before would be started anew. List a new key in "
         "dualseg.runs.folder.ADDED, with the value that runs without it had; write the new name here only where a "
         "default was changed on purpose."
+    )
+
+
+@pytest.mark.parametrize("method", sorted(path.stem for path in (conf_dir() / "method").glob("*.yaml")))
+def test_a_new_key_is_listed_so_that_names_stay(method):
+    known = {f"{start}{key}" for start, keys in KEYS_OF_NAMES.items() for key in keys.split()}
+    new = sorted(identity(composed(f"method={method}")).keys() - known)
+    assert not new, (
+        f"{', '.join(new)}: new in conf/, so that every automatic run name changes and finished runs are started anew. "
+        "List it in dualseg.runs.folder.ADDED with its default, which must do what runs without it did (or in "
+        "NOT_IDENTITY, where it never decides a result)."
     )

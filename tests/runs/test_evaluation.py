@@ -97,12 +97,35 @@ def test_every_run_of_an_ensemble_and_what_it_started_from_counts(folder):
             check_unseen(runs, data, SOURCE, [case], Trust())
 
 
-def test_weights_bring_along_what_they_were_trained_on(folder, tmp_path):
+def test_weights_bring_along_what_they_were_trained_on(folder, capsys):
     run = folder(config(), record("mine_v2", "c0"), record("older", "c9"))
     weights = run.checkpoints / "iteration-000002.ckpt"
     assert [known["dataset"] for known in trained_before(str(weights))] == ["mine_v2", "older"]
-    assert trained_before(None) == trained_before(str(tmp_path / "other.ckpt")) == []
-    assert trained_on(folder(config())) == []
+    assert trained_before(None) == trained_on(folder(config())) == [] and capsys.readouterr().err == ""
+
+
+def test_of_weights_from_elsewhere_it_is_said_that_nobody_knows(folder, tmp_path, capsys):
+    older = folder(config(), {"dataset": "mine_v2", "fingerprint": "f"})
+    for weights in (tmp_path / "copied.ckpt", older.checkpoints / "iteration-000002.ckpt"):
+        assert trained_before(str(weights)) == []
+        told = capsys.readouterr().err
+        assert told.startswith(f"warning: weights={weights}: unknown") and told.count("\n") == 1
+
+
+def test_a_record_without_images_counts_by_its_names(folder):
+    known = record("mine_v2", "c0")
+    del known["images"]
+    run = folder(config(), known, known)
+    assert [one["images"] for one in trained_on(run)] == [{}, {}]
+    with pytest.raises(DualsegError, match="c0 for one"):
+        check_unseen([run], config()["data"], SOURCE, ["c0"], Trust())
+
+
+@pytest.mark.parametrize("spoilt", [{"cases": {}}, {"cases": {"labeled": [], "unlabeled": []}}, {"cases": []}])
+def test_a_damaged_record_is_named(folder, spoilt):
+    run = folder(config(), spoilt)
+    with pytest.raises(DualsegError, match=r"manifest\.json: damaged.*restore"):
+        trained_on(run)
 
 
 @pytest.mark.parametrize(
@@ -211,8 +234,12 @@ def test_evaluations_that_run_at_once_have_folders_of_their_own(run):
     assert names(run) == ["003-validation"], "of the others nothing was written"
 
 
-def test_nothing_stays_of_an_evaluation_that_fails_at_once(run):
-    with pytest.raises(KeyError), writing_evaluation(run, "test", None):
+@pytest.mark.parametrize("written", [True, False])
+def test_nothing_stays_of_an_evaluation_that_fails(run, written):
+    with pytest.raises(KeyError), writing_evaluation(run, "test", None) as evaluation:
+        if written:
+            write_json(evaluation.manifest_file, {"dualseg": "0", "evaluated": {}})
+            slices_of(evaluation, "x")
         raise KeyError
     assert not run.evaluations.exists()
 
@@ -225,7 +252,7 @@ def test_a_given_folder_has_one_writer(run, tmp_path):
 
 
 @pytest.mark.parametrize("given", [True, False])
-@pytest.mark.parametrize("left", [[], ["manifest"], ["manifest", "config"], ["manifest", "config", "cases"]])
+@pytest.mark.parametrize("left", [["manifest"], ["manifest", "config"], ["manifest", "config", "cases"]])
 def test_the_folder_of_a_stopped_evaluation_is_taken_again(run, given, left):
     stopped = RunFolder(run.evaluations / "001-test")
     slices_of(stopped, "of other data")
@@ -236,7 +263,7 @@ def test_the_folder_of_a_stopped_evaluation_is_taken_again(run, given, left):
     output = str(stopped.path) if given else None
     with writing_evaluation(run, "test", output) as again:
         assert again.path == stopped.path
-        assert not again.slices.exists() and not list(again.path.glob(".*.tmp.*"))
+        assert [path.name for path in again.path.iterdir()] == [lock.LOCK]
 
 
 def test_the_folder_of_one_that_runs_or_of_another_split_is_not(run):
@@ -249,7 +276,10 @@ def test_the_folder_of_one_that_runs_or_of_another_split_is_not(run):
     assert (other.slices / "x.npz").exists()
 
 
-@pytest.mark.parametrize("content", ["metrics.json", "notes.txt", "checkpoints/x.ckpt", "config.yaml", "manifest.json"])
+@pytest.mark.parametrize(
+    "content",
+    ["metrics.json", "notes.txt", "checkpoints/x.ckpt", "config.yaml", "manifest.json", "slices/c0.npz"],
+)
 @pytest.mark.parametrize("given", [True, False])
 def test_what_is_no_stopped_evaluation_stays(run, given, content):
     """Also the folder of a run, and an evaluation that is finished."""

@@ -42,9 +42,7 @@ def writing(folder: Path, mend: str = "choose another name=...") -> Iterator[Non
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     for path in made:
         if path.is_symlink():
-            raise DualsegError(
-                f"{path}: is a link to {path.readlink()}, which does not exist; make that or remove it."
-            )
+            raise DualsegError(f"{path}: is a link to {path.readlink()}, which does not exist; make that or remove it.")
     with suppress(OSError):  # nothing can be written: what writes next says so
         folder.mkdir(parents=True, exist_ok=True)
     try:

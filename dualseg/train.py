@@ -34,6 +34,8 @@ def train(config: Any) -> None:
     from dualseg.runs.settings import resolve
 
     settings = resolve(config)
+    if settings["overwrite"] and RunFolder.of(settings).resumes_in_slurm(settings):
+        settings["overwrite"] = False
     if not _is_to_do(settings):
         return
     processes = 1 if in_group() or is_slurm_task() else processes_of(settings["trainer"])

@@ -65,7 +65,7 @@ class Checkpoints(Callback):
                 self._previous_handlers[number] = signal.signal(number, self._on_signal) or signal.SIG_DFL
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._saved_at = trainer.global_step or None  # a resumed run's checkpoint is there
+        self._saved_at = trainer.global_step  # a resumed run's checkpoint is there
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -120,17 +120,15 @@ class Checkpoints(Callback):
 
     def _answer(self, trainer: pl.Trainer, asked: set[int]) -> None:
         if stops := asked & self._stops:
-            raise Interrupted(
-                min(stops),
-                f"stopped after iteration {trainer.global_step}; a checkpoint is written. To go on: "
-                f"{self.resume_command}",
-            )
+            done = trainer.global_step
+            what = f"after iteration {done}; a checkpoint is written" if done else "before the first iteration"
+            raise Interrupted(min(stops), f"stopped {what}. To go on: {self.resume_command}")
         self._heard -= asked
         if signal.SIGUSR2 in asked:
             self._previous_handlers[signal.SIGUSR2](signal.SIGUSR2, None)  # submitit's ends the first process, no other
 
     def _save(self, trainer: pl.Trainer) -> None:
-        if trainer.global_step == self._saved_at:
+        if trainer.global_step in (0, self._saved_at):  # of no iterations there is nothing to go on from
             return
         # a step can overflow on a loss that is finite; saved, such weights would push out the last good checkpoint
         method = trainer.lightning_module

@@ -167,6 +167,13 @@ class RunFolder:
         manifest = read_object(self.manifest_file)
         return "dualseg" in manifest and "evaluated" not in manifest
 
+    def resumes_in_slurm(self, config: Mapping[str, Any]) -> bool:
+        """Slurm started this job again, with the same arguments, and it has a checkpoint of this run here."""
+        if int(os.environ.get("SLURM_RESTART_COUNT") or 0) == 0 or not self.launched or not self.latest_checkpoint():
+            return False
+        job = read_object(self.manifest_file).get("slurm_job")
+        return job is not None and job == os.environ.get("SLURM_JOB_ID") and not self._differences(config)
+
     @property
     def finished(self) -> bool:
         """Training and evaluation are complete: metrics.json is written last."""

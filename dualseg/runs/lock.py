@@ -7,7 +7,7 @@ import platform
 import stat
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from dualseg.errors import DualsegError
@@ -36,14 +36,45 @@ def writing(folder: Path, mend: str = "choose another name=...") -> Iterator[Non
     Where the file system has no locks, go on without.
 
     Raises:
-        DualsegError: another process holds it, or what lies in its place is no file of its own.
+        DualsegError: another process holds it, what lies in its place is no file of its own, or the folder is a link
+            that leads nowhere.
     """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
+    for path in made:
+        if path.is_symlink():
+            raise DualsegError(f"{path}: is a link to {path.readlink()}, which does not exist; make that or remove it.")
+    with suppress(OSError):  # nothing can be written: what writes next says so
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = _acquire(folder)
+    try:
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(holding(folder / LOCK))
+            except BlockingIOError:
+                raise being_written(folder, mend) from None
+            yield
+    finally:
+        with suppress(OSError):  # the first one that is not empty
+            for path in made:
+                if path.exists():
+                    path.rmdir()
+
+
+@contextmanager
+def holding(file: Path, patience: float | None = None) -> Iterator[None]:
+    """Hold the lock that is `file`, which is removed afterwards; where there are no locks, go on without.
+
+    Args:
+        file: in a folder that exists.
+        patience: seconds to wait for another holder; None is `PATIENCE`.
+
+    Raises:
+        BlockingIOError: another process holds it.
+        DualsegError: what lies in its place is no file of its own.
+    """
+    try:
+        descriptor = _acquire(file, PATIENCE if patience is None else patience)
     except BlockingIOError:
-        raise being_written(folder, mend) from None
+        raise
     except OSError:  # no locks here, or nothing can be written: what writes next says so
         yield
         return
@@ -51,24 +82,20 @@ def writing(folder: Path, mend: str = "choose another name=...") -> Iterator[Non
     try:
         yield
     finally:
-        if _is_file(descriptor, folder / LOCK):  # else the folder was removed, and another run may have made it anew
-            (folder / LOCK).unlink()
+        if _is_file(descriptor, file):  # else its folder was removed, and another run may have made it anew
+            file.unlink()
         _held.discard(descriptor)
         os.close(descriptor)
-        with suppress(OSError):  # the first one that is not empty
-            for path in made:
-                if path.exists():
-                    path.rmdir()
 
 
-def _acquire(folder: Path) -> int:
+def _acquire(file: Path, patience: float) -> int:
     """Raises: BlockingIOError where another holds it, OSError where there are no locks."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + patience
     while True:
-        descriptor = _opened(folder, os.O_RDWR | os.O_CREAT)
+        descriptor = _opened(file, os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_file(descriptor, folder / LOCK):
+            if _is_file(descriptor, file):
                 os.ftruncate(descriptor, 0)
                 os.write(descriptor, f"process {os.getpid()} on {platform.node()}\n".encode())
                 return descriptor
@@ -83,20 +110,19 @@ def _acquire(folder: Path) -> int:
         os.close(descriptor)  # its holder has removed the file, or holds it still
 
 
-def _opened(folder: Path, flags: int) -> int:
+def _opened(path: Path, flags: int) -> int:
     """A descriptor of the lock, which is written to.
 
     Raises:
-        DualsegError: it is a link, of either kind, which a folder from elsewhere may hold to empty another file; or a
-            pipe, which nobody else may ever open.
+        DualsegError: it is a link, of either kind, which a folder from elsewhere may hold to empty another file; a
+            pipe, which nobody else may ever open; a folder or a socket.
         OSError: it cannot be opened.
     """
-    path = folder / LOCK
     foreign = DualsegError(f"{path}: is no plain file of its own, as a lock is; remove it.")
     try:
         descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
     except OSError as error:
-        if error.errno == errno.ELOOP or (error.errno == errno.ENXIO and path.exists()):
+        if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
             raise foreign from error
         raise
     found = os.fstat(descriptor)
@@ -117,7 +143,7 @@ def _is_file(descriptor: int, path: Path) -> bool:
 def is_locked(folder: Path) -> bool:
     """A process is writing this run folder; False also where that cannot be known."""
     try:
-        descriptor = _opened(folder, os.O_RDONLY)
+        descriptor = _opened(folder / LOCK, os.O_RDONLY)
     except (DualsegError, OSError):
         return False
     try:
@@ -134,7 +160,7 @@ def is_locked(folder: Path) -> bool:
 def holder(folder: Path) -> str:
     """Who holds the lock, or held it when it was killed, as its file says; empty where that says nothing."""
     try:
-        with os.fdopen(_opened(folder, os.O_RDONLY)) as file:
+        with os.fdopen(_opened(folder / LOCK, os.O_RDONLY)) as file:
             who = file.read(200).strip()
         check_printable("lock", [who])
     except (DualsegError, OSError, UnicodeDecodeError):

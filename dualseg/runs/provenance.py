@@ -94,6 +94,7 @@ def describe(seed: int, data: dict[str, Any]) -> dict[str, Any]:
         },
         "data": data,
         "command": command_line(),
+        "slurm_job": os.environ.get("SLURM_JOB_ID"),
         "started": now(),
         "finished": None,
         "seconds": None,

@@ -7,6 +7,8 @@ Each step is one rename: whatever kills the process leaves one of these, and the
     -                      former run       put it back
     new, no checkpoint     former run       remove the new one, put the former back
     new, a checkpoint      former run       remove the former
+
+Beside them .NAME.removed is what is being removed, .NAME.settling a lock while runs are moved.
 """
 
 import hashlib
@@ -14,12 +16,15 @@ import os
 import platform
 import shutil
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dualseg.errors import DualsegError
-from dualseg.runs.lock import LOCK, holder, is_locked, writing
+from dualseg.runs.lock import LOCK, holder, holding, is_locked, writing
 
+SETTLING = "settling"
+PATIENCE = 60.0  # seconds: removing a run may take that long
 LONGEST = 240  # bytes of a name to which something is added: file systems take 255
 
 
@@ -35,24 +40,21 @@ def set_aside(path: Path) -> None:
         OSError: the file system refuses; the former run is where it was.
     """
     path, former = path.resolve(), place_of(path)
-    path.rename(former)
-    try:
-        path.mkdir()
-        _move_lock(former, path)
-    except OSError:
-        _put_back(path, former)
-        raise
+    with _settling(path):
+        path.rename(former)
+        try:
+            path.mkdir()
+            _move_lock(former, path)
+        except OSError:
+            _put_back(path, former)
+            raise
 
 
 def drop(path: Path) -> None:
     """Remove the former run, if the new one has a checkpoint."""
-    former = place_of(path)
-    removed = _beside(path, "removed")  # of a removal that is cut off nothing is taken for a run
-    if former.exists() and _has_checkpoint(path):
-        shutil.rmtree(removed, ignore_errors=True)
-        with suppress(OSError):  # the next command tries again
-            former.rename(removed)
-    shutil.rmtree(removed, ignore_errors=True)
+    if _has_checkpoint(path) and _has_left(path):
+        with suppress(OSError), _settling(path):  # the next command tries again
+            _drop(path)
 
 
 def settle(path: Path) -> None:
@@ -61,12 +63,9 @@ def settle(path: Path) -> None:
     Raises:
         OSError: the file system refuses.
     """
-    drop(path)
-    former = place_of(path)
-    if former.exists() and not _has_checkpoint(path):
-        _put_back(path.resolve(), former)
-        reason = "the one that was to take its place had no checkpoint yet"
-        print(f"{path}: holds its former run again, for {reason}.", file=sys.stderr)
+    if _has_left(path):
+        with _settling(path):
+            _settle(path)
 
 
 def recover(path: Path, reading: bool = True) -> Path:
@@ -82,20 +81,61 @@ def recover(path: Path, reading: bool = True) -> Path:
     Raises:
         DualsegError: naming both folders, where the file system refuses.
     """
-    former = place_of(path)
-    if not former.exists() or is_locked(former) or is_locked(path):  # the lock moves from the one to the other
+    if is_locked(path) or not _has_left(path):
         return path
-    if reading and not (_held_here(path) or _held_here(former)):
-        return path if _has_checkpoint(path) else former
+    former = place_of(path)
     try:
-        with writing(path):
-            settle(path)
+        with _settling(path):
+            if is_locked(former) or is_locked(path):  # the lock moves from the one to the other
+                return path
+            if reading and former.exists() and not (_held_here(path) or _held_here(former)):
+                return path if _is_whole(path) else former
+            if former.exists():
+                with writing(path):
+                    _settle(path)
+            else:
+                _drop(path)
     except OSError as error:
         raise DualsegError(
             f"{path}: overwriting was cut off; its former run is in {former} and cannot be put back ({error}). Correct "
             "the permissions, or move it yourself."
         ) from error
     return path
+
+
+@contextmanager
+def _settling(path: Path) -> Iterator[None]:
+    """Only one process at a time moves the two runs: the lock of the folder moves with them, and is free between."""
+    with holding(_beside(path, SETTLING), PATIENCE):
+        yield
+
+
+def _has_left(path: Path) -> bool:
+    """An overwriting run is running, or was killed."""
+    return any(_beside(path, ending).exists() for ending in ("replaced", "removed", SETTLING))
+
+
+def _drop(path: Path) -> None:
+    former = place_of(path)
+    removed = _beside(path, "removed")  # of a removal that is cut off nothing is taken for a run
+    shutil.rmtree(removed, ignore_errors=True)
+    if former.exists() and _has_checkpoint(path):
+        with suppress(OSError):  # the next command tries again
+            former.rename(removed)
+        shutil.rmtree(removed, ignore_errors=True)
+
+
+def _settle(path: Path) -> None:
+    _drop(path)
+    former = place_of(path)
+    if not former.exists() or _has_checkpoint(path):
+        return
+    if _is_whole(path):
+        print(f"{path}: holds results, and so does {former}: both are kept; remove one of them.", file=sys.stderr)
+        return
+    _put_back(path.resolve(), former)
+    reason = "the one that was to take its place had no checkpoint yet"
+    print(f"{path}: holds its former run again, for {reason}.", file=sys.stderr)
 
 
 def _beside(path: Path, ending: str) -> Path:
@@ -105,9 +145,20 @@ def _beside(path: Path, ending: str) -> Path:
 
 
 def _put_back(path: Path, former: Path) -> None:
+    aside = _beside(path, "removed")
+    shutil.rmtree(aside, ignore_errors=True)
     _move_lock(path, former)
-    shutil.rmtree(path, ignore_errors=True)
-    former.rename(path)
+    with suppress(FileNotFoundError):  # killed here, or the folder could not be made
+        path.rename(aside)
+    try:
+        former.rename(path)
+    except OSError:
+        with suppress(OSError):
+            aside.rename(path)
+            _move_lock(former, path)
+        if former.exists():  # else another process has settled it, where there are no locks
+            raise
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _move_lock(folder: Path, other: Path) -> None:
@@ -117,6 +168,14 @@ def _move_lock(folder: Path, other: Path) -> None:
 
 def _has_checkpoint(path: Path) -> bool:
     return any((path / "checkpoints").glob("iteration-*.ckpt"))
+
+
+def _is_whole(path: Path) -> bool:
+    """Something that no overwriting run has which was killed before its first checkpoint, as an evaluation's results.
+
+    A folder from elsewhere may have the name of a former run.
+    """
+    return _has_checkpoint(path) or (path / "metrics.json").exists()
 
 
 def _held_here(folder: Path) -> bool:

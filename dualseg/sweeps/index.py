@@ -109,8 +109,8 @@ class Sweep:
         return read_json(self.file).get("scale")
 
     def run_folder(self, job: Job) -> RunFolder:
-        recover(self.output / job.run)
-        return RunFolder(self.output / job.run)
+        """Where to read a run: its former one, where an overwriting one was killed that may go on elsewhere."""
+        return RunFolder(recover(self.output / job.run))
 
     def log_file(self, run: str) -> Path:
         """What the last launches of a run printed."""
@@ -189,7 +189,7 @@ class Sweep:
     def state(self, job: Job) -> State:
         """How far a run is, as its folder tells; it may be written by another sweep, or by hand."""
         folder = self.run_folder(job)
-        if is_locked(folder.path):
+        if is_locked(self.output / job.run):
             return "running"
         if folder.damage() is not None:
             return "damaged"

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from types import TracebackType
 
 from rich.console import Console
@@ -55,12 +56,15 @@ class Monitor:
     ) -> None:
         self._stop.set()
         self._thread.join()
-        self._look()
-        self._progress.stop()
+        try:
+            self._look()
+        finally:
+            self._progress.stop()
 
     def _watch(self) -> None:
         while not self._stop.wait(POLL_SECONDS):
-            self._look()
+            with suppress(DualsegError):  # such as a folder that cannot be settled now: looked at again, and at the end
+                self._look()
 
     def _look(self) -> None:
         for job in self.jobs:

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -133,8 +134,8 @@ def tree(folder: Path) -> dict[str, str]:
     return {path.name: path.read_text() for path in folder.iterdir() if path.is_file()}
 
 
-@pytest.mark.parametrize("kind", ["link", "dangling link", "hard link", "pipe"])
-def test_what_is_no_file_of_its_own_is_neither_locked_nor_emptied(tmp_path, kind) -> None:
+@pytest.mark.parametrize("kind", ["link", "dangling link", "hard link", "pipe", "folder", "socket"])
+def test_what_is_no_file_of_its_own_is_neither_locked_nor_emptied(tmp_path, monkeypatch, kind) -> None:
     """A folder from somebody else may hold such a thing in the lock's place."""
     precious, run = tmp_path / "precious", tmp_path / "run"
     run.mkdir()
@@ -142,6 +143,12 @@ def test_what_is_no_file_of_its_own_is_neither_locked_nor_emptied(tmp_path, kind
         precious.write_text("years of work")
     if kind == "pipe":
         os.mkfifo(run / LOCK)
+    elif kind == "folder":
+        (run / LOCK).mkdir()
+    elif kind == "socket":
+        monkeypatch.chdir(run)  # a socket's path is short
+        with socket.socket(socket.AF_UNIX) as bound:
+            bound.bind(LOCK)
     elif kind == "hard link":
         (run / LOCK).hardlink_to(precious)
     else:
@@ -151,9 +158,17 @@ def test_what_is_no_file_of_its_own_is_neither_locked_nor_emptied(tmp_path, kind
     with pytest.raises(DualsegError, match=rf"{run / LOCK}: .* remove it"), writing(run):
         pytest.fail("held")
     assert tree(tmp_path) == before
-    (run / LOCK).unlink()
+    (run / LOCK).rmdir() if kind == "folder" else (run / LOCK).unlink()
     with writing(run):
         assert is_locked(run)
+
+
+def test_a_link_that_leads_nowhere_is_no_run_folder(tmp_path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    for folder in (tmp_path / "link", tmp_path / "link" / "run"):
+        with pytest.raises(DualsegError, match=rf"{tmp_path / 'link'}: .*{tmp_path / 'gone'}"), writing(folder):
+            pytest.fail("unlocked")
+    assert [path.name for path in tmp_path.iterdir()] == ["link"]
 
 
 def test_a_lock_says_nothing_that_a_terminal_obeys(tmp_path) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -169,3 +170,53 @@ def test_the_longest_name_can_be_overwritten(tmp_path):
         settle(path)
     assert content(path) == FORMER
     recover(Path("/"))
+
+
+def test_a_second_command_amid_the_putting_back_loses_nothing(path, monkeypatch):
+    rename, children = Path.rename, []
+
+    def renamed(self: Path, target: Path) -> Path:
+        """Before each move of a folder, start another command and give it time."""
+        if self.name != LOCK:
+            child = os.fork()
+            if child == 0:
+                code = 1
+                try:
+                    monkeypatch.undo()
+                    recover(path, reading=False)
+                    code = 0 if content(path) == FORMER else 2
+                finally:
+                    os._exit(code)
+            children.append(child)
+            time.sleep(0.2)
+        return rename(self, target)
+
+    with writing(path):
+        set_aside(path)
+        fill(path, NEW)
+        monkeypatch.setattr(Path, "rename", renamed)
+        settle(path)
+    monkeypatch.undo()
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    assert codes == [0, 0]
+    assert content(path) == FORMER and list(path.parent.iterdir()) == [path]
+
+
+def test_the_rest_of_a_removal_goes_where_the_run_is_read(path):
+    fill(path.parent / ".x.removed", FORMER)
+    with writing(path):
+        assert recover(path) == path
+        assert (path.parent / ".x.removed").exists(), "another process may be at it"
+    assert recover(path) == path
+    assert content(path) == FORMER and list(path.parent.iterdir()) == [path]
+
+
+def test_results_are_not_replaced_by_a_folder_that_has_the_name_of_a_former_run(path, capsys):
+    evaluation = {"config.yaml": "", "metrics.json": "{}"}
+    ensemble = path.parent / "ens"
+    fill(ensemble, evaluation)
+    fill(place_of(ensemble), FORMER)
+    for reading in (True, False):
+        assert recover(ensemble, reading=reading) == ensemble
+        assert content(ensemble) == evaluation and content(place_of(ensemble)) == FORMER
+    assert str(place_of(ensemble)) in capsys.readouterr().err

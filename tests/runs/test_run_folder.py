@@ -20,6 +20,7 @@ from dualseg.errors import DualsegError
 from dualseg.files import read_json, replacing, write_json, write_text
 from dualseg.runs.folder import NOT_IDENTITY, RunFolder, flatten, identity, iteration_of, run_name
 from dualseg.runs.settings import resolve
+from dualseg.train import train
 
 
 def composed(*overrides: str) -> dict[str, Any]:
@@ -363,3 +364,31 @@ def test_the_configuration_file_holds_no_interpolations_and_loads_plainly(settin
     folder.open(settings)
     assert "${" not in folder.config_file.read_text()
     assert yaml.safe_load(folder.config_file.read_text())["networks"]["b"]["base_channels"] == settings["base_channels"]
+
+
+def test_a_requeued_slurm_job_goes_on_in_what_it_began_though_it_says_overwrite(tmp_path, monkeypatch):
+    config = {"output": "runs", "overwrite": True, "seed": 0, "data": {"root": "x"}}
+    folder = RunFolder(tmp_path / "run")
+    folder.open(config)
+    folder.manifest_file.write_text('{"dualseg": "1", "slurm_job": "42"}')
+    monkeypatch.setenv("SLURM_JOB_ID", "42")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert not folder.resumes_in_slurm(config), "without a checkpoint the former run comes back"
+    (folder.checkpoints / "iteration-000003.ckpt").touch()
+    assert folder.resumes_in_slurm(config)
+    assert not folder.resumes_in_slurm({**config, "seed": 1})
+    resolved = {**config, "name": "run", "output": str(tmp_path)}
+    seen = []
+    monkeypatch.setattr("dualseg.runs.settings.resolve", dict)
+    monkeypatch.setattr("dualseg.train._is_to_do", lambda settings: seen.append(settings["overwrite"]))
+    for restarts in ("1", "0"):
+        monkeypatch.setenv("SLURM_RESTART_COUNT", restarts)
+        train(resolved)
+    assert seen == [False, True]
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    for key, value in (("SLURM_RESTART_COUNT", "0"), ("SLURM_JOB_ID", "43")):
+        with monkeypatch.context() as other:
+            other.setenv(key, value)
+            assert not folder.resumes_in_slurm(config), key
+    monkeypatch.delenv("SLURM_RESTART_COUNT")
+    assert not folder.resumes_in_slurm(config)

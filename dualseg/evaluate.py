@@ -50,12 +50,15 @@ def evaluate(
     """
     from dualseg.runs.evaluation import places_to_write, settings_of_evaluation, writing_evaluation
     from dualseg.runs.folder import RunFolder
-    from dualseg.runs.settings import check
-    from dualseg.runs.trusted import Trust
+    from dualseg.runs.settings import check, check_for_scans
+    from dualseg.runs.trusted import Trust, check_form
 
     folders = [RunFolder.existing(run) for run in runs]
     if len({folder.path.resolve() for folder in folders}) < len(folders):
         raise DualsegError("run: the same run folder is given twice.")
+    for folder in folders:
+        check_form(folder.config(), folder.config_file)
+        check_for_scans(folder.config(), folder.config_file)
     settings = settings_of_evaluation([folder.config() for folder in folders], changes)
     trust = Trust(trusted, places_to_write(changes))
     for folder in folders:

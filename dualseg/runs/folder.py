@@ -142,7 +142,8 @@ class RunFolder:
         try:
             config = yaml.load(self.config_file.read_text(), Loader=YAML_LOADER)
         except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-            raise DualsegError(f"{self.config_file}: cannot be read ({error}); {mend}.") from error
+            reason = " ".join(str(error).split())
+            raise DualsegError(f"{self.config_file}: cannot be read ({reason}); {mend}.") from error
         if not isinstance(config, dict):
             raise DualsegError(f"{self.config_file}: not a mapping of keys; {mend}.")
         if _values_in(config, {}) > MOST_VALUES:

@@ -39,8 +39,9 @@ def scan_source(run: RunFolder, trust: Trust) -> VolumeSource:
 
 
 def _with_record(kind: type[VolumeSource], run: RunFolder) -> VolumeSource:
+    record = scan_record(run)
     try:
-        return kind.for_scans(scan_record(run))
+        return kind.for_scans(record)
     except (DualsegError, TypeError) as error:  # the latter where the class lacks a method
         raise DualsegError(f"{run.preprocessing_file}: {error}") from error
 

@@ -58,14 +58,10 @@ class Trust:
             file: which it is of, for messages.
 
         Raises:
-            DualsegError: naming all that must be trusted; there are no networks, or there is no source of volumes.
+            DualsegError: naming all that must be trusted; as `check_form`.
         """
-        networks = config.get("networks")
-        check_network_names(f"{file}: networks", networks)
-        assert isinstance(networks, Mapping)
-        for name, network in networks.items():
-            _check_node(network, f"{file}: networks.{name}")
-        nodes = [_source_of(config, file), *networks.values()]
+        check_form(config, file)
+        nodes = [config["data"]["source"], *config["networks"].values()]
         foreign = [target for target in targets(nodes) if target not in self.names and not _is_ours(target)]
         if foreign:
             raise _untrusted(str(file), foreign)
@@ -76,7 +72,9 @@ class Trust:
         Raises:
             DualsegError: it is not trusted, cannot be imported, or is no VolumeSource.
         """
-        target = _source_of(run.config(), run.config_file)["_target_"]
+        config = run.config()
+        check_form(config, run.config_file)
+        target = config["data"]["source"]["_target_"]
         where = f"{run.config_file}: data.source"
         found = self._found(target, where, VolumeSource)
         if not (isinstance(found, type) and issubclass(found, VolumeSource)):
@@ -177,13 +175,22 @@ class Trust:
         return found
 
 
-def _source_of(config: Mapping[str, Any], file: Path) -> Mapping[str, Any]:
-    """`data.source` of a run's configuration. Raises: DualsegError where there is none."""
-    data = config.get("data")
-    source = data.get("source") if isinstance(data, Mapping) else None
-    _check_node(source, f"{file}: data.source")
-    assert isinstance(source, Mapping)
-    return source
+def check_form(config: Mapping[str, Any], file: Path) -> None:
+    """A configuration has networks of plain names and a source of volumes, each with a `_target_`.
+
+    Args:
+        config: of a run folder.
+        file: which it is of, for messages.
+
+    Raises:
+        DualsegError: it has not.
+    """
+    networks, data = config.get("networks"), config.get("data")
+    check_network_names(f"{file}: networks", networks)
+    assert isinstance(networks, Mapping)
+    for name, network in networks.items():
+        _check_node(network, f"{file}: networks.{name}")
+    _check_node(data.get("source") if isinstance(data, Mapping) else None, f"{file}: data.source")
 
 
 def _check_node(node: Any, where: str) -> None:

@@ -282,13 +282,13 @@ def test_one_run_may_be_that_of_several_variants(tmp_path: Path, study_run: Call
 
 
 def test_hostile_names_are_text(tmp_path: Path, study_run: Callable[..., Path]) -> None:
-    name = "<b>&_%$|{x}\n\n[y](z)"
+    name = "[<b>&_%$|{x}\n\n[y](z)"
     folder = study_run(tmp_path / "r", {"a": CASES}, variant=name)
     study = Study("x", {"cpu": ""}, (0,), {name: {}})
     write_study(study, [Member(name, "cpu", 0, RunFolder(folder))], tmp_path / "out")
     assert "<b>" not in (tmp_path / "out" / "report.html").read_text()
-    assert r"| &lt;b&gt;&amp;_%$\|{x} \[y](z) | a |" in (tmp_path / "out" / "table.md").read_text()
-    assert r"<b>\&\_\%\$|\{x\} [y](z) & a &" in (tmp_path / "out" / "table.tex").read_text()
+    assert r"| \[&lt;b&gt;&amp;_%$\|{x} \[y](z) | a |" in (tmp_path / "out" / "table.md").read_text()
+    assert r"{}[<b>\&\_\%\$|\{x\} [y](z) & a &" in (tmp_path / "out" / "table.tex").read_text()
 
 
 def test_hostile_sentences_are_text(tmp_path: Path, study_run: Callable[..., Path]) -> None:

@@ -284,6 +284,12 @@ def test_nothing_that_the_dataset_names_is_called(given, canary, change, command
     assert not {"evil_by_import", "antigravity"} & {*sys.modules}
 
 
+def test_a_tag_of_yaml_calls_nothing(canary, commands, run) -> None:
+    run.config_file.write_text("networks: !!python/object/apply:os.system ['touch ../canary']\n")
+    refused(commands(), f"{run.config_file}: cannot be read")
+    assert not canary.exists()
+
+
 @pytest.mark.parametrize(("values", "word"), MALFORMED, ids=lambda value: str(value)[:60])
 def test_a_configuration_that_no_run_writes(values, word, canary, change, commands, run, monkeypatch, tmp_path) -> None:
     monkeypatch.setenv("TARGET", "os.getcwd")

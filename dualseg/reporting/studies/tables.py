@@ -238,4 +238,6 @@ def _latex_comment(text: str) -> str:
 
 
 def _latex_row(cells: Iterable[str]) -> str:
-    return " & ".join(cells) + r" \\"
+    row = " & ".join(cells)
+    # after the \\ of the row above, LaTeX would take these for its arguments
+    return ("{}" if row.startswith(("[", "*")) else "") + row + r" \\"

@@ -72,7 +72,7 @@ def _predict(
     from dualseg.prediction.scans import find_scans
     from dualseg.reporting.viewer import ReviewPage, copies_of, is_finished
 
-    by = made_by(options, runs, sources)
+    by = made_by(options, runs, folder.class_names)
     record = folder.record(by)
     found = find_scans(options.input, sources[0].channels, options.identifiers, record.scans)
     scans, passed_over = found.scans, found.passed_over

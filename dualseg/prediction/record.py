@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dualseg.data.volumes import VolumeSource
 from dualseg.errors import DualsegError
 from dualseg.files import read_object, write_json
 from dualseg.prediction.names import NAMELESS, Origin, origin_of
@@ -28,18 +27,20 @@ OF_A_RUN = (
 SAME_MAPS = ("memory", "device")  # settings that may change: out of memory, a prediction goes on with less
 
 
-def made_by(options: Options, runs: Sequence[RunFolder], sources: Sequence[VolumeSource]) -> dict[str, Any]:
+def made_by(options: Options, runs: Sequence[RunFolder], class_names: Sequence[str]) -> dict[str, Any]:
     """What decides the maps. Neither inputs nor the command line, which may name patients."""
     digests = []
-    for run, source in zip(runs, sources, strict=True):
+    for run in runs:
         config = {k: v for k, v in flatten(run.config()).items() if k.startswith(OF_A_RUN)}
-        facts = json.dumps([config, source.scan_record()], sort_keys=True, default=str)
+        # as the run has recorded it: a newer version may know more of it
+        prepared = read_object(run.preprocessing_file) if run.preprocessing_file.is_file() else {}
+        facts = json.dumps([config, prepared], sort_keys=True, default=str)
         digests.append(hashlib.sha256(facts.encode()).hexdigest())
     settings = {key: value for key, value in asdict(options).items() if key not in ("run", "input", "output", "trust")}
     return {
         "predicted_by": checkpoints_of(runs),
         "run_settings_sha256": digests,
-        "labels": {name: value for value, name in enumerate(sources[0].class_names)},
+        "labels": {name: value for value, name in enumerate(class_names)},
         "settings": {**settings, "keep_largest": list(options.keep_largest)},
     }
 

@@ -25,10 +25,21 @@ def trained_on(run: RunFolder) -> list[Record]:
     if not run.manifest_file.is_file():
         return []
     manifest = read_object(run.manifest_file)
-    if "cases" not in manifest.get("data", {}) or "evaluated" in manifest:
+    own, before = manifest.get("data"), manifest.get("started_from", [])
+    if not isinstance(own, dict) or "cases" not in own or "evaluated" in manifest:
         return []
-    records = [manifest["data"], *manifest.get("started_from", [])]
+    records = [own, *(before if isinstance(before, list) else [before])]
+    if not all(map(_is_whole, records)):
+        raise DualsegError(f"{run.manifest_file}: what the run was trained on is damaged; restore it from a copy.")
     return [{key: record[key] for key in ("dataset", "cases", "images")} for record in records]
+
+
+def _is_whole(record: Any) -> bool:
+    cases, images = (record.get(key) if isinstance(record, dict) else None for key in ("cases", "images"))
+    if not isinstance(cases, dict) or not isinstance(images, dict) or "dataset" not in record:
+        return False
+    names = [cases.get("labeled"), cases.get("unlabeled")]
+    return all(isinstance(own, list) and all(isinstance(name, str) for name in own) for own in names)
 
 
 def trained_before(weights: str | None) -> list[Record]:

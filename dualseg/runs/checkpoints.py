@@ -65,7 +65,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise DualsegError(
             f"{path}: written by dualseg {made_by['version']}, newer than this {__version__}; update dualseg."
         )
-    if (broken := not_finite(checkpoint["state_dict"])) is not None:
+    if (broken := not_finite(checkpoint.get("state_dict", {}))) is not None:
         raise DualsegError(
             f"{path}: weights not finite: {broken} holds NaN or infinity, so nothing can be done with this checkpoint. "
             "Copy it again, delete it to go on from an earlier one, or train again."

@@ -27,19 +27,23 @@ def trained_on(run: RunFolder) -> list[Record]:
     if not run.manifest_file.is_file():
         return []
     manifest = read_object(run.manifest_file)
-    if "cases" not in manifest.get("data", {}) or "evaluated" in manifest:
+    own, before = manifest.get("data"), manifest.get("started_from", [])
+    if not isinstance(own, dict) or "cases" not in own or "evaluated" in manifest:
         return []
-    try:
-        return [_record(facts) for facts in (manifest["data"], *manifest.get("started_from", []))]
-    except (AttributeError, KeyError, TypeError) as error:
-        raise DualsegError(
-            f"{run.manifest_file}: damaged, so it is unknown what the run was trained on ({error!r}); restore it."
-        ) from error
+    records = [own, *(before if isinstance(before, list) else [before])]
+    if not all(map(_is_whole, records)):
+        raise DualsegError(f"{run.manifest_file}: what the run was trained on is damaged; restore it from a copy.")
+    return [{"dataset": one["dataset"], "cases": one["cases"], "images": one.get("images", {})} for one in records]
 
 
-def _record(facts: Mapping[str, Any]) -> Record:
-    cases = {role: list(facts["cases"][role]) for role in ("labeled", "unlabeled")}
-    return {"dataset": facts["dataset"], "cases": {**facts["cases"], **cases}, "images": dict(facts.get("images", {}))}
+def _is_whole(record: Any) -> bool:
+    if not isinstance(record, dict) or "dataset" not in record:
+        return False
+    cases, images = record.get("cases"), record.get("images", {})
+    if not isinstance(cases, dict) or not isinstance(images, dict):
+        return False
+    names = [cases.get("labeled"), cases.get("unlabeled")]
+    return all(isinstance(own, list) and all(isinstance(name, str) for name in own) for own in names)
 
 
 def trained_before(weights: str | None) -> list[Record]:

@@ -268,7 +268,7 @@ def _is_unfinished(target: RunFolder) -> bool:
 def _code_of(run: RunFolder) -> dict[str, str]:
     config = run.config()
     used = {"networks": config["networks"], "data": config["data"]["source"]}
-    noted = read_object(run.manifest_file).get("code", {}) if run.manifest_file.is_file() else {}
+    noted = run.noted_code() or {}
     files, hashes = user_code(used), code_hashes(used)
     for module, file in files.items():
         if noted.get(module, hashes[module]) != hashes[module]:
@@ -278,9 +278,10 @@ def _code_of(run: RunFolder) -> dict[str, str]:
 
 def data_of(run: RunFolder) -> dict[str, Any]:
     """On which data a run was trained: name, place and fingerprint."""
-    manifest = read_object(run.manifest_file) if run.manifest_file.is_file() else {}
+    noted = read_object(run.manifest_file).get("data") if run.manifest_file.is_file() else None
     data = run.config()["data"]
-    return {"dataset": data["name"], "root": data["root"], "fingerprint": manifest.get("data", {}).get("fingerprint")}
+    fingerprint = noted.get("fingerprint") if isinstance(noted, dict) else None
+    return {"dataset": data["name"], "root": data["root"], "fingerprint": fingerprint}
 
 
 def write_evaluation(

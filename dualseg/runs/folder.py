@@ -251,13 +251,24 @@ class RunFolder:
         if self.finished or latest is not None:
             self.check_code(config)
 
+    def noted_code(self) -> dict[str, str] | None:
+        """Module -> SHA-256 of the user's own code that the run was started with; None where nothing is noted.
+
+        Raises:
+            DualsegError: manifest.json is damaged.
+        """
+        noted = read_object(self.manifest_file).get("code") if self.manifest_file.is_file() else None
+        if noted is not None and not isinstance(noted, dict):
+            raise DualsegError(f"{self.manifest_file}: 'code' is no mapping of modules; restore it from a copy.")
+        return noted
+
     def check_code(self, config: Mapping[str, Any]) -> None:
         """The user's own code that `config` names is that which the run here was started with.
 
         Raises:
             DualsegError: it is not. Where an older version has noted none, that cannot be known.
         """
-        noted = read_object(self.manifest_file).get("code") if self.manifest_file.is_file() else None
+        noted = self.noted_code()
         changed = [] if noted is None else changed_code(config, noted)
         if changed:
             more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""

@@ -129,6 +129,16 @@ def test_a_damaged_record_is_named(folder, spoilt):
 
 
 @pytest.mark.parametrize(
+    "damage",
+    [{"cases": []}, {"cases": {"labeled": ["c0"]}}, {"images": None}, {"cases": {"labeled": [[]], "unlabeled": []}}],
+)
+def test_a_damaged_record_is_not_taken_for_none(folder, damage):
+    run = folder(config(), {**record("mine_v2", "c0"), **damage})
+    with pytest.raises(DualsegError, match=r"manifest\.json: .*damaged"):
+        trained_on(run)
+
+
+@pytest.mark.parametrize(
     "run",
     [
         config(),

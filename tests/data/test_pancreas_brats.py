@@ -207,7 +207,7 @@ def test_two_networks_train_on_brats_and_its_own_validation_list_is_scored(brats
     manifest = json.loads((run / "manifest.json").read_text())["data"]
     assert manifest.items() >= {"dataset": "brats", "labeled": 2, "unlabeled": 2, "validation": 25}.items()
     for case in source.validation_cases[2:]:
-        write(brats / f"{case}.h5", 0)
+        write(brats / f"{case}.h5", 99)  # no case that is trained on
     ended = command(evaluate.main, f"run={run}", "split=validation", f"output={tmp_path / 'scores'}")
     assert ended.code == 0, ended.err
     assert [r["case"] for r in rows_of(tmp_path / "scores") if r["network"] == "a"] == list(source.validation_cases)

@@ -308,7 +308,10 @@ def test_brats_regions_are_scored_and_exclusive_classes_trained(tmp_path, comman
     cases = (*lists.train_cases[:3], *lists.test_cases[:1])
     monkeypatch.setattr(BraTS2019Preparation, "listed", lambda self: cases)
     for k, case in enumerate(cases):
-        write_brats(tmp_path / "raw" / ("HGG", "LGG")[k % 2], case, *volumes())
+        modalities, label = volumes()
+        noise = np.random.default_rng(k).integers(0, 9, label.shape)  # no two cases have the same voxels
+        own = {name: array + (array > 0) * noise for name, array in modalities.items()}
+        write_brats(tmp_path / "raw" / ("HGG", "LGG")[k % 2], case, own, label)
     out = tmp_path / "out"
     words = ("data=brats", f"raw={tmp_path / 'raw'}", f"out={out}", "workers=1")
     ended = command(prepare.main, *words, f"modalities=[{','.join(MODALITIES)}]", "regions=true")

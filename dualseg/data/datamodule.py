@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from dualseg.data.batch import Batch
 from dualseg.data.checks import check_batch, check_patch_size
 from dualseg.data.reading import EvaluationVolume, Fingerprint, VolumeReader
 from dualseg.data.sampling import IterationBatchSampler, SampleKey, case_index, sample_seed
@@ -64,13 +65,12 @@ class PatchDataset(Dataset[dict[str, Any]]):
         return result
 
 
-def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """{"image": (N, C, W, H, D) float32, "label": (N_l, W, H, D) int64, "case": N names}, labeled samples first."""
-    return {
-        "image": torch.stack([sample["image"] for sample in samples]),
-        "label": torch.stack([sample["label"] for sample in samples if "label" in sample]),
-        "case": [sample["case"] for sample in samples],
-    }
+def collate(samples: list[dict[str, Any]]) -> Batch:
+    """Patches, labeled ones first, as one batch."""
+    image = torch.stack([sample["image"] for sample in samples])
+    labels = [sample["label"] for sample in samples if "label" in sample]
+    label = torch.stack(labels) if labels else torch.empty(0, *image.shape[2:], dtype=torch.int64)
+    return Batch(image, label, [sample["case"] for sample in samples])
 
 
 def _check_shares(processes: int, volumes: int) -> None:

@@ -46,7 +46,11 @@ class SlidingWindow:
         self.overlap = tuple(0.0 if s == p else 1 - (s + 0.5) / p for s, p in zip(stride, patch_size, strict=True))
 
     def __call__(
-        self, networks: Mapping[str, nn.Module], image: Tensor, size: Sequence[int] | None = None
+        self,
+        networks: Mapping[str, nn.Module],
+        image: Tensor,
+        size: Sequence[int] | None = None,
+        ensemble: Sequence[str] | None = None,
     ) -> dict[str, Tensor]:
         """Window-averaged probabilities of each network, and their mean as `ensemble` where there are several.
 
@@ -54,6 +58,7 @@ class SlidingWindow:
             networks: name -> network that returns (logits, features).
             image: (C, w, h, d) float32, on the networks' device.
             size: (W, H, D) of the grid to interpolate the probabilities to; None keeps the image's.
+            ensemble: the networks whose mean that is; None: all.
 
         Returns:
             name -> (K, W, H, D) float32.
@@ -70,8 +75,9 @@ class SlidingWindow:
         if size is not None and tuple(size) != tuple(image.shape[1:]):
             stacked = F.interpolate(stacked, size=tuple(size), mode="trilinear", align_corners=False)
         probabilities = dict(zip(networks, stacked[0].chunk(len(networks)), strict=True))
-        if len(networks) > 1:
-            probabilities["ensemble"] = torch.stack(list(probabilities.values())).mean(dim=0)
+        members = tuple(networks if ensemble is None else ensemble)
+        if len(members) > 1:
+            probabilities["ensemble"] = torch.stack([probabilities[name] for name in members]).mean(dim=0)
         return probabilities
 
     def _probabilities(self, network: nn.Module, windows: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import time
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytorch_lightning as pl
@@ -121,6 +121,7 @@ class Checkpoints(Callback):
     def _save(self, trainer: pl.Trainer) -> None:
         if trainer.global_step == self._saved_at:
             return
+        cast(SegmentationMethod, trainer.lightning_module).check_finite()
         state = trainer.lightning_module.state_dict()
         # a step can overflow on a loss that is finite; saved, such weights would push out the last good checkpoint
         broken = next((k for k, v in state.items() if v.is_floating_point() and not v.isfinite().all()), None)

@@ -72,7 +72,6 @@ NULLABLE = (
 NODES = ("data", "method", "networks", "optimizer", "lr_schedule", "trainer", "logger", "batch", "objective")
 PATHS = ("data.root", "data.source.splits", "data.source.unlabeled")
 TERM_WEIGHT = re.compile(r"method\.terms\.\w+\.weight")
-NETWORKS = {"dual": ["a", "b"], "dual_gentle": ["a", "b"], "supervised": ["a"]}  # of the methods that take no others
 CHOICES = {
     "objective": ("described", "released"),
     "method.fusion": ("mean", "union"),
@@ -170,10 +169,6 @@ def check(settings: Mapping[str, Any]) -> None:
         if key in CHOICES and value not in CHOICES[key]:
             raise DualsegError(f"{key}={value}: choose from {', '.join(CHOICES[key])}.")
     _check_terms(settings["method"].get("terms"))
-    method, networks = settings["method"]["name"], sorted(settings["networks"])
-    if networks != NETWORKS.get(method, networks):
-        takes = " and ".join(NETWORKS[method])
-        raise DualsegError(f"networks: method={method} takes {takes}, not {networks}; choose another networks=...")
     stages = settings["evaluate_on"]
     if not isinstance(stages, list) or any(stage not in ("validation", "test") for stage in stages):
         raise DualsegError(f"evaluate_on={stages}: give a list of validation and test, for example [test].")

@@ -2,16 +2,20 @@
 
 from dualseg.methods.averages import Average
 from dualseg.methods.base import SegmentationMethod
+from dualseg.methods.cps import CrossPseudoSupervision
 from dualseg.methods.dual import DualNetwork
 from dualseg.methods.evaluation import NetworkEvaluation
+from dualseg.methods.mean_teacher import MeanTeacher
 from dualseg.methods.supervised import Supervised
 from dualseg.methods.terms import LossTerm, Term, Time
 from dualseg.methods.view import View
 
 __all__ = [
     "Average",
+    "CrossPseudoSupervision",
     "DualNetwork",
     "LossTerm",
+    "MeanTeacher",
     "NetworkEvaluation",
     "SegmentationMethod",
     "Supervised",

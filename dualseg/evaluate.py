@@ -60,7 +60,8 @@ def evaluate(
         check_form(folder.config(), folder.config_file)
         check_for_scans(folder.config(), folder.config_file)
     settings = settings_of_evaluation([folder.config() for folder in folders], changes)
-    trust = Trust(trusted, places_to_write(changes))
+    recorded = settings["data"].get("source")
+    trust = Trust(trusted, places_to_write(changes, recorded if isinstance(recorded, dict) else {}))
     for folder in folders:
         trust.check({**folder.config(), "data": settings["data"]}, folder.config_file)
     check(settings)

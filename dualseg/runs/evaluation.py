@@ -106,11 +106,21 @@ def _class_of(source: Mapping[str, Any]) -> str:
     return str(source["_target_"]).rpartition(".")[2]
 
 
-def places_to_write(changes: Mapping[str, Any]) -> list[Path]:
-    """Where a dataset may write its split file or what else is missing: what the command line itself names."""
+def places_to_write(changes: Mapping[str, Any], source: Mapping[str, Any]) -> list[Path]:
+    """Where a dataset may write its split file or what else is missing of it.
+
+    That is what the command line itself names, and the split file of the dataset that the run names.
+
+    Args:
+        changes: of the command line.
+        source: `data.source` of the run.
+    """
     roots = [Path(str(changes[key])).expanduser() for key in ("data.root", "data.source.root") if key in changes]
     files = [Path(str(changes[key])) for key in ("data.source.splits",) if changes.get(key)]
-    return [*roots, *(place_of(root, None) for root in roots), *files]
+    own, splits = Path(str(source.get("root"))).expanduser(), Path(str(source.get("splits"))).expanduser()
+    recorded = [place_of(own, None)] if (own / "dataset.json").is_file() else []
+    recorded += [splits] if splits.is_file() else []
+    return [*roots, *(place_of(root, None) for root in roots), *files, *recorded]
 
 
 def _moved(value: Any, old: Path, new: Path) -> Any:

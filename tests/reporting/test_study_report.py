@@ -287,7 +287,7 @@ def test_hostile_names_are_text(tmp_path: Path, study_run: Callable[..., Path]) 
     study = Study("x", {"cpu": ""}, (0,), {name: {}})
     write_study(study, [Member(name, "cpu", 0, RunFolder(folder))], tmp_path / "out")
     assert "<b>" not in (tmp_path / "out" / "report.html").read_text()
-    assert r"| \[&lt;b&gt;&amp;_%$\|{x} \[y](z) | a |" in (tmp_path / "out" / "table.md").read_text()
+    assert r"| \[&lt;b&gt;&amp;\_%$\|{x} \[y](z) | a |" in (tmp_path / "out" / "table.md").read_text()
     assert r"{}[<b>\&\_\%\$|\{x\} [y](z) & a &" in (tmp_path / "out" / "table.tex").read_text()
 
 

@@ -472,6 +472,6 @@ def test_a_recorded_dataset_writes_nowhere_but_where_the_command_line_says(tmp_p
 
 
 def test_places_to_write_are_those_of_the_command_line(tmp_path):
-    assert places_to_write({"trainer.accelerator": "cpu"}) == []
-    places = places_to_write({"data.root": str(tmp_path), "data.source.splits": "mine.json"})
+    assert places_to_write({"trainer.accelerator": "cpu"}, {"root": str(tmp_path), "splits": "none.json"}) == []
+    places = places_to_write({"data.root": str(tmp_path), "data.source.splits": "mine.json"}, {})
     assert tmp_path in places and Path("mine.json") in places and tmp_path / "dualseg-split.json" in places

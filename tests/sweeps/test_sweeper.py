@@ -355,9 +355,7 @@ def test_an_ensemble_is_evaluated_when_its_runs_are_finished(train, launches, tm
     words, again = asked
     assert words == again
     assert sum(word.startswith("run=") for word in words) == 2
-    assert [word for word in words if word.startswith("trust=")] == ["trust=my_networks.Net"], (
-        "it is this command's own"
-    )
+    assert "trust=my_networks.Net" in words, "it is this command's own"
     assert f"output={tmp_path / 'runs/toy-cpu-pair-seed0'}" in words
     train("sweep=toy", "seed=0")
     assert len(asked) == 2, "finished"

@@ -23,7 +23,8 @@ def test_predictions_are_those_that_an_evaluation_scores(command, tiny, phantom:
     sizes = ["data.patch_size=[32,32,16]", "data.stride=[16,16,8]", f"data.downsample={downsample}"]
     assert command(dualseg.train.main, *tiny(data, tmp_path / "runs"), *sizes, "name=run").code == 0
     run = RunFolder(shutil.move(tmp_path / "runs" / "run", tmp_path / "moved"))
-    assert json.loads(run.preprocessing_file.read_text()) == {"class_names": ["background", "atrium"], "channels": 1}
+    described = {"class_names": ["background", "atrium"], "channels": 1, "channel_names": []}
+    assert json.loads(run.preprocessing_file.read_text()) == described
     case = phantom.test_cases[0]
     scan = shutil.copy(data / "images" / f"{case}.nii.gz", tmp_path / "scan.nii.gz")
     shutil.rmtree(data)

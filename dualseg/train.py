@@ -132,6 +132,7 @@ def _train(settings: dict[str, Any], folder: Any) -> None:
         segmenting=partial(method.needs, on_cpu=assembly.on_cpu(settings)),
         processes=world_size() // settings["trainer"]["num_nodes"],
     )
+    data.check_shared_memory(1 / settings["trainer"]["num_nodes"])
     data.setup("fit")
     before = cases.trained_on(folder)[1:] if latest else cases.trained_before(settings["weights"])
     facts = _facts_of(data, settings["data"]["name"], stages, before)
@@ -141,7 +142,6 @@ def _train(settings: dict[str, Any], folder: Any) -> None:
         provenance.check_same_data(folder.manifest_file, facts)
     trainer = assembly.build_trainer(settings, folder, resumed_at, provenance.resume_command())
     data.check_processes(trainer.world_size, stages)
-    data.check_shared_memory(trainer.num_devices / trainer.world_size)
     if trainer.is_global_zero:
         folder.open(settings)
         write_json(folder.preprocessing_file, data.source.scan_record())

@@ -1,11 +1,11 @@
 """Processes that prepare batches (`data.num_workers`): room for what they hand over, and an end where one is lost."""
 
 import errno
+import itertools
 import multiprocessing
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
@@ -100,8 +100,8 @@ class BatchLoader(DataLoader[dict[str, Any]]):
         workers = [child for child in multiprocessing.active_children() if child not in others]
         watch = _Watch(workers)
         try:
-            while True:
-                watch.waiting_since = time.monotonic()
+            for number in itertools.count():
+                watch.awaited = number
                 try:
                     batch = next(batches)
                 except StopIteration:
@@ -111,7 +111,7 @@ class BatchLoader(DataLoader[dict[str, Any]]):
                         raise DualsegError(told) from error
                     raise
                 finally:
-                    watch.waiting_since = None
+                    watch.awaited = None
                 yield batch
         finally:
             watch.over.set()
@@ -125,19 +125,21 @@ class _Watch:
 
     def __init__(self, workers: Sequence[BaseProcess]) -> None:
         self.workers = workers
-        self.waiting_since: float | None = None
+        self.awaited: int | None = None  # number of a batch
         self.gave_up = False
         self.over = threading.Event()
         threading.Thread(target=self._run, daemon=True).start()
 
     def _run(self) -> None:
-        while not self.over.wait(min(1.0, PATIENCE)):
-            since = self.waiting_since
-            if since is not None and time.monotonic() - since > PATIENCE:
-                self.gave_up = True
-                for worker in self.workers:
-                    worker.kill()
+        tick, waited, awaited = min(1.0, PATIENCE), 0.0, None
+        while waited < PATIENCE:  # counted and no difference of times: a run that was suspended has not waited
+            if self.over.wait(tick):
                 return
+            waited = waited + tick if awaited is not None and awaited == self.awaited else 0.0
+            awaited = self.awaited
+        self.gave_up = True
+        for worker in self.workers:
+            worker.kill()
 
 
 def _why(error: Exception, workers: Sequence[BaseProcess], gave_up: bool) -> str:

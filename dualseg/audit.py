@@ -70,7 +70,7 @@ def audit_config(config: Any) -> None:
         rows = audit(method, batches, settings["trainer"]["max_iterations"])
         if all(row.verdict != "empty" for row in rows):
             break
-    Console().print(audit_table(rows, list(method.trainable_networks()), len(batches)))
+    Console().print(audit_table(rows, list(method.takes), len(batches)))
     empty = sorted({row.term for row in rows if row.verdict == "empty"})
     if empty:
         mend = "weights=RUN_FOLDER/checkpoints/iteration-NNNNNN.ckpt audits trained networks"

@@ -9,7 +9,7 @@ import torch
 from dualseg.data import Phantom, SemiSupervisedDataModule
 from dualseg.inference import SlidingWindow
 from dualseg.losses import class_prototypes, linear_quantile
-from dualseg.methods import DualNetwork
+from dualseg.methods import DualNetwork, Time
 from dualseg.methods.audit import audit
 from dualseg.networks import ResNet34VNet, VNet
 
@@ -81,7 +81,7 @@ def test_losses_stay_in_float32_under_autocast(phantom, dtype):
     method.cuda()
     batch = {k: v.cuda() if isinstance(v, torch.Tensor) else v for k, v in gpu_batch().items()}
     with torch.autocast("cuda", dtype=dtype):
-        terms = method.loss_terms(batch, 5, 10)
+        terms = method.loss_terms(batch, Time(5, 10))
     assert {t.value.dtype for t in terms} == {torch.float32}
     assert all(torch.isfinite(t.value) for t in terms)
 
@@ -97,10 +97,10 @@ def test_loss_terms_agree_with_the_cpu(phantom, objective):
     method.train()
     torch.backends.cudnn.allow_tf32 = False
     skipped = {"contrast"}  # draws voxels from the device's generator
-    on_cpu = {t.key: t.value.item() for t in method.loss_terms(batch, 10, 10) if t.name not in skipped}
+    on_cpu = {t.key: t.value.item() for t in method.loss_terms(batch, Time(10, 10)) if t.name not in skipped}
     method.cuda()
     moved = {k: v.cuda() if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
-    on_gpu = {t.key: t.value.item() for t in method.loss_terms(moved, 10, 10) if t.name not in skipped}
+    on_gpu = {t.key: t.value.item() for t in method.loss_terms(moved, Time(10, 10)) if t.name not in skipped}
     assert on_gpu == pytest.approx(on_cpu, rel=2e-3, abs=1e-4)
 
 

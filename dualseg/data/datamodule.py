@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from dualseg.data.batch import Batch
 from dualseg.data.checking.content import content_hash
 from dualseg.data.checks import check_batch, check_patch_size
 from dualseg.data.loading import BatchLoader, check_shared_memory, shared
@@ -69,15 +70,12 @@ class PatchDataset(Dataset[dict[str, Any]]):
         return result
 
 
-def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """{"image": (N, C, W, H, D) float32, "label": (N_l, W, H, D) int64, "case": N names}, labeled samples first."""
-    return shared(
-        {
-            "image": torch.stack([sample["image"] for sample in samples]),
-            "label": torch.stack([sample["label"] for sample in samples if "label" in sample]),
-            "case": [sample["case"] for sample in samples],
-        }
-    )
+def collate(samples: list[dict[str, Any]]) -> Batch:
+    """Patches, labeled ones first, as one batch."""
+    image = torch.stack([sample["image"] for sample in samples])
+    labels = [sample["label"] for sample in samples if "label" in sample]
+    label = torch.stack(labels) if labels else torch.empty(0, *image.shape[2:], dtype=torch.int64)
+    return shared(Batch(image, label, [sample["case"] for sample in samples]))
 
 
 def _check_shares(processes: int, volumes: int) -> None:
@@ -298,7 +296,7 @@ class SemiSupervisedDataModule(pl.LightningDataModule):
         """Training case -> hash of its image, by which it is known under any name; after `setup("fit")`."""
         return {case: content_hash(image.numpy()) for case, (image, _) in self.volumes.items()}
 
-    def train_dataloader(self) -> DataLoader[dict[str, Any]]:
+    def train_dataloader(self) -> DataLoader[Batch]:
         if self.trainer is None or self.trainer.max_steps < 1:
             raise DualsegError("trainer.max_iterations (pl.Trainer(max_steps=...)): the length of a run is not given.")
         world_size = self.trainer.world_size

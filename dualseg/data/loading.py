@@ -12,9 +12,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from dualseg.data.batch import Batch
 from dualseg.errors import DualsegError
 from dualseg.signals import held_back
 
@@ -55,20 +55,19 @@ def _mib(size: int) -> str:
     return f"{size / 2**20:.1f} MiB"
 
 
-def shared(batch: dict[str, Any]) -> dict[str, Any]:
+def shared(batch: Batch) -> Batch:
     """`batch`; in a worker, its tensors are moved to shared memory here.
 
     torch would do that in a thread of the worker that drops a batch for which there is no room, with a message of its
     own, and the run would wait for that batch for ever. What is raised here reaches the run.
     """
     if get_worker_info() is not None:
-        for value in batch.values():
-            if isinstance(value, Tensor):
-                value.share_memory_()
+        for tensor in (batch.image, batch.label, *batch.targets.values()):
+            tensor.share_memory_()
     return batch
 
 
-class BatchLoader(DataLoader[dict[str, Any]]):
+class BatchLoader(DataLoader[Batch]):
     """A DataLoader that ends with one message where its workers do not deliver.
 
     Signals to the whole process group, which a terminal's Ctrl-C or systemd sends, are for the run to answer: its
@@ -81,10 +80,10 @@ class BatchLoader(DataLoader[dict[str, Any]]):
     def __init__(self, dataset: Dataset[Any], **named: Any) -> None:
         super().__init__(dataset, worker_init_fn=_begin, **named)
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         return self._watched() if self.num_workers else super().__iter__()
 
-    def _watched(self) -> Iterator[dict[str, Any]]:
+    def _watched(self) -> Iterator[Batch]:
         others = multiprocessing.active_children()
         handler = signal.getsignal(signal.SIGCHLD)
         try:

@@ -54,7 +54,11 @@ class SlidingWindow:
         return math.prod(self.patch_size) * self.batch_size * _VOXEL_BYTES
 
     def __call__(
-        self, networks: Mapping[str, nn.Module], image: Tensor, size: Sequence[int] | None = None
+        self,
+        networks: Mapping[str, nn.Module],
+        image: Tensor,
+        size: Sequence[int] | None = None,
+        ensemble: Sequence[str] | None = None,
     ) -> dict[str, Tensor]:
         """Window-averaged probabilities of each network, and their mean as `ensemble` where there are several.
 
@@ -62,6 +66,7 @@ class SlidingWindow:
             networks: name -> network that returns (logits, features).
             image: (C, w, h, d) float32, on the networks' device.
             size: (W, H, D) of the grid to interpolate the probabilities to; None keeps the image's.
+            ensemble: the networks whose mean that is; None: all.
 
         Returns:
             name -> (K, W, H, D) float32.
@@ -78,8 +83,9 @@ class SlidingWindow:
         if size is not None and tuple(size) != tuple(image.shape[1:]):
             stacked = F.interpolate(stacked, size=tuple(size), mode="trilinear", align_corners=False)
         probabilities = dict(zip(networks, stacked[0].chunk(len(networks)), strict=True))
-        if len(networks) > 1:
-            probabilities["ensemble"] = torch.stack(list(probabilities.values())).mean(dim=0)
+        members = tuple(networks if ensemble is None else ensemble)
+        if len(members) > 1:
+            probabilities["ensemble"] = torch.stack([probabilities[name] for name in members]).mean(dim=0)
         return probabilities
 
     def _probabilities(self, network: nn.Module, windows: Tensor) -> Tensor:

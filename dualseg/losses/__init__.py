@@ -1,6 +1,6 @@
 """Loss terms: pure tensor functions, one idea per file; float32, on log-softmax (method.md section 1)."""
 
-from dualseg.losses.contrast import Prototypes, class_prototypes, contrast, draw_voxels
+from dualseg.losses.contrast import Drawn, Prototypes, class_prototypes, contrast, draw_voxels
 from dualseg.losses.cosine import cosine
 from dualseg.losses.cross_pseudo import cross_pseudo
 from dualseg.losses.entropy_filtered import entropy, entropy_filtered, fuse, linear_quantile, reliable_voxels
@@ -9,6 +9,7 @@ from dualseg.losses.supervised import supervised_ce, supervised_dice
 from dualseg.losses.uncertainty import kl_divergence, uncertainty
 
 __all__ = [
+    "Drawn",
     "Prototypes",
     "class_prototypes",
     "confident_disagreement",

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, distributed
 from torch.nn import functional as F
 
+from dualseg.losses.masked import masked_mean
+
 Contrast = Literal["infonce", "distance"]
 MAX_DRAWN = 4096
 NORM_EPS = 1e-6
@@ -53,26 +55,41 @@ def class_prototypes(features: Tensor, fused: Tensor, reliable: Tensor, num_clas
     return Prototypes(F.normalize(means, dim=1, eps=NORM_EPS), counts > 0)
 
 
-@torch.no_grad()
-def draw_voxels(unreliable: Tensor) -> Tensor:
-    """Flat indices of n = min(4096, floor(1 % of the unreliable voxels)) of them, uniform, without replacement.
+class Drawn(NamedTuple):
+    """At most n drawn voxels. `voxels`: (n,) int64, flat indices. `counts`: (n,) bool, which of them are drawn."""
 
-    Draws from torch's global generator: the caller's seed decides.
+    voxels: Tensor
+    counts: Tensor
+
+
+@torch.no_grad()
+def draw_voxels(unreliable: Tensor) -> Drawn:
+    """min(4096, floor(1 % of the unreliable voxels)) of them, uniform, without replacement.
+
+    The size of the result depends on the shape alone, so that no GPU is waited for: the voxels with the smallest of
+    uniform random numbers, of which only the unreliable ones have such that count. Draws from torch's global generator:
+    the caller's seed decides.
+
+    Args:
+        unreliable: bool, any shape.
     """
-    candidates = unreliable.flatten().nonzero().squeeze(1)
-    n = min(MAX_DRAWN, len(candidates) // 100)
-    return candidates[torch.randperm(len(candidates), device=candidates.device)[:n]]
+    flat = unreliable.flatten()
+    at_most = min(MAX_DRAWN, len(flat) // 100)
+    numbers = torch.rand(flat.shape, device=flat.device).where(flat, 1.0)  # rand is below 1
+    voxels = numbers.topk(at_most, largest=False).indices  # in ascending order of the numbers
+    wanted = flat.sum() // 100
+    return Drawn(voxels, torch.arange(at_most, device=flat.device) < wanted)
 
 
 def contrast(
     features: Tensor,
     predicted: Tensor,
-    drawn: Tensor,
+    drawn: Drawn,
     prototypes: Prototypes,
     kind: Contrast = "infonce",
     temperature: float = 0.1,
     margin: float = 1.0,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """Pull drawn uncertain voxels to the prototype of the class they predict, away from the others.
 
     infonce: -log softmax_k(f(v).c / temperature) over the classes that have a prototype.
@@ -80,26 +97,28 @@ def contrast(
     Mean over the drawn voxels whose class has a prototype; 0 with fewer than two prototypes or nothing drawn.
 
     Args:
-        features: (N_u, F, W, H, D) features of network i.
-        predicted: (N_u, W, H, D) int64, argmax of network i's own probabilities.
-        drawn: (n,) int64 flat voxel indices from `draw_voxels`.
+        features: (N, F, W, H, D) features of network i.
+        predicted: (N, W, H, D) int64, argmax of network i's own probabilities.
+        drawn: from `draw_voxels`, indices into `predicted.flatten()`.
         prototypes: of network i.
+
+    Returns:
+        The term, and of how many voxels it is the mean.
     """
-    own = predicted.flatten()[drawn]
-    own_present = prototypes.present[own]
-    drawn, own = drawn[own_present], own[own_present]
-    if len(drawn) == 0 or prototypes.present.sum() < 2:
-        return features[:0].float().sum()
-    voxel_features = features.movedim(1, -1).reshape(-1, features.shape[1])[drawn].float()
+    own = predicted.flatten()[drawn.voxels]
+    counts = drawn.counts & prototypes.present[own] & (prototypes.present.sum() >= 2)
+    voxel_features = features.movedim(1, -1).reshape(-1, features.shape[1])[drawn.voxels].float()
     # a voxel whose features dropout left all zero has no direction: no gradient, rather than 1 / eps, which float16
     # cannot hold
     voxel_features = voxel_features.where((voxel_features != 0).any(dim=1, keepdim=True), 0.0)
     f = F.normalize(voxel_features, dim=1, eps=NORM_EPS)
     if kind == "infonce":
         logits = (f @ prototypes.vectors.T / temperature).masked_fill(~prototypes.present, -torch.inf)
-        return F.cross_entropy(logits, own)
-    distances = torch.linalg.vector_norm(f[:, None] - prototypes.vectors, dim=2)
-    is_own = F.one_hot(own, len(prototypes.present)).bool()
-    others = ~is_own & prototypes.present
-    push = F.relu(margin - distances).where(others, 0.0).sum(dim=1)
-    return (distances.where(is_own, 0.0).sum(dim=1) + push).mean()
+        # of voxels that do not count no logit is infinite, so that none of their gradients is NaN
+        values = F.cross_entropy(logits.where(counts[:, None], 0.0), own, reduction="none")
+    else:
+        distances = torch.linalg.vector_norm(f[:, None] - prototypes.vectors, dim=2)
+        is_own = own[:, None] == torch.arange(len(prototypes.present), device=own.device)
+        push = F.relu(margin - distances).where(~is_own & prototypes.present, 0.0).sum(dim=1)
+        values = distances.where(is_own, 0.0).sum(dim=1) + push
+    return masked_mean(values, counts), counts.sum()

@@ -1,8 +1,25 @@
 """Training methods: one file per method, `base.py` what they share, `dual.py` the paper's."""
 
-from dualseg.methods.base import LossTerm, SegmentationMethod
+from dualseg.methods.averages import Average
+from dualseg.methods.base import SegmentationMethod
+from dualseg.methods.cps import CrossPseudoSupervision
 from dualseg.methods.dual import DualNetwork
 from dualseg.methods.evaluation import NetworkEvaluation
+from dualseg.methods.mean_teacher import MeanTeacher
 from dualseg.methods.supervised import Supervised
+from dualseg.methods.terms import LossTerm, Term, Time
+from dualseg.methods.view import View
 
-__all__ = ["DualNetwork", "LossTerm", "NetworkEvaluation", "SegmentationMethod", "Supervised"]
+__all__ = [
+    "Average",
+    "CrossPseudoSupervision",
+    "DualNetwork",
+    "LossTerm",
+    "MeanTeacher",
+    "NetworkEvaluation",
+    "SegmentationMethod",
+    "Supervised",
+    "Term",
+    "Time",
+    "View",
+]

@@ -1,13 +1,15 @@
 """Gradient audit: which loss term sends how much gradient into which network (method.md section 4)."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from dualseg.data.batch import Batch
 from dualseg.errors import DualsegError
-from dualseg.methods.base import LossTerm, SegmentationMethod
+from dualseg.methods.base import SegmentationMethod
+from dualseg.methods.terms import LossTerm, Time
 
 Verdict = Literal["live", "dead", "leak", "empty", "absent"]
 
@@ -33,7 +35,7 @@ class AuditRow:
 
 def gradient_norms(method: SegmentationMethod, term: LossTerm) -> dict[str, float]:
     """Network -> L2 norm of the gradient of `term.weight * term.value` with respect to its parameters."""
-    networks = method.trainable_networks()
+    networks = {name: method.networks[name] for name in method.takes}
     if not term.value.requires_grad:
         return dict.fromkeys(networks, 0.0)
     parameters = {name: [p for p in n.parameters() if p.requires_grad] for name, n in networks.items()}
@@ -48,7 +50,7 @@ def _norm(gradients: list[Tensor | None]) -> float:
     return float(torch.stack(squares).sum().sqrt()) if squares else 0.0
 
 
-def audit(method: SegmentationMethod, batches: list[dict[str, Any]], max_iterations: int) -> list[AuditRow]:
+def audit(method: SegmentationMethod, batches: list[Batch], max_iterations: int) -> list[AuditRow]:
     """Audit every term of the objective on `batches` at full ramp, and name the known terms that are absent.
 
     Weights do not change; BatchNorm statistics and drawn voxels do, as in training. Gradients are not scaled: under
@@ -60,12 +62,12 @@ def audit(method: SegmentationMethod, batches: list[dict[str, Any]], max_iterati
     if not batches:
         raise DualsegError("audit: needs at least one batch.")
     method.train()
-    networks = list(method.trainable_networks())
+    networks = list(method.takes)
     norms: dict[tuple[str, str | None], dict[str, float]] = {}
     empty: dict[tuple[str, str | None], int] = {}
     for iteration, batch in enumerate(batches):
         method.seed_iteration(iteration)
-        for term in method.loss_terms(batch, max_iterations, max_iterations):
+        for term in method.loss_terms(batch, Time(max_iterations, max_iterations)):
             key = (term.name, term.network)
             largest = norms.setdefault(key, dict.fromkeys(networks, 0.0))
             for name, norm in gradient_norms(method, term).items():
@@ -78,7 +80,7 @@ def audit(method: SegmentationMethod, batches: list[dict[str, Any]], max_iterati
         for (term, network), values in norms.items()
     ]
     present = {row.term for row in rows}
-    absent = [AuditRow(term, None, {}, 0, "absent") for term in method.term_names if term not in present]
+    absent = [AuditRow(term, None, {}, 0, "absent") for term in method.TERMS if term not in present]
     return rows + absent
 
 

@@ -1,10 +1,10 @@
-"""What all training methods share: one optimizer, one step an iteration, logged loss terms, checks."""
+"""What all training methods share: one optimizer, one step an iteration, logged loss terms, averages, checks."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, cast
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
@@ -14,76 +14,60 @@ from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from dualseg import __version__
+from dualseg.data.batch import Batch
 from dualseg.errors import DualsegError
 from dualseg.inference import SlidingWindow
+from dualseg.methods.averages import Average, averaged_copy, move
 from dualseg.methods.evaluation import NetworkEvaluation
+from dualseg.methods.finite import FiniteLoss
 from dualseg.methods.schedules import Schedule, step_decay
+from dualseg.methods.terms import LossTerm, Term, Time, configured, progress
+from dualseg.methods.view import View
 
 CHECKPOINT_FORMAT = 1
-LABELED_TERMS = ("supervised_ce", "supervised_dice", "rectification")
 DEFAULT_OPTIMIZER = partial(SGD, lr=0.01, momentum=0.9, weight_decay=1e-4)
 
 
-@dataclass(frozen=True)
-class LossTerm:
-    """One named term of the objective.
-
-    Attributes:
-        name: as in method.md and design.md, e.g. `cross_pseudo`.
-        network: the network that it trains; None: all of them.
-        value: scalar float32, unweighted.
-        weight: what it is multiplied by in the total: configured weight x ramp.
-        support: number of voxels it is the mean of, where a mask decides that; 0 means the mask was empty.
-    """
-
-    name: str
-    network: str | None
-    value: Tensor
-    weight: float
-    support: Tensor | int | None = None
-
-    @property
-    def key(self) -> str:
-        """Name of its curve: loss/<network>/<name>, or loss/<name> where it is shared."""
-        return f"loss/{self.name}" if self.network is None else f"loss/{self.network}/{self.name}"
-
-
-def progress(terms: Sequence[LossTerm]) -> dict[str, float]:
-    """What the progress bar shows of a batch: the loss, its labeled and unlabeled part, Dice of the labeled.
-
-    That Dice is the loss term's soft one, averaged over the networks; `dice` beside it is the last validation's.
-    """
-    values = [(term.name, float(term.value.detach()), term.weight) for term in terms]
-    weighted = {on: sum(w * v for name, v, w in values if (name in LABELED_TERMS) == on) for on in (True, False)}
-    shown = {"loss": weighted[True] + weighted[False], "labeled": weighted[True]}
-    if any(name not in LABELED_TERMS for name, _, _ in values):
-        shown["unlabeled"] = weighted[False]
-    dice = [1 - v for name, v, _ in values if name == "supervised_dice"]
-    if dice:
-        shown["train_dice"] = sum(dice) / len(dice)
-    return shown
-
-
 class SegmentationMethod(NetworkEvaluation):
-    """Base of all methods: subclass it, write `loss_terms`, and the rest is done.
+    """Base of all methods: subclass it, write `objective`, and the rest is done.
 
-    Optimisation is manual with ONE optimizer that has one parameter group per trainable network. Stepping it steps
+    Optimisation is manual with ONE optimizer that has one parameter group per network and head. Stepping it steps
     every network, and what Lightning counts per optimizer step stays right: `global_step` is the number of iterations,
     and under fp16 the gradient scaler checks and updates its scale once an iteration (with two optimizers the second
     would be unscaled with a scale that the first had just changed).
 
     Args:
-        networks, class_names, sliding_window, distance_unit, regions: see `NetworkEvaluation`.
+        networks: name -> network that returns a `SegmentationOutput`; those that `takes` names.
+        class_names, sliding_window, distance_unit, regions: see `NetworkEvaluation`.
         optimizer: parameter groups -> optimizer; default SGD, lr 0.01, momentum 0.9, weight decay 1e-4.
         lr_schedule: factor of the learning rate at an iteration; default x 0.1 after 2,500/6,000 and 5,000/6,000.
-        gradient_clip_norm: largest L2 norm of one network's gradient in a step; None, as in the paper: no limit. The
-            contrast divides by feature norms, which dropout and ReLU can leave near zero: experiments/la_main shows
-            what that does.
-        seed: of dropout and of the voxels that the contrast draws.
+        gradient_clip_norm: largest L2 norm of the gradient of one network or head in a step; None, as in the paper: no
+            limit. The contrast divides by feature norms, which dropout and ReLU can leave near zero:
+            experiments/la_main shows what that does.
+        terms: name -> {"weight", "ramp", "enabled"}; what is not named keeps its default (`TERMS`).
+        rampup_iterations: length of the ramp `start`; None is a tenth of the run, 0 is no ramp.
+        seed: of dropout and of what a method draws.
+
+    Attributes:
+        heads: further trained modules of the method's own, by name: filled in its constructor. They are trained,
+            clipped, saved and resumed as networks are.
+        watched: further curves of a batch, name -> scalar: `objective` may fill it.
+
+    Raises:
+        DualsegError: networks other than `takes`; a term or setting that cannot be.
     """
 
-    term_names: tuple[str, ...] = ()
-    """Every loss term the method knows, switched on or not."""
+    takes: ClassVar[tuple[str, ...]] = ("a",)
+    """Names of the networks that the configuration gives."""
+    averages: Mapping[str, Average] = MappingProxyType({})
+    """Name of each averaged network -> what it follows, and how."""
+    record: str | None = None
+    """The prediction that stands for a run: a network, an average, or `ensemble`; None: the only network of `takes`, or
+    their ensemble."""
+    TERMS: ClassVar[Mapping[str, Term]] = MappingProxyType({})
+    """Every loss term the method knows; reports show them in this order."""
+    head_settings: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
+    """Head -> settings of the optimizer that are its own, such as {"lr": 1e-4}."""
 
     def __init__(
         self,
@@ -93,60 +77,141 @@ class SegmentationMethod(NetworkEvaluation):
         optimizer: Callable[..., Optimizer] = DEFAULT_OPTIMIZER,
         lr_schedule: Schedule | None = None,
         gradient_clip_norm: float | None = 10.0,
+        terms: Mapping[str, Mapping[str, Any]] | None = None,
+        rampup_iterations: int | None = None,
         seed: int = 0,
         distance_unit: Literal["voxel", "mm"] = "voxel",
         regions: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
-        super().__init__(networks, class_names, sliding_window, distance_unit, regions)
+        if sorted(networks) != sorted(self.takes):
+            wanted = " and ".join(self.takes)
+            raise DualsegError(
+                f"networks: {type(self).__name__} takes {wanted}, not {sorted(networks)}; choose another networks=..."
+            )
+        copies = {name: averaged_copy(networks[average.of]) for name, average in self.averages.items()}
+        super().__init__(
+            {**networks, **copies}, class_names, sliding_window, distance_unit, regions, self.takes, self.record
+        )
         self.automatic_optimization = False
         self.optimizer = optimizer
         self.lr_schedule = lr_schedule or step_decay()
         self.gradient_clip_norm = gradient_clip_norm
-        self._gradient_norms: dict[str, Tensor] = {}
-        self.watched: dict[str, Tensor] = {}  # further curves of a batch, name -> scalar: `loss_terms` may fill it
+        self.terms = configured(self.TERMS, terms or {})
+        self.rampup_iterations = rampup_iterations
         self.seed = seed
+        self.heads = nn.ModuleDict()
+        self.watched: dict[str, Tensor] = {}
+        self._gradient_norms: dict[str, Tensor] = {}
+        self._finite = FiniteLoss()
+        self._time = Time(0, 1)
+        self._autocast = False
+
+    # What a method writes
 
     @abstractmethod
-    def loss_terms(self, batch: dict[str, Any], iteration: int, max_iterations: int) -> list[LossTerm]:
-        """The objective's terms on one batch ("image" (N, C, W, H, D), "label" (N_l, W, H, D), labeled first).
+    def objective(self, batch: Batch, time: Time) -> Iterator[LossTerm]:
+        """The terms on one batch, with autocast off: `see` and `watch` switch it on around a network alone.
 
-        `iteration` enters the ramps alone: with iteration = max_iterations every ramp is at its full value.
+        On a GPU nothing here may wait for the device: no `item`, no boolean index, no branch on a tensor's value.
         """
 
-    def trainable_networks(self) -> dict[str, nn.Module]:
-        """The networks that gradients reach; override where some are not trained (a mean teacher's, say)."""
-        return dict(self.networks.items())
+    def moving_averages(self, time: Time) -> Iterable[str]:
+        """The averages that move after this iteration's step; all of them, unless a method says otherwise."""
+        return self.averages
+
+    # What it writes it with
+
+    def on(self, *names: str) -> bool:
+        """Whether any of these terms is switched on."""
+        return any(self.terms[name].enabled for name in names)
+
+    def term(self, name: str, network: str | None, value: Tensor, support: Tensor | int | None = None) -> LossTerm:
+        """A term of `TERMS` with its weight at this time: configured weight x ramp."""
+        return LossTerm(name, network, value, self.terms[name].weight * self.ramp(self.terms[name].ramp), support)
+
+    def ramp(self, kind: Literal["none", "start", "run"]) -> float:
+        """The ramp of that kind at this time."""
+        length = self._time.total // 10 if self.rampup_iterations is None else self.rampup_iterations
+        return self._time.ramp(kind, length)
+
+    def see(self, network: str, image: Tensor) -> View:
+        """A network's output on (N, C, W, H, D), with gradient, in the run's precision; float32 afterwards."""
+        kind = image.device.type
+        with torch.autocast(kind, dtype=torch.get_autocast_dtype(kind), enabled=self._autocast):
+            output = self.networks[network](image)
+        return View.of(output)
+
+    def watch(self, network: str, image: Tensor, mode: Literal["eval", "train"] = "eval") -> View:
+        """`see` without gradient; `train` keeps dropout and batch statistics, which `eval` does not."""
+        module = self.networks[network]
+        before = module.training
+        module.train(mode == "train")
+        try:
+            with torch.no_grad():
+                return self.see(network, image)
+        finally:
+            module.train(before)
+
+    # What runs it
+
+    def loss_terms(self, batch: Batch, time: Time) -> list[LossTerm]:
+        """The objective's terms on one batch. `time` enters the ramps alone, unless the method says otherwise."""
+        self._time = time
+        kind = batch.image.device.type
+        self._autocast = torch.is_autocast_enabled(kind)
+        with torch.autocast(kind, enabled=False):
+            return list(self.objective(batch, time))
+
+    def trained(self) -> dict[str, nn.Module]:
+        """What gradients reach: the networks of `takes`, and the heads."""
+        return {name: self.networks[name] for name in self.takes} | dict(self.heads.items())
 
     def configure_optimizers(self) -> Any:
-        groups = [{"params": list(n.parameters()), "name": name} for name, n in self.trainable_networks().items()]
+        groups = [
+            {"params": list(module.parameters()), "name": name, **self.head_settings.get(name, {})}
+            for name, module in self.trained().items()
+        ]
         optimizer = self.optimizer(groups)
         total = self.trainer.max_steps
         return {"optimizer": optimizer, "lr_scheduler": LambdaLR(optimizer, lambda t: self.lr_schedule(t, total))}
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        iteration, total_iterations = self.trainer.global_step, self.trainer.max_steps
-        self.seed_iteration(iteration)
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        time = Time(self.trainer.global_step, self.trainer.max_steps)
+        self.seed_iteration(time.iteration)
         optimizer = cast(LightningOptimizer, self.optimizers())
         optimizer.zero_grad()  # first: the forward passes use the gradients' memory again
-        terms = self.loss_terms(batch, iteration, total_iterations)
-        if not terms:
-            raise DualsegError("method.terms: every term is off, so there is nothing to train on; leave one enabled.")
+        terms = self.loss_terms(batch, time)
         total = torch.stack([term.weight * term.value for term in terms]).sum()
-        if not torch.isfinite(total):
-            self._stop_not_finite(terms, iteration, batch["case"])
+        self._finite.note(terms, total, time.iteration, batch.case)
         rate = float(optimizer.param_groups[0]["lr"])  # before the schedule moves on
         self.manual_backward(total)
         optimizer.step()
         cast(LambdaLR, self.lr_schedulers()).step()
-        if iteration == 0 or (iteration + 1) % self.log_every == 0:
-            values = {"loss/total": total.detach(), **{term.key: term.value.detach() for term in terms}}
-            values |= {f"gradient_norm/{name}": norm for name, norm in self._gradient_norms.items()} | self.watched
-            curves = {name: float(value) for name, value in values.items()}
-            self.log_curves({**curves, **self.ramps(iteration, total_iterations), "lr": rate})
-            self.log_dict(progress(terms), prog_bar=True, logger=False)
+        for name in self.moving_averages(time):
+            average = self.averages[name]
+            move(self.networks[name], self.networks[average.of], average, time.iteration)
+        if time.iteration == 0 or (time.iteration + 1) % self.log_every == 0:
+            self._log(terms, total.detach(), rate)
+
+    def _log(self, terms: Sequence[LossTerm], total: Tensor, rate: float) -> None:
+        self.check_finite()
+        values = {"loss/total": total, **{term.key: term.value.detach() for term in terms}}
+        values |= {f"gradient_norm/{name}": norm for name, norm in self._gradient_norms.items()} | self.watched
+        kinds = dict.fromkeys(self.terms[term.name].ramp for term in terms if term.name in self.terms)
+        ramps = {f"ramp/{kind}": self.ramp(kind) for kind in kinds if kind != "none"}
+        self.log_curves({name: float(value) for name, value in values.items()} | ramps | {"lr": rate})
+        self.log_dict(progress(terms, self.terms), prog_bar=True, logger=False)
+
+    def check_finite(self) -> None:
+        """Look whether every loss so far was finite. The device is asked here alone, at log points and before saving.
+
+        Raises:
+            DualsegError: one was not; which, when, on which cases.
+        """
+        self._finite.check()
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Limit each network's gradient on its own. Under fp16 Lightning calls this after unscaling."""
+        """Limit the gradient of each network and head on its own. Under fp16 Lightning calls this after unscaling."""
         limit = torch.inf if self.gradient_clip_norm is None else self.gradient_clip_norm
         for group in optimizer.param_groups:
             self._gradient_norms[group["name"]] = torch.nn.utils.clip_grad_norm_(group["params"], limit)
@@ -156,10 +221,6 @@ class SegmentationMethod(NetworkEvaluation):
         """Iterations between two points of the curves: the trainer's `log_every_n_steps`."""
         return cast(int, getattr(self.trainer, "log_every_n_steps"))  # noqa: B009 - Lightning sets it untyped
 
-    def ramps(self, iteration: int, max_iterations: int) -> dict[str, float]:
-        """Curves `ramp/<name>` of the method's time-dependent weights; none by default."""
-        return {}
-
     def seed_iteration(self, iteration: int) -> None:
         """Make this iteration's random numbers a function of (seed, iteration, rank) alone, whatever ran before it.
 
@@ -168,12 +229,11 @@ class SegmentationMethod(NetworkEvaluation):
         state = np.random.SeedSequence((self.seed, 3, iteration, self.global_rank)).generate_state(1, np.uint64)
         torch.manual_seed(int(state[0] >> np.uint64(1)))
 
-    def _stop_not_finite(self, terms: Sequence[LossTerm], iteration: int, cases: Sequence[str]) -> None:
-        bad = [term.key.removeprefix("loss/") for term in terms if not torch.isfinite(term.value)]
-        raise DualsegError(
-            f"loss not finite at iteration {iteration}: {', '.join(bad) or 'total'}; cases {', '.join(cases)}. The "
-            "last checkpoint is kept. Lower optimizer.lr, use trainer.precision=bf16-mixed or 32-true, check the cases."
-        )
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["dualseg"] = {"format": CHECKPOINT_FORMAT, "version": __version__}
+        checkpoint["dualseg"] = {
+            "format": CHECKPOINT_FORMAT,
+            "version": __version__,
+            "averages": {name: average.of for name, average in self.averages.items()},
+            "record": self.record_name,
+            "ensemble": list(self.ensemble),
+        }

@@ -1,6 +1,6 @@
 """What the networks share: their output, padding, the convolutional blocks and the decoder (method.md section 2)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch.nn.functional as F
@@ -16,10 +16,13 @@ class SegmentationOutput(NamedTuple):
     Attributes:
         logits: class scores before the softmax, (N, K, W, H, D).
         features: the tensor that the last convolution reads, after dropout, (N, F, W, H, D).
+        others: further outputs by name, such as those of other decoders, scales or a signed distance: (N, ...) each.
+            Methods read them in training; inference does not.
     """
 
     logits: Tensor
     features: Tensor
+    others: Mapping[str, Tensor] = {}
 
 
 def pad_to_multiple(image: Tensor, divisor: int) -> Tensor:
@@ -31,11 +34,16 @@ def pad_to_multiple(image: Tensor, divisor: int) -> Tensor:
 
 
 def crop_output(output: SegmentationOutput, size: Sequence[int]) -> SegmentationOutput:
-    """Undo `pad_to_multiple`: the first `size` = (W, H, D) voxels of logits and features."""
-    if tuple(output.logits.shape[2:]) == tuple(size):
+    """Undo `pad_to_multiple`: the first `size` = (W, H, D) voxels of logits, features, and others of their size."""
+    padded = output.logits.shape[2:]
+    if tuple(padded) == tuple(size):
         return output
-    width, height, depth = size
-    return SegmentationOutput(*(tensor[:, :, :width, :height, :depth] for tensor in output))
+
+    def crop(tensor: Tensor) -> Tensor:
+        return tensor[:, :, : size[0], : size[1], : size[2]] if tensor.shape[2:] == padded else tensor
+
+    others = {name: crop(tensor) for name, tensor in output.others.items()}
+    return SegmentationOutput(crop(output.logits), crop(output.features), others)
 
 
 # ReLU works in place after a BatchNorm, whose backward pass reads its input only. Additions to a skip and dropout do

@@ -23,11 +23,6 @@ from dualseg.runs.folder import flatten
 from dualseg.runs.reading import METRICS, CaseRow, PlaneSlice
 from dualseg.runs.tables import distance_unit
 
-# Loss terms in the order of method.md section 3; what else was logged follows by name.
-TERM_ORDER = (
-    "total", "supervised_ce", "supervised_dice", "rectification", "cross_pseudo", "uncertainty", "entropy_filtered",
-    "cosine", "contrast",
-)  # fmt: skip
 ABSENT = "\N{EN DASH}"
 UNREADABLE = ("data.images.", "started_from")  # of the manifest: one hash a case
 
@@ -265,9 +260,8 @@ def _loss_panels(run: RunContents) -> list[dict[str, str]]:
     for name, curve in run.curves.items():
         if parsed := _loss_name(name):
             terms.setdefault(parsed[0], {})[parsed[1]] = curve
-    known = {term: index for index, term in enumerate(TERM_ORDER)}
     panels = []
-    for term in sorted(terms, key=lambda t: (known.get(t, len(known)), t)):
+    for term in sorted(terms, key=lambda term: term != "total"):  # stable: else as the method gives them
         curves = {network: terms[term][network] for network in sort_networks(terms[term])}
         panels.append(_panel(term, curves, {n: figures.network_colour(n) for n in curves}))
     return panels

@@ -8,7 +8,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytorch_lightning as pl
@@ -130,8 +130,9 @@ class Checkpoints(Callback):
     def _save(self, trainer: pl.Trainer) -> None:
         if trainer.global_step in (0, self._saved_at):  # of no iterations there is nothing to go on from
             return
+        method = cast(SegmentationMethod, trainer.lightning_module)
+        method.check_finite()
         # a step can overflow on a loss that is finite; saved, such weights would push out the last good checkpoint
-        method = trainer.lightning_module
         broken = not_finite(method.state_dict(), {name for name, _ in method.named_parameters()})
         if broken is not None:
             raise DualsegError(

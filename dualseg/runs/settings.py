@@ -79,7 +79,6 @@ SHOWN = re.compile(r"(data|method)\.name|networks\.[\w-]+\.architecture")  # in 
 FOR_SCANS = ("seed", "data.patch_size", "data.downsample", "inference.batch_size", "trainer.channels_last")
 PATHS = ("data.root", "data.source.splits", "data.source.unlabeled")
 TERM_WEIGHT = re.compile(r"method\.terms\.\w+\.weight")
-NETWORKS = {"dual": ["a", "b"], "dual_gentle": ["a", "b"], "supervised": ["a"]}  # of the methods that take no others
 CHOICES = {
     "objective": ("described", "released"),
     "method.fusion": ("mean", "union"),
@@ -159,10 +158,6 @@ def check(settings: Mapping[str, Any]) -> None:
     check_network_names("networks", settings["networks"])
     _check_values(settings)
     _check_terms(settings["method"].get("terms"))
-    method, networks = settings["method"]["name"], sorted(settings["networks"])
-    if networks != NETWORKS.get(method, networks):
-        takes = " and ".join(NETWORKS[method])
-        raise DualsegError(f"networks: method={method} takes {takes}, not {networks}; choose another networks=...")
     stages = settings["evaluate_on"]
     if not isinstance(stages, list) or any(stage not in ("validation", "test") for stage in stages):
         raise DualsegError(f"evaluate_on={stages}: give a list of validation and test, for example [test].")

@@ -61,7 +61,7 @@ def test_every_training_volume_is_read_exactly_once():
     for _ in range(2):
         data.setup("fit")
         for batch in data.train_dataloader():
-            assert batch["image"].shape == (4, 2, 16, 16, 16)
+            assert batch.image.shape == (4, 2, 16, 16, 16)
     assert sorted(source.read) == [("image", c) for c in "abcdefgh"] + [("label", c) for c in "abc"]
 
 
@@ -410,7 +410,7 @@ def test_training_opens_no_label_of_an_unlabeled_nifti_case(phantom, opened):
     data.setup("fit")
     data.check_evaluation(["validation", "test"])
     for batch in data.train_dataloader():
-        assert len(batch["label"]) == 2
+        assert len(batch.label) == 2
     list(data.val_dataloader()), list(data.test_dataloader())
     labels = {path.rpartition("/")[2] for path in opened if "/labels/" in path}
     images = {path.rpartition("/")[2] for path in opened if "/images/" in path}
@@ -422,7 +422,7 @@ def test_training_takes_no_label_of_an_unlabeled_case_out_of_its_h5_file(small_l
     data = module(LeftAtrium(small_la), labeled=2, held_out_test=74)
     data.setup("fit")
     for batch in data.train_dataloader():
-        assert len(batch["label"]) == 2
+        assert len(batch.label) == 2
     cases = case_list("train")[:6]
     taken = {(path.split("/")[-2], key) for path, key in h5_reads}
     assert taken == {(case, "image") for case in cases} | {(case, "label") for case in cases[:2]}

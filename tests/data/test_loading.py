@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from dualseg import train
 from dualseg.data import loading
+from dualseg.data.batch import Batch
 from dualseg.data.loading import BatchLoader, check_shared_memory, shared
 from dualseg.errors import DualsegError
 
@@ -38,8 +39,9 @@ class Doing(Dataset[int]):
         return index
 
 
-def as_batch(items: list[int]) -> dict[str, Any]:
-    return shared({"image": torch.full((1, 20000), items[0]), "case": [str(items[0]), str(os.getpid())]})
+def as_batch(items: list[int]) -> Batch:
+    image = torch.full((1, 20000), items[0])
+    return shared(Batch(image, image[:0], [str(items[0]), str(os.getpid())]))
 
 
 def loader(what: Callable[[], Any] | None = None) -> BatchLoader:
@@ -53,8 +55,8 @@ def me(number: int) -> Callable[[], Any]:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_come_in_order(workers):
     batches = list(BatchLoader(Doing(), collate_fn=as_batch, num_workers=workers))
-    assert [batch["case"][0] for batch in batches] == [str(n) for n in range(10)]
-    assert all(batch["image"].is_shared() == bool(workers) for batch in batches)
+    assert [batch.case[0] for batch in batches] == [str(n) for n in range(10)]
+    assert all(batch.image.is_shared() == bool(workers) for batch in batches)
 
 
 def test_a_killed_worker_ends_the_run_with_its_signal():
@@ -99,7 +101,7 @@ def test_a_bug_in_a_worker_stays_one():
 def test_workers_take_signals_from_their_run_alone():
     """A terminal and systemd send them to all processes; the run answers after its iteration, which needs a batch."""
     batches = iter(loader())
-    pids = {next(batches)["case"][1] for _ in range(2)}
+    pids = {next(batches).case[1] for _ in range(2)}
     assert len(pids) == 2
     subprocess.run(["sh", "-c", f"kill -INT {' '.join(pids)}; kill -TERM {' '.join(pids)}"], check=True)
     assert len(list(batches)) == 8

@@ -68,9 +68,9 @@ def batches(data, **asked):
 
 
 def digest(batch):
-    content = hashlib.sha256(repr((batch["case"], batch["image"].shape, batch["label"].shape)).encode())
-    content.update(batch["image"].numpy().tobytes())
-    content.update(batch["label"].numpy().tobytes())
+    content = hashlib.sha256(repr((batch.case, batch.image.shape, batch.label.shape)).encode())
+    content.update(batch.image.numpy().tobytes())
+    content.update(batch.label.numpy().tobytes())
     return content.hexdigest()
 
 
@@ -91,18 +91,18 @@ def test_a_batch_holds_labeled_samples_first_and_their_labels(augmentation):
     drawn = batches(data)
     assert len(drawn) == ITERATIONS
     for batch in drawn:
-        assert batch["image"].shape == (4, 1, *PATCH) and batch["image"].dtype == torch.float32
-        assert batch["label"].shape == (2, *PATCH) and batch["label"].dtype == torch.int64
-        assert set(batch["case"][:2]) <= set(data.split.labeled)
-        assert set(batch["case"][2:]) <= set(data.split.unlabeled)
-        torch.testing.assert_close(batch["label"], (batch["image"][:2, 0] > 0).long())
-        assert type(batch["image"]) is torch.Tensor
+        assert batch.image.shape == (4, 1, *PATCH) and batch.image.dtype == torch.float32
+        assert batch.label.shape == (2, *PATCH) and batch.label.dtype == torch.int64
+        assert set(batch.case[:2]) <= set(data.split.labeled)
+        assert set(batch.case[2:]) <= set(data.split.unlabeled)
+        torch.testing.assert_close(batch.label, (batch.image[:2, 0] > 0).long())
+        assert type(batch.image) is torch.Tensor
 
 
 def test_a_supervised_batch_is_labeled_throughout():
     for batch in batches(module(labeled=4, unlabeled=0)):
-        assert batch["image"].shape[0] == batch["label"].shape[0] == 4
-        assert set(batch["case"]) <= set(Noise.train_cases[:LABELED])
+        assert batch.image.shape[0] == batch.label.shape[0] == 4
+        assert set(batch.case) <= set(Noise.train_cases[:LABELED])
 
 
 def test_workers_do_not_change_the_stream(augmentation):
@@ -131,13 +131,13 @@ def test_ranks_partition_the_batch_of_one_process(augmentation, num_workers):
     shares = [batches(build(), rank=rank, world_size=2) for rank in range(2)]
     for batch, first, second in zip(whole, *shares, strict=True):
         for share in (first, second):
-            assert share["image"].shape[0] == 3 and share["label"].shape[0] == 2
+            assert share.image.shape[0] == 3 and share.label.shape[0] == 2
         for key in ("image", "label"):
-            labeled = torch.stack([first[key][:2], second[key][:2]], dim=1).flatten(0, 1)
-            torch.testing.assert_close(labeled, batch[key][:4], rtol=0, atol=0)
-        unlabeled = torch.cat([first["image"][2:], second["image"][2:]])
-        torch.testing.assert_close(unlabeled, batch["image"][4:], rtol=0, atol=0)
-        assert sorted(first["case"] + second["case"]) == sorted(batch["case"])
+            labeled = torch.stack([getattr(first, key)[:2], getattr(second, key)[:2]], dim=1).flatten(0, 1)
+            torch.testing.assert_close(labeled, getattr(batch, key)[:4], rtol=0, atol=0)
+        unlabeled = torch.cat([first.image[2:], second.image[2:]])
+        torch.testing.assert_close(unlabeled, batch.image[4:], rtol=0, atol=0)
+        assert sorted(first.case + second.case) == sorted(batch.case)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
@@ -175,7 +175,7 @@ class Recorder(pl.LightningModule):
 
     def training_step(self, batch, batch_idx):
         self.seen.append((self.trainer.global_step, digest(batch)))
-        return (self.weight * batch["image"].mean()).sum()
+        return (self.weight * batch.image.mean()).sum()
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.1)
@@ -214,15 +214,15 @@ def test_a_trainer_resumed_in_the_middle_sees_the_rest_of_the_stream(tmp_path):
 def test_seeds_differ():
     one, other = batches(module(seed=0), iterations=20), batches(module(seed=1), iterations=20)
     assert not {digest(batch) for batch in one} & {digest(batch) for batch in other}
-    assert [b["case"] for b in one] != [b["case"] for b in other]
+    assert [b.case for b in one] != [b.case for b in other]
 
 
 def test_every_case_comes_once_before_any_comes_again():
     data = module(labeled=2, unlabeled=3)
     drawn = batches(data, iterations=30)
     streams = (
-        [case for batch in drawn for case in batch["case"][:2]],
-        [case for batch in drawn for case in batch["case"][2:]],
+        [case for batch in drawn for case in batch.case[:2]],
+        [case for batch in drawn for case in batch.case[2:]],
     )
     for stream, cases in zip(streams, (data.split.labeled, data.split.unlabeled), strict=True):
         passes = [tuple(stream[i : i + len(cases)]) for i in range(0, len(stream) - len(cases) + 1, len(cases))]

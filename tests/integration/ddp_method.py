@@ -3,19 +3,19 @@
 import hashlib
 import os
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from dualseg.data.batch import Batch
 from dualseg.methods import DualNetwork
 
 
-def patches_of(batch: dict[str, Any]) -> list[tuple[str, str]]:
+def patches_of(batch: Batch) -> list[tuple[str, str]]:
     """Case and hash of every patch, and of its label where it has one."""
-    labels = [label.numpy().tobytes() for label in batch["label"]] + [b""] * len(batch["case"])
-    images = [image.contiguous().numpy().tobytes() for image in batch["image"]]
+    labels = [label.numpy().tobytes() for label in batch.label] + [b""] * len(batch.case)
+    images = [image.contiguous().numpy().tobytes() for image in batch.image]
     digests = [hashlib.sha256(image + label).hexdigest() for image, label in zip(images, labels, strict=False)]
-    return list(zip(batch["case"], digests, strict=True))
+    return list(zip(batch.case, digests, strict=True))
 
 
 class NotingDualNetwork(DualNetwork):
@@ -24,7 +24,7 @@ class NotingDualNetwork(DualNetwork):
     def on_train_start(self) -> None:
         self.batches: list[list[tuple[str, str]]] = []
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
         self.batches.append(patches_of(batch))
         super().training_step(batch, batch_idx)
 

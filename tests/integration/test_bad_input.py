@@ -19,7 +19,7 @@ import dualseg.methods.dual
 from dualseg import audit, evaluate, export, predict, report, train
 from dualseg.cli import conf_dir
 from dualseg.data.left_atrium import case_list
-from dualseg.methods.dual import DEFAULT_TERMS
+from dualseg.methods import DualNetwork
 from dualseg.runs import checkpoints
 from dualseg.runs.settings import resolve
 
@@ -210,7 +210,7 @@ def test_a_bad_evaluation_volume_is_found_before_the_run(phantom_fails, phantom_
         (["lr_schedule=polynomial", "lr_schedule.power=x"], ["lr_schedule.power=x: give a number of at least 0"]),
         (["dropout=2"], ["dropout=2: give a number from 0 to 1"]),
         (["method.terms.contrast=false"], ["method.terms.contrast=False: write method.terms.contrast.enabled=false"]),
-        ([f"method.terms.{t}.enabled=false" for t in DEFAULT_TERMS], ["method.terms: every term is off"]),
+        ([f"method.terms.{t}.enabled=false" for t in DualNetwork.TERMS], ["method.terms: every term is off"]),
         (["method.terms.cosine.weight=abc"], ["method.terms.cosine.weight=abc: give a number of at least 0"]),
         (["method.terms.cosine.weight=-1"], ["method.terms.cosine.weight=-1: give a number of at least 0"]),
         (["method.temperature=0"], ["method.temperature=0: give a number above 0."]),

@@ -12,7 +12,8 @@ from doc_toys import commands_of_make, toy_words, why_not, write_data
 from documentation import DOCS, commands_of, write_own_files
 
 import dualseg.audit
-from dualseg.methods import LossTerm
+from dualseg.data.batch import Batch
+from dualseg.methods import LossTerm, Time
 
 pytestmark = pytest.mark.timeout(1500)  # seconds for a command, but many commands on a busy machine
 LABELS = {"demo": 8, "other": 7, "one": 2, "two": 4, "three": 6, "fold0": 8, "fold1": 5}  # of the runs that pages name
@@ -82,7 +83,7 @@ def test_the_added_term_is_the_entropy_of_the_unlabeled_half(work: Path) -> None
     method = import_module("my_methods").WithLowEntropy(networks, ("background", "organ"), window)
     image = torch.randn(4, 1, 16, 16, 16, generator=torch.Generator().manual_seed(0))
     label = torch.zeros(2, 16, 16, 16, dtype=torch.int64)
-    terms: list[LossTerm] = method.loss_terms({"image": image, "label": label}, 5, 10)
+    terms: list[LossTerm] = method.loss_terms(Batch(image, label, []), Time(5, 10))
     added = [term for term in terms if term.name == "low_entropy"]
     assert [term.network for term in added] == ["a", "b"] and all(term.weight == pytest.approx(0.1) for term in added)
     for term in added:

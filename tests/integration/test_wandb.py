@@ -108,7 +108,7 @@ def test_the_curves_that_there_must_be(finished):
     history = finished["now"].history
     losses = {f"loss/{network}/{term}" for network in "ab" for term in TERMS} | {"loss/total"}
     timing = {"time/seconds_per_iteration", "time/data_wait_share"}
-    always = losses | timing | {"lr", "ramp/unsupervised", "ramp/contrast"}
+    always = losses | timing | {"lr", "ramp/start", "ramp/run"}
     assert all(always <= row.keys() for row in history)
     validated = [row["iteration"] for row in history if "validation/ensemble/dice" in row]
     assert validated == [2, 4]
@@ -167,7 +167,7 @@ def test_a_run_without_evaluation_or_finite_scores_has_what_there_is(finished, t
     logged: list[dict[str, Any]] = []
 
     class Run:
-        summary: dict[str, Any] = {}  # noqa: RUF012
+        summary: dict[str, Any] = {}
         log = staticmethod(logged.append)
 
     source = (finished["folder"] / "config.yaml").read_text()

@@ -19,7 +19,7 @@ from loss_derivations import (
 )
 from loss_ranks import distributed_half
 
-from dualseg.losses import Prototypes, class_prototypes, contrast, draw_voxels
+from dualseg.losses import Drawn, Prototypes, class_prototypes, contrast, draw_voxels
 
 NUM_FEATURES = 5
 KINDS = ["infonce", "distance"]
@@ -73,6 +73,19 @@ def as_prototypes(vectors):
     )
 
 
+def contrast_of(features, predicted, drawn, prototypes, *args, **settings):
+    """The term for the voxels of a list, among further ones that were not drawn."""
+    others = [9, 1, 17][: predicted.numel()] if predicted.numel() > 17 else []
+    voxels = torch.tensor([*drawn, *others], dtype=torch.int64)
+    value, support = contrast(
+        features, predicted, Drawn(voxels, torch.arange(len(voxels)) < len(drawn)), prototypes, *args, **settings
+    )
+    owns = [flat(predicted)[v] for v in drawn]
+    enough = int(prototypes.present.sum()) >= 2
+    assert support == sum(bool(prototypes.present[own]) for own in owns) * enough
+    return value
+
+
 def assert_prototypes(prototypes, expected, atol=1e-6):
     assert prototypes.vectors.dtype == torch.float32
     assert not prototypes.vectors.requires_grad
@@ -85,7 +98,7 @@ def scenario(num_classes, seed=0):
     """Features, own predictions, drawn voxels and unit prototypes (as lists; class 1 of 4 is missing)."""
     features = random_features(seed)
     predicted = random_labels(seed + 1, num_classes)
-    drawn = torch.tensor([17, 3, 8, 22, 0, 11, 14, 5])
+    drawn = [17, 3, 8, 22, 0, 11, 14, 5]
     vectors = [normalise(v) for v in voxels(random_features(seed + 2).double())[:num_classes]]
     return features, predicted, drawn, [None if num_classes == 4 and k == 1 else c for k, c in enumerate(vectors)]
 
@@ -211,22 +224,27 @@ def test_two_ranks_have_the_prototypes_of_the_whole_batch(of_two_ranks):
 # drawing
 
 
+def drawn_of(unreliable):
+    voxels, counts = draw_voxels(unreliable)
+    return voxels[counts]
+
+
 def test_one_percent_is_exact_for_every_count():
     mask = torch.zeros(5000, dtype=torch.bool)
     for count in range(5001):
-        assert len(draw_voxels(mask)) == count // 100, count
+        assert draw_voxels(mask).counts.sum() == count // 100, count
         if count < 5000:
             mask[count] = True
 
 
 @pytest.mark.parametrize(("count", "expected"), [(409_599, 4095), (409_600, 4096), (409_700, 4096), (600_000, 4096)])
 def test_cap(count, expected):
-    assert len(draw_voxels(torch.ones(count, dtype=torch.bool))) == expected
+    assert len(drawn_of(torch.ones(count, dtype=torch.bool))) == expected
 
 
 def test_drawn_are_distinct_unreliable_voxels():
     unreliable = torch.rand(2, 20, 30, 40, generator=torch.Generator().manual_seed(0)) < 0.3
-    drawn = draw_voxels(unreliable)
+    drawn = drawn_of(unreliable)
     assert drawn.dtype == torch.int64
     assert len(drawn) == int(unreliable.sum()) // 100
     assert len(set(drawn.tolist())) == len(drawn)
@@ -236,9 +254,9 @@ def test_drawn_are_distinct_unreliable_voxels():
 def test_the_seed_decides():
     unreliable = torch.ones(1, 20, 20, 20, dtype=torch.bool)
     torch.manual_seed(5)
-    first, second = draw_voxels(unreliable), draw_voxels(unreliable)
+    first, second = drawn_of(unreliable), drawn_of(unreliable)
     torch.manual_seed(5)
-    assert torch.equal(draw_voxels(unreliable), first)
+    assert torch.equal(drawn_of(unreliable), first)
     assert not torch.equal(first, second)
 
 
@@ -247,7 +265,7 @@ def test_drawing_is_uniform():
     unreliable = torch.zeros(2, 10, 5, 4, dtype=torch.bool)
     unreliable.view(-1)[1::2] = True  # 200 of 400: two a draw
     draws = 10_000
-    counts = np.bincount(torch.cat([draw_voxels(unreliable) for _ in range(draws)]).numpy(), minlength=400)
+    counts = np.bincount(torch.cat([drawn_of(unreliable) for _ in range(draws)]).numpy(), minlength=400)
     assert counts[::2].sum() == 0
     expected = draws * 2 / 200
     statistic = ((counts[1::2] - expected) ** 2 / expected).sum()
@@ -256,7 +274,13 @@ def test_drawing_is_uniform():
 
 @pytest.mark.parametrize("shape", [(0, *SPATIAL), (2, *SPATIAL)])
 def test_nothing_to_draw(shape):
-    assert draw_voxels(torch.zeros(shape, dtype=torch.bool)).shape == (0,)
+    assert len(drawn_of(torch.zeros(shape, dtype=torch.bool))) == 0
+
+
+def test_the_size_of_the_result_depends_on_the_shape_alone():
+    """No GPU is waited for: how many are drawn is known on the device only."""
+    some = torch.rand(2, 20, 30, 40, generator=torch.Generator().manual_seed(1)) < 0.1
+    assert draw_voxels(some).voxels.shape == draw_voxels(~some).voxels.shape == (480,)
 
 
 # contrast
@@ -271,8 +295,8 @@ def test_value_and_gradient(dtype, num_classes, kind, settings):
     leaf = features.to(dtype).requires_grad_()
     owns = [flat(predicted)[v] for v in drawn]
     assert len(set(owns)) == num_classes  # the scenario draws every class, the missing one too
-    derivation = derived_contrast(flat(predicted), drawn.tolist(), vectors, kind, **settings)
-    value = contrast(leaf, predicted, drawn, as_prototypes(vectors), kind, **settings)
+    derivation = derived_contrast(flat(predicted), drawn, vectors, kind, **settings)
+    value = contrast_of(leaf, predicted, drawn, as_prototypes(vectors), kind, **settings)
     assert value.dtype == torch.float32
     assert value.item() == pytest.approx(derivation(voxels(leaf.detach().double())), rel=2e-6)
     value.backward()
@@ -281,17 +305,17 @@ def test_value_and_gradient(dtype, num_classes, kind, settings):
     assert scale > 1e-3
     tolerance = {torch.bfloat16: 4e-3, torch.float16: 5e-4}.get(dtype, 1e-5)  # half a unit in the gradient's last place
     np.testing.assert_allclose(leaf.grad.double().numpy(), derived, rtol=0, atol=scale * tolerance)
-    undrawn = sorted(set(range(NUM_VOXELS)) - set(drawn.tolist()))
+    undrawn = sorted(set(range(NUM_VOXELS)) - set(drawn))
     assert leaf.grad.movedim(1, -1).reshape(NUM_VOXELS, -1)[undrawn].abs().max() == 0
 
 
 def test_infonce_is_the_default():
     features, predicted, drawn, vectors = scenario(2)
     prototypes = as_prototypes(vectors)
-    assert contrast(features, predicted, drawn, prototypes) == contrast(
+    assert contrast_of(features, predicted, drawn, prototypes) == contrast_of(
         features, predicted, drawn, prototypes, "infonce"
     )
-    assert contrast(features, predicted, drawn, prototypes) != contrast(
+    assert contrast_of(features, predicted, drawn, prototypes) != contrast_of(
         features, predicted, drawn, prototypes, "distance"
     )
 
@@ -302,18 +326,18 @@ def test_prototypes_carry_no_gradient(kind):
     fused, reliable = random_labels(50, 2), torch.ones(2, *SPATIAL, dtype=torch.bool)  # drawn voxels are members too
     frozen = derived_prototypes(voxels(features.double()), flat(fused), flat(reliable), 2)
     leaf = features.clone().requires_grad_()
-    contrast(leaf, predicted, drawn, class_prototypes(leaf, fused, reliable, 2), kind).backward()
-    derived = finite_differences(derived_contrast(flat(predicted), drawn.tolist(), frozen, kind), features)
+    contrast_of(leaf, predicted, drawn, class_prototypes(leaf, fused, reliable, 2), kind).backward()
+    derived = finite_differences(derived_contrast(flat(predicted), drawn, frozen, kind), features)
     np.testing.assert_allclose(leaf.grad.numpy(), derived, rtol=0, atol=1e-5 * np.abs(derived).max())
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_absent_class_is_nowhere_in_the_term(kind):
     features, predicted, drawn, vectors = scenario(4)
-    full = contrast(features, predicted, drawn, as_prototypes(vectors), kind)
+    full = contrast_of(features, predicted, drawn, as_prototypes(vectors), kind)
     spoiled = as_prototypes(vectors)
     spoiled.vectors[1] = 100.0
-    assert contrast(features, predicted, drawn, spoiled, kind).item() == full.item()
+    assert contrast_of(features, predicted, drawn, spoiled, kind).item() == full.item()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, *LOW_PRECISION])
@@ -331,13 +355,13 @@ def test_zero_and_connected(case, kind, dtype):
     if case == "no prototype":
         prototypes = Prototypes(torch.zeros(4, NUM_FEATURES), torch.zeros(4, dtype=torch.bool))
     leaf = features.to(dtype).requires_grad_()
-    assert_connected_zero(contrast(leaf, predicted, drawn, prototypes, kind), leaf)
+    assert_connected_zero(contrast_of(leaf, predicted, drawn, prototypes, kind), leaf)
 
 
 @pytest.mark.parametrize("dtype", LOW_PRECISION)
 def test_zero_is_float32(dtype):
     features, predicted, drawn, vectors = scenario(2)
-    assert contrast(features.to(dtype), predicted, drawn[:0], as_prototypes(vectors)).dtype == torch.float32
+    assert contrast_of(features.to(dtype), predicted, drawn[:0], as_prototypes(vectors)).dtype == torch.float32
 
 
 def test_zero_of_a_large_half_patch():
@@ -345,7 +369,7 @@ def test_zero_of_a_large_half_patch():
     leaf = torch.full((1, 2, 50, 50, 50), 3.0, dtype=torch.float16, requires_grad=True)
     predicted = torch.zeros(1, 50, 50, 50, dtype=torch.long)
     prototypes = as_prototypes([[1.0, 0.0], [0.0, 1.0]])
-    assert_connected_zero(contrast(leaf, predicted, torch.zeros(0, dtype=torch.long), prototypes), leaf)
+    assert_connected_zero(contrast_of(leaf, predicted, [], prototypes), leaf)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -353,7 +377,7 @@ def test_empty_unlabeled_half(kind):
     leaf = torch.zeros(0, NUM_FEATURES, *SPATIAL, requires_grad=True)
     predicted = torch.zeros(0, *SPATIAL, dtype=torch.long)
     drawn = draw_voxels(predicted.bool())
-    assert_connected_zero(contrast(leaf, predicted, drawn, as_prototypes(scenario(2)[3]), kind), leaf)
+    assert_connected_zero(contrast(leaf, predicted, drawn, as_prototypes(scenario(2)[3]), kind)[0], leaf)
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-30, 1e-7, 1e4, 6e4])
@@ -362,9 +386,9 @@ def test_empty_unlabeled_half(kind):
 def test_extreme_features(dtype, kind, scale):
     features, predicted, drawn, vectors = scenario(4)
     leaf = (features / features.abs().max() * scale).to(dtype).requires_grad_()
-    value = contrast(leaf, predicted, drawn, as_prototypes(vectors), kind)
+    value = contrast_of(leaf, predicted, drawn, as_prototypes(vectors), kind)
     value.backward()
-    derivation = derived_contrast(flat(predicted), drawn.tolist(), vectors, kind)
+    derivation = derived_contrast(flat(predicted), drawn, vectors, kind)
     assert value.item() == pytest.approx(derivation(voxels(leaf.detach().double())), rel=1e-5)
     assert leaf.grad.isfinite().all()
 
@@ -376,7 +400,7 @@ def test_a_voxel_on_its_prototype(kind):
     prototypes = as_prototypes([[1.0, 0.0], [0.0, 1.0]])
     for own in (0, 1):
         leaf.grad = None
-        value = contrast(leaf, torch.tensor(own).view(1, 1, 1, 1), torch.tensor([0]), prototypes, kind)
+        value = contrast_of(leaf, torch.tensor(own).view(1, 1, 1, 1), [0], prototypes, kind)
         value.backward()
         expected = derived_contrast([own], [0], [[1.0, 0.0], [0.0, 1.0]], kind)([[1.0, 0.0]])
         assert value.item() == pytest.approx(expected, rel=1e-6, abs=1e-6)
@@ -393,7 +417,7 @@ def test_half_features_that_dropout_left_empty(kind):
     dropout = torch.tensor([2.0, 0.0]).half().view(1, 2, 1, 1, 1)  # as Dropout3d(0.5) draws one time in four
     features = before.relu() * dropout
     prototypes = as_prototypes([[1.0, 0.0], [0.6, 0.8]])
-    value = contrast(features, torch.zeros(1, 10, 1, 1, dtype=torch.long), torch.arange(10), prototypes, kind)
+    value = contrast_of(features, torch.zeros(1, 10, 1, 1, dtype=torch.long), range(10), prototypes, kind)
     value.backward()
     assert value.isfinite()
     assert before.grad.isfinite().all()

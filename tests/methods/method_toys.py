@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dualseg.data import SemiSupervisedDataModule
+from dualseg.data.batch import Batch
 from dualseg.data.volumes import Image, VolumeSource
 from dualseg.inference import SlidingWindow
 from dualseg.methods import DualNetwork
@@ -85,9 +86,9 @@ def outputs(num_classes: int, seed: int = 0, samples: int = 4) -> dict[str, tupl
     return result
 
 
-def stored_batch(num_classes: int, seed: int = 0, labeled: int = 2, samples: int = 4) -> dict[str, Any]:
+def stored_batch(num_classes: int, seed: int = 0, labeled: int = 2, samples: int = 4) -> Batch:
     label = torch.randint(num_classes, (labeled, *SHAPE), generator=torch.Generator().manual_seed(seed + 1000))
-    return {"image": torch.zeros(samples, 1, *SHAPE), "label": label, "case": [f"case_{i}" for i in range(samples)]}
+    return Batch(torch.zeros(samples, 1, *SHAPE), label, [f"case_{i}" for i in range(samples)])
 
 
 def stored_dual(stored: Mapping[str, tuple[Tensor, Tensor]], **settings: Any) -> DualNetwork:

@@ -11,8 +11,8 @@ from dual_derivation import Setting, Terms
 from method_toys import SHAPE, Stored, cpu_trainer, outputs, plain_sgd, stored_batch, stored_dual
 
 from dualseg.errors import DualsegError
-from dualseg.methods import LossTerm, dual
-from dualseg.methods.dual import DEFAULT_TERMS
+from dualseg.losses import Drawn
+from dualseg.methods import DualNetwork, LossTerm, Time, dual
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*no `val_dataloader`")
 LABELED = 2
@@ -24,7 +24,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "numbers": {"confidence": 0.8, "temperature": 0.3, "rampup_iterations": 50, "keep_fraction": 0.6},
     "no ramp-up": {"rampup_iterations": 0},
 }
-WEIGHTS = {name: 0.3 + 0.2 * index for index, name in enumerate(DEFAULT_TERMS)}
+WEIGHTS = {name: 0.3 + 0.2 * index for index, name in enumerate(DualNetwork.TERMS)}
 
 
 @pytest.fixture
@@ -33,9 +33,10 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
     record: list[torch.Tensor] = []
     original = dual.draw_voxels
 
-    def recording(unreliable: torch.Tensor) -> torch.Tensor:
-        record.append(original(unreliable))
-        return record[-1]
+    def recording(unreliable: torch.Tensor) -> Drawn:
+        drawn = original(unreliable)
+        record.append(drawn.voxels[drawn.counts])
+        return drawn
 
     monkeypatch.setattr(dual, "draw_voxels", recording)
     return record
@@ -101,11 +102,11 @@ def test_described_values_and_weights_along_the_run(num_classes, variant, weight
     method = stored_dual(stored, terms=terms, **VARIANTS[variant])
     setting = Setting(**VARIANTS[variant], **({"weights": WEIGHTS} if weighted else {}))
     batch, arrays = stored_batch(num_classes), as_arrays(stored)
-    label = batch["label"].numpy()
+    label = batch.label.numpy()
     for t in (0, 3, 9, 10, 37, 100):
         drawn.clear()
         torch.manual_seed(t)
-        result = method.loss_terms(batch, t, TOTAL)
+        result = method.loss_terms(batch, Time(t, TOTAL))
         voxels = dict(zip("ab", (d.numpy() for d in drawn), strict=True))
         expected = derivation.described(arrays, arrays, label, t, TOTAL, voxels, setting)
         assert_terms(result, expected)
@@ -115,11 +116,11 @@ def test_described_values_and_weights_along_the_run(num_classes, variant, weight
 def test_union_takes_foreground_where_either_says_so(drawn):
     stored = outputs(2, seed=5)
     batch, arrays = stored_batch(2), as_arrays(stored)
-    result = stored_dual(stored, fusion="union").loss_terms(batch, 50, TOTAL)
+    result = stored_dual(stored, fusion="union").loss_terms(batch, Time(50, TOTAL))
     voxels = dict(zip("ab", (d.numpy() for d in drawn), strict=True))
-    expected = derivation.described(arrays, arrays, batch["label"].numpy(), 50, TOTAL, voxels, Setting(fusion="union"))
+    expected = derivation.described(arrays, arrays, batch.label.numpy(), 50, TOTAL, voxels, Setting(fusion="union"))
     assert_terms(result, expected)
-    mean = derivation.described(arrays, arrays, batch["label"].numpy(), 50, TOTAL, voxels, Setting())
+    mean = derivation.described(arrays, arrays, batch.label.numpy(), 50, TOTAL, voxels, Setting())
     assert mean["entropy_filtered", "a"][0] != pytest.approx(expected["entropy_filtered", "a"][0], rel=1e-2)
 
 
@@ -131,8 +132,8 @@ def test_described_gradients(num_classes, variant, drawn):
     method = stored_dual(stored, **VARIANTS[variant])
     setting = Setting(**VARIANTS[variant])
     batch, arrays = stored_batch(num_classes), as_arrays(stored)
-    label, t = batch["label"].numpy(), 60
-    terms = method.loss_terms(batch, t, TOTAL)
+    label, t = batch.label.numpy(), 60
+    terms = method.loss_terms(batch, Time(t, TOTAL))
     sum(term.weight * term.value for term in terms).backward()
     voxels = dict(zip("ab", (d.numpy() for d in drawn), strict=True))
 
@@ -147,10 +148,9 @@ def test_released_values_have_no_ramp(num_classes):
     stored = outputs(num_classes, seed=30 + num_classes)
     method = stored_dual(stored, objective="released")
     batch, arrays = stored_batch(num_classes), as_arrays(stored)
-    expected = derivation.released(arrays, arrays, batch["label"].numpy(), Setting())
+    expected = derivation.released(arrays, arrays, batch.label.numpy(), Setting())
     for t in (0, 7, 100):
-        assert_terms(method.loss_terms(batch, t, TOTAL), expected)
-    assert method.ramps(0, TOTAL) == {}
+        assert_terms(method.loss_terms(batch, Time(t, TOTAL)), expected)
 
 
 @pytest.mark.parametrize("num_classes", [2, 4])
@@ -159,8 +159,8 @@ def test_released_gradients(num_classes):
     stored = outputs(num_classes, seed=40 + num_classes)
     method = stored_dual(stored, objective="released")
     batch, arrays = stored_batch(num_classes), as_arrays(stored)
-    label = batch["label"].numpy()
-    sum(term.weight * term.value for term in method.loss_terms(batch, 0, TOTAL)).backward()
+    label = batch.label.numpy()
+    sum(term.weight * term.value for term in method.loss_terms(batch, Time(0, TOTAL))).backward()
 
     def objective(live: dict[str, derivation.Output]) -> float:
         return derivation.total(derivation.released(live, arrays, label, Setting()))
@@ -182,8 +182,8 @@ def flow(method: dual.DualNetwork, term: LossTerm) -> set[tuple[str, str, str]]:
 
 def test_described_terms_reach_their_own_network_and_half():
     method = stored_dual(outputs(2))
-    terms = method.loss_terms(stored_batch(2), 50, TOTAL)
-    assert {(term.name, term.network) for term in terms} == {(name, i) for name in DEFAULT_TERMS for i in "ab"}
+    terms = method.loss_terms(stored_batch(2), Time(50, TOTAL))
+    assert {(term.name, term.network) for term in terms} == {(name, i) for name in DualNetwork.TERMS for i in "ab"}
     supervised = {"supervised_ce", "supervised_dice", "rectification"}
     for term in terms:
         half = "labeled" if term.name in supervised else "unlabeled"
@@ -193,7 +193,7 @@ def test_described_terms_reach_their_own_network_and_half():
 
 def test_released_terms_reach_what_section_4_says():
     method = stored_dual(outputs(2), objective="released")
-    reached = {key: flow(method, t) for key, t in by_key(method.loss_terms(stored_batch(2), 0, TOTAL)).items()}
+    reached = {key: flow(method, t) for key, t in by_key(method.loss_terms(stored_batch(2), Time(0, TOTAL))).items()}
     expected: dict[tuple[str, str | None], set[tuple[str, str, str]]] = {
         (name, i): {(i, "logits", "labeled")}
         for name in ("supervised_ce", "supervised_dice", "rectification")
@@ -206,14 +206,14 @@ def test_released_terms_reach_what_section_4_says():
 
 
 @pytest.mark.parametrize("objective", ["described", "released"])
-@pytest.mark.parametrize("off", DEFAULT_TERMS)
+@pytest.mark.parametrize("off", DualNetwork.TERMS)
 def test_a_switch_removes_its_term_and_nothing_else(objective, off):
     stored, batch = outputs(2, seed=3), stored_batch(2)
 
     def values(terms: dict[str, dict[str, Any]]) -> dict[tuple[str, str | None], float]:
         torch.manual_seed(0)
         method = stored_dual(stored, objective=objective, terms=terms)
-        return {key: t.value.item() for key, t in by_key(method.loss_terms(batch, 50, TOTAL)).items()}
+        return {key: t.value.item() for key, t in by_key(method.loss_terms(batch, Time(50, TOTAL))).items()}
 
     everything, rest = values({}), values({off: {"enabled": False}})
     assert rest.keys() == {key for key in everything if key[0] != off}
@@ -230,9 +230,9 @@ def test_a_switch_removes_its_term_and_nothing_else(objective, off):
 
 def test_uncertainty_without_cross_pseudo_is_the_mean_divergence_alone():
     stored, batch = outputs(3, seed=4), stored_batch(3)
-    method = stored_dual(stored, terms={n: {"enabled": n == "uncertainty"} for n in DEFAULT_TERMS})
+    method = stored_dual(stored, terms={n: {"enabled": n == "uncertainty"} for n in DualNetwork.TERMS})
     arrays = as_arrays(stored)
-    terms = by_key(method.loss_terms(batch, 50, TOTAL))
+    terms = by_key(method.loss_terms(batch, Time(50, TOTAL)))
     assert terms.keys() == {("uncertainty", "a"), ("uncertainty", "b")}
     for i, j in (("a", "b"), ("b", "a")):
         expected = derivation.kl(arrays[j][0][LABELED:], arrays[i][0][LABELED:]).mean()
@@ -249,18 +249,18 @@ def test_one_step_takes_the_whole_objective_and_logs_its_terms(drawn):
     arrays = as_arrays(stored)
     voxels = dict(zip("ab", (d.numpy() for d in drawn), strict=True))
     # a run of one iteration: a tenth of it is 0, so w = 1
-    expected = derivation.described(arrays, arrays, batch["label"].numpy(), 0, 1, voxels, Setting())
+    expected = derivation.described(arrays, arrays, batch.label.numpy(), 0, 1, voxels, Setting())
     assert curves.pop("loss/total") == pytest.approx(derivation.total(expected), rel=1e-5)
     assert curves.pop("lr") == 1.0
     assert curves.pop("gradient_norm/a") < 10 > curves.pop("gradient_norm/b"), "below the limit"
-    assert curves.pop("ramp/unsupervised") == 1.0
-    assert curves.pop("ramp/contrast") == pytest.approx(np.exp(-5))
+    assert curves.pop("ramp/start") == 1.0
+    assert curves.pop("ramp/run") == pytest.approx(np.exp(-5))
     assert {name for name in curves if name.startswith("foreground/")} == set(method.watched)
     curves = {name: value for name, value in curves.items() if name not in method.watched}
     assert curves == pytest.approx({f"loss/{i}/{name}": v for (name, i), (v, _) in expected.items()}, rel=1e-5)
     again = stored_dual(stored)
     torch.manual_seed(0)
-    terms = [t for t in again.loss_terms(batch, 0, 1) if t.name != "contrast"]
+    terms = [t for t in again.loss_terms(batch, Time(0, 1)) if t.name != "contrast"]
     sum(t.weight * t.value for t in terms).backward()
     for i in "ab":
         moved = method.networks[i].logits.detach() - stored[i][0]
@@ -274,7 +274,7 @@ def test_contrast_draws_follow_the_iteration_alone(drawn):
     for iteration in (4, 5, 4):
         torch.rand(iteration)
         method.seed_iteration(iteration)
-        method.loss_terms(batch, 50, TOTAL)
+        method.loss_terms(batch, Time(50, TOTAL))
     fourth, fifth, again = drawn[0:2], drawn[2:4], drawn[4:6]
     assert all(torch.equal(x, y) for x, y in zip(fourth, again, strict=True))
     assert not any(torch.equal(x, y) for x, y in zip(fourth, fifth, strict=True))
@@ -301,7 +301,7 @@ def test_prototype_momentum_follows_the_specification(drawn):
             method.networks[i].logits.data.copy_(stored[i][0])
             method.networks[i].features.data.copy_(stored[i][1])
         drawn.clear()
-        terms = by_key(method.loss_terms(batch, 100, TOTAL))
+        terms = by_key(method.loss_terms(batch, Time(100, TOTAL)))
         z, f = (dict(zip("ab", t, strict=True)) for t in zip(*as_arrays(stored).values(), strict=True))
         z, f = {i: z[i][LABELED:] for i in "ab"}, {i: f[i][LABELED:] for i in "ab"}
         reliable, fused = derivation.reliable_and_fused(z["a"], z["b"], setting)
@@ -324,7 +324,7 @@ def test_prototype_momentum_follows_the_specification(drawn):
 def test_saturated_networks_stay_finite(objective, size):
     stored = {i: (size * z.sign(), f) for i, (z, f) in outputs(3, seed=6).items()}
     method = stored_dual(stored, objective=objective)
-    terms = method.loss_terms(stored_batch(3), 50, TOTAL)
+    terms = method.loss_terms(stored_batch(3), Time(50, TOTAL))
     sum(term.weight * term.value for term in terms).backward()
     assert all(torch.isfinite(term.value) for term in terms)
     for network in method.networks.values():
@@ -335,7 +335,7 @@ def test_saturated_networks_stay_finite(objective, size):
 def test_a_batch_without_unlabeled_patches_has_zero_terms_that_stay_connected(objective):
     stored = outputs(2, samples=LABELED)
     method = stored_dual(stored, objective=objective)
-    terms = method.loss_terms(stored_batch(2, samples=LABELED), 50, TOTAL)
+    terms = method.loss_terms(stored_batch(2, samples=LABELED), Time(50, TOTAL))
     unsupervised = {"cross_pseudo", "uncertainty", "entropy_filtered", "cosine", "contrast"}
     for term in terms:
         assert torch.isfinite(term.value), term.key
@@ -347,7 +347,7 @@ def test_a_batch_without_unlabeled_patches_has_zero_terms_that_stay_connected(ob
 def test_agreeing_networks_leave_the_correction_empty():
     logits, features = outputs(2)["a"]
     method = stored_dual({"a": (logits, features), "b": (logits, features)})
-    terms = by_key(method.loss_terms(stored_batch(2), 50, TOTAL))
+    terms = by_key(method.loss_terms(stored_batch(2), Time(50, TOTAL)))
     for i in "ab":
         assert terms["rectification", i].value.item() == 0.0
         assert int(terms["rectification", i].support) == 0
@@ -382,8 +382,8 @@ def test_shares_of_foreground_are_watched(num_classes, objective):
     stored = outputs(num_classes, seed=60)
     method = stored_dual(stored, objective=objective)
     batch = stored_batch(num_classes)
-    method.loss_terms(batch, 0, TOTAL)
-    expected = {"foreground/labels": float((batch["label"].numpy() > 0).mean())}
+    method.loss_terms(batch, Time(0, TOTAL))
+    expected = {"foreground/labels": float((batch.label.numpy() > 0).mean())}
     for i, (logits, _) in as_arrays(stored).items():
         expected[f"foreground/{i}"] = float((logits[LABELED:].argmax(1) > 0).mean())
     assert {name: float(share) for name, share in method.watched.items()} == pytest.approx(expected, rel=1e-6)

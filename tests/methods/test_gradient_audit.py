@@ -12,14 +12,14 @@ from rich.console import Console
 
 import dualseg.audit
 from dualseg.data import Phantom
+from dualseg.data.batch import Batch
 from dualseg.errors import DualsegError
-from dualseg.methods import LossTerm, SegmentationMethod, dual
+from dualseg.methods import DualNetwork, LossTerm, SegmentationMethod, Term, Time, dual
 from dualseg.methods.audit import AuditRow, audit
-from dualseg.methods.dual import DEFAULT_TERMS
 from dualseg.reporting.audit_table import audit_table
 
 OBJECTIVES = {
-    "described": {(name, i) for name in DEFAULT_TERMS for i in "ab"},
+    "described": {(name, i) for name in DualNetwork.TERMS for i in "ab"},
     "released": {(name, i) for name in ("supervised_ce", "supervised_dice", "rectification") for i in "ab"}
     | {("cross_pseudo", "a"), ("uncertainty", "a"), ("cosine", None)},
 }
@@ -40,7 +40,7 @@ def text_of(rows: list[AuditRow], width: int = 120) -> dict[str, str]:
     console = Console(width=width, force_terminal=True, color_system="standard", record=True, quiet=False)
     with console.capture() as capture:
         console.print(audit_table(rows, ["a", "b"], 2))
-    lines = [line for line in capture.get().splitlines() if any(name in line for name in DEFAULT_TERMS)]
+    lines = [line for line in capture.get().splitlines() if any(name in line for name in DualNetwork.TERMS)]
     assert len(lines) == len(rows)
     return {f"{row.term} {row.network or ''}": line for row, line in zip(rows, lines, strict=True)}
 
@@ -49,7 +49,7 @@ def text_of(rows: list[AuditRow], width: int = 120) -> dict[str, str]:
 def test_every_term_is_live_and_the_dropped_ones_absent(objective):
     rows = audited(objective=objective)
     live = OBJECTIVES[objective]
-    absent = {(name, None) for name in DEFAULT_TERMS if name not in {term for term, _ in live}}
+    absent = {(name, None) for name in DualNetwork.TERMS if name not in {term for term, _ in live}}
     assert verdicts(rows) == dict.fromkeys(live, "live") | dict.fromkeys(absent, "absent")
     for row in rows:
         meant = {"a", "b"} if row.network is None else {row.network}
@@ -66,7 +66,7 @@ def test_norms_are_the_weighted_ones_at_full_ramp_and_the_largest_of_the_batches
     for name in ("supervised_ce", "cosine", "cross_pseudo"):
         norms = []
         for batch in batches:
-            term = next(t for t in method.loss_terms(batch, 10_000, 10_000) if (t.name, t.network) == (name, "b"))
+            term = next(t for t in method.loss_terms(batch, Time(10_000, 10_000)) if (t.name, t.network) == (name, "b"))
             method.zero_grad()
             term.value.backward()
             weight = 3.0 if name == "cosine" else 1.0
@@ -90,7 +90,12 @@ def test_weights_do_not_change():
 def test_a_detached_term_turns_red_and_no_other(objective, name, monkeypatch):
     """The mutation: each loss function in turn returns a value that is cut off the graph."""
     original: Callable[..., torch.Tensor] = getattr(dual, name)
-    monkeypatch.setattr(dual, name, lambda *args, **kwargs: original(*args, **kwargs).detach())
+
+    def detached(*args, **kwargs):
+        value = original(*args, **kwargs)
+        return (value[0].detach(), *value[1:]) if isinstance(value, tuple) else value.detach()
+
+    monkeypatch.setattr(dual, name, detached)
     rows = audited(objective=objective)
     for key, verdict in verdicts(rows).items():
         expected = "live" if key in OBJECTIVES[objective] else "absent"
@@ -136,10 +141,10 @@ def test_a_mask_that_is_empty_now_and_then_is_counted_and_the_term_live():
     batches = [stored_batch(2), stored_batch(2)]
     original, calls = method.loss_terms, []
 
-    def first_empty(batch: dict, iteration: int, total: int) -> list[LossTerm]:
+    def first_empty(batch: Batch, time: Time) -> list[LossTerm]:
         method.confidence = 0.6 if calls else 1.0
         calls.append(batch)
-        return original(batch, iteration, total)
+        return original(batch, time)
 
     method.loss_terms = first_empty  # type: ignore[method-assign]
     row = next(r for r in audit(method, batches, 10) if (r.term, r.network) == ("rectification", "b"))
@@ -157,13 +162,14 @@ def test_switched_off_terms_are_absent():
 
 def test_a_shared_term_that_misses_one_network_is_dead():
     class OneSided(SegmentationMethod):
-        term_names = ("agreement",)
+        takes = ("a", "b")
+        TERMS = {"agreement": Term("both")}
 
-        def loss_terms(self, batch, iteration, max_iterations):
-            p = {name: network(batch["image"]).logits.softmax(dim=1) for name, network in self.networks.items()}
-            return [LossTerm("agreement", None, (p["a"] - p["b"].detach()).square().mean(), 1.0)]
+        def objective(self, batch, time):
+            p = {name: self.see(name, batch.image).p for name in self.takes}
+            yield self.term("agreement", None, (p["a"] - p["b"].detach()).square().mean())
 
-    batch = {"image": torch.randn(2, 1, 8, 8, 8)}
+    batch = Batch(torch.randn(2, 1, 8, 8, 8), torch.zeros(0, 8, 8, 8), [])
     (row,) = audit(OneSided(**tiny_parts()), [batch], 10)
     assert row.verdict == "dead"
     assert row.norms["a"] > 0 == row.norms["b"]
@@ -193,10 +199,10 @@ def test_command_shows_the_table(objective, words, command, monkeypatch, tmp_pat
     # so early in a run few voxels are confidently foreground: a low bar keeps the correction's mask from being empty
     outcome = command(dualseg.audit.main, *words, f"objective={objective}", "method.confidence=0.5")
     assert outcome.code == 0, outcome.err
-    rows = [line for line in outcome.out.splitlines() if any(name in line for name in DEFAULT_TERMS)]
+    rows = [line for line in outcome.out.splitlines() if any(name in line for name in DualNetwork.TERMS)]
     live = OBJECTIVES[objective]
     assert sum(" live " in row for row in rows) == len(live)
-    assert sum(" absent " in row for row in rows) == len(set(DEFAULT_TERMS) - {term for term, _ in live})
+    assert sum(" absent " in row for row in rows) == len(set(DualNetwork.TERMS) - {term for term, _ in live})
     assert "into a" in outcome.out
     assert "into b" in outcome.out
     assert list(tmp_path.iterdir()) == [], "the audit leaves no folder behind"
@@ -235,7 +241,7 @@ def test_every_term_of_the_study_on_left_atrium_is_live(la_root, command, monkey
     few = ["data.labeled=2", "data.held_out_test=77", "evaluate_on=[]"]  # volumes; all else is the study's
     outcome = command(dualseg.audit.main, "experiment=la_cpu", f"data.root={la_root}", *few)
     assert outcome.code == 0, outcome.err
-    assert outcome.out.count(" live ") == 2 * len(DEFAULT_TERMS), outcome.out
+    assert outcome.out.count(" live ") == 2 * len(DualNetwork.TERMS), outcome.out
 
 
 @pytest.mark.parametrize("precision", ["16-mixed", "bf16-mixed"])

@@ -1,8 +1,7 @@
 """What every method inherits: one optimizer, counted iterations, schedules, precision, memory format, checkpoints."""
 
-import copy
 import inspect
-from dataclasses import asdict
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -13,15 +12,15 @@ import torch
 import yaml
 from method_toys import Stored, Tiny, Volumes, cpu_trainer, outputs, plain_sgd, stored_batch, stored_dual, tiny_parts
 from method_toys import volumes_data as data_of
-from torch import Tensor, nn
+from torch import Tensor
 
 from dualseg.cli import conf_dir
+from dualseg.data.batch import Batch
 from dualseg.errors import DualsegError
 from dualseg.losses import supervised_ce
-from dualseg.methods import DualNetwork, LossTerm, SegmentationMethod, Supervised
-from dualseg.methods.base import progress
-from dualseg.methods.dual import DEFAULT_TERMS
+from dualseg.methods import Average, DualNetwork, LossTerm, SegmentationMethod, Supervised, Term, Time
 from dualseg.methods.schedules import constant, gaussian_rampup, polynomial_decay, step_decay
+from dualseg.methods.terms import progress
 from dualseg.networks import ResNet34VNet, VNet
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*not resumable")
@@ -97,11 +96,12 @@ def test_the_backward_pass_runs_once_an_iteration_on_the_weighted_sum(monkeypatc
 class Slope(SegmentationMethod):
     """The sum of all weights of both networks: its gradient is 1 everywhere."""
 
-    def loss_terms(self, batch: dict[str, Any], iteration: int, max_iterations: int) -> list[LossTerm]:
-        return [
-            LossTerm("slope", name, torch.stack([p.sum() for p in network.parameters()]).sum(), 1.0)
-            for name, network in self.networks.items()
-        ]
+    takes = ("a", "b")
+    TERMS = {"slope": Term("both")}
+
+    def objective(self, batch: Batch, time: Time) -> Iterator[LossTerm]:
+        for name, network in self.networks.items():
+            yield self.term("slope", name, torch.stack([p.sum() for p in network.parameters()]).sum())
 
 
 @pytest.mark.parametrize(
@@ -134,9 +134,9 @@ def test_the_logged_rate_is_the_one_that_was_applied():
 @pytest.mark.parametrize("limit", [2.0, 10.0, None])
 def test_each_networks_gradient_is_limited_on_its_own(limit):
     class Steep(Slope):
-        def loss_terms(self, batch: dict[str, Any], iteration: int, max_iterations: int) -> list[LossTerm]:
-            a, b = super().loss_terms(batch, iteration, max_iterations)
-            return [LossTerm("slope", "a", 100 * a.value, 1.0), b]
+        def objective(self, batch: Batch, time: Time) -> Iterator[LossTerm]:
+            a, b = super().objective(batch, time)
+            yield from [LossTerm("slope", "a", 100 * a.value, 1.0), b]
 
     method = Steep(**tiny_parts(), optimizer=plain_sgd, lr_schedule=constant(), gradient_clip_norm=limit)
     curves: dict[str, float] = {}
@@ -173,8 +173,9 @@ def test_ramps_of_the_specification():
     assert gaussian_rampup(20, 40) == pytest.approx(np.exp(-5 / 4))
     assert gaussian_rampup(40, 40) == gaussian_rampup(400, 40) == gaussian_rampup(0, 0) == 1.0
     method = stored_dual(outputs(2))
-    ramps = method.ramps(5, 200)  # w over a tenth of the run, lambda_c over all of it
-    assert ramps == pytest.approx({"ramp/unsupervised": np.exp(-5 * 0.75**2), "ramp/contrast": np.exp(-5 * 0.975**2)})
+    terms = {term.key: term.weight for term in method.loss_terms(stored_batch(2), Time(5, 200))}
+    assert terms["loss/a/cosine"] == pytest.approx(np.exp(-5 * 0.75**2))  # w over a tenth of the run
+    assert terms["loss/b/contrast"] == pytest.approx(0.1 * np.exp(-5 * 0.975**2))  # lambda_c over all of it
 
 
 def test_a_run_is_a_function_of_its_seed():
@@ -192,48 +193,33 @@ def test_a_run_is_a_function_of_its_seed():
 class MeanTeacher(SegmentationMethod):
     """A sketch of another method, as a reader would write it: one network trained, one its moving average."""
 
-    term_names = ("supervised_ce", "consistency")
+    averages = {"teacher": Average("a", decay=0.9, warmup=False)}
+    TERMS = {"supervised_ce": Term("labeled"), "consistency": Term("both", ramp="run")}
 
-    def trainable_networks(self) -> dict[str, nn.Module]:
-        return {"student": self.networks["student"]}
-
-    def loss_terms(self, batch: dict[str, Any], iteration: int, max_iterations: int) -> list[LossTerm]:
-        label = batch["label"]
-        log_p = self.networks["student"](batch["image"]).logits.float().log_softmax(dim=1)
-        with torch.no_grad():
-            p_teacher = self.networks["teacher"](batch["image"]).logits.float().softmax(dim=1)
-        consistency = (log_p.exp() - p_teacher).square().mean()
-        w = gaussian_rampup(iteration, max_iterations)
-        return [
-            LossTerm("supervised_ce", "student", supervised_ce(log_p[: len(label)], label), 1.0),
-            LossTerm("consistency", "student", consistency, w),
-        ]
-
-    def on_train_batch_end(self, *args: Any) -> None:
-        with torch.no_grad():
-            pairs = zip(self.networks["teacher"].parameters(), self.networks["student"].parameters(), strict=True)
-            for teacher, student in pairs:
-                teacher.lerp_(student, 0.1)
+    def objective(self, batch: Batch, time: Time) -> Iterator[LossTerm]:
+        student, teacher = self.see("a", batch.image), self.watch("teacher", batch.image, "train")
+        n = len(batch.label)
+        yield self.term("supervised_ce", "a", supervised_ce(student.log_p[:n], batch.label))
+        yield self.term("consistency", "a", (student.p - teacher.p).square().mean())
 
 
 def test_a_method_with_one_trained_and_one_averaged_network():
     torch.manual_seed(0)
-    student = Tiny()
-    method = MeanTeacher(**tiny_parts(student=student, teacher=copy.deepcopy(student)))
+    method = MeanTeacher(**tiny_parts(a=Tiny()))
     watch = fit(method, 4)
     assert method.trainer.global_step == 4
     (optimizer,) = method.trainer.optimizers
-    assert [group["name"] for group in optimizer.param_groups] == ["student"]
+    assert [group["name"] for group in optimizer.param_groups] == ["a"]
     average = {k: v for k, v in watch.parameters[0].items() if k.startswith("networks.teacher.")}
+    assert average and all(torch.equal(v, watch.parameters[0][k.replace("teacher", "a")]) for k, v in average.items())
     for after in watch.parameters[1:]:
-        for name, value in average.items():  # callbacks see an iteration before the method's own hook
-            assert torch.equal(after[name], watch.parameters[0][name]) == (after is watch.parameters[1])
-            torch.testing.assert_close(after[name], value)
-            average[name] = value + 0.1 * (after[name.replace("teacher", "student")] - value)
-    for name, value in average.items():
-        torch.testing.assert_close(method.state_dict()[name], value)
+        for name, value in average.items():
+            average[name] = value + 0.1 * (after[name.replace("teacher", "a")] - value)
+            torch.testing.assert_close(after[name], average[name])
+            assert not torch.equal(after[name], after[name.replace("teacher", "a")])
+    assert not any(p.requires_grad for p in method.networks["teacher"].parameters())
     method.trainer.test(method, data_of(), verbose=False)
-    assert set(method.results["test"]) == {"student", "teacher", "ensemble"}
+    assert set(method.results["test"]) == {"a", "teacher"}
 
 
 @pytest.mark.parametrize("objective", [*OBJECTIVES, "supervised"])
@@ -286,7 +272,7 @@ def test_losses_of_bfloat16_logits_are_those_of_the_same_logits_in_float32(objec
         method.networks.to(dtype)
         torch.manual_seed(0)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
-            values.append([term.value.item() for term in method.loss_terms(batch, 50, 100)])
+            values.append([term.value.item() for term in method.loss_terms(batch, Time(50, 100))])
     assert values[0] == pytest.approx(values[1], rel=1e-6)
 
 
@@ -305,9 +291,9 @@ def test_memory_format_changes_no_number(objective):
         watch: dict[int, list[float]] = {}
         loss_terms = method.loss_terms
 
-        def recording(batch: Any, t: int, total: int, loss_terms: Any = loss_terms, watch: Any = watch) -> Any:
-            terms = loss_terms(batch, t, total)
-            watch[t] = [term.value.item() for term in terms]
+        def recording(batch: Any, time: Time, loss_terms: Any = loss_terms, watch: Any = watch) -> Any:
+            terms = loss_terms(batch, time)
+            watch[time.iteration] = [term.value.item() for term in terms]
             return terms
 
         method.loss_terms = recording  # type: ignore[method-assign]
@@ -354,32 +340,30 @@ def test_prototypes_are_saved_and_restored(tmp_path):
     assert not any(name.startswith("prototypes") for name in without.state_dict())
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_step():
+def test_a_loss_that_is_not_finite_stops_at_the_next_point_of_the_curves():
     method = DualNetwork(**tiny_parts(), optimizer=plain_sgd)
     watch = Watch()
     original = method.loss_terms
 
-    def spoiled(batch: dict[str, Any], iteration: int, total: int) -> list[LossTerm]:
-        terms = original(batch, iteration, total)
-        if iteration == 2:
+    def spoiled(batch: Batch, time: Time) -> list[LossTerm]:
+        terms = original(batch, time)
+        if time.iteration == 2:
             i = next(n for n, t in enumerate(terms) if t.key == "loss/b/uncertainty")
             terms[i] = LossTerm("uncertainty", "b", terms[i].value * float("nan"), 1.0)
         return terms
 
     method.loss_terms = spoiled  # type: ignore[method-assign]
     with pytest.raises(DualsegError) as error:
-        cpu_trainer(5, callbacks=[watch]).fit(method, data_of())
+        cpu_trainer(8, callbacks=[watch], log_every_n_steps=5).fit(method, data_of())
     message = str(error.value)
     assert "iteration 2" in message
     assert "b/uncertainty;" in message
     assert message.count("case_") == 4
-    for name, value in method.named_parameters():
-        assert torch.equal(value, watch.parameters[-1][name])
-    assert len(watch.parameters) == 3
+    assert len(watch.parameters) == 5, "iteration 4 is a point of the curves, and stopped before its end"
 
 
 def test_dual_needs_its_two_networks():
-    with pytest.raises(DualsegError, match=r"needs the two networks a and b, not \['a', 'c'\]"):
+    with pytest.raises(DualsegError, match=r"takes a and b, not \['a', 'c'\]"):
         DualNetwork(**tiny_parts(a=Tiny(), c=Tiny()))
 
 
@@ -388,7 +372,7 @@ def test_supervised_reads_the_labeled_samples_alone():
     method = Supervised(**tiny_parts(source, a=Tiny(dropout=0.0)))
     label = torch.randint(2, (2, 16, 16, 16), generator=torch.Generator().manual_seed(0))
     image = torch.randn(4, 1, 16, 16, 16, generator=torch.Generator().manual_seed(1))
-    terms = method.loss_terms({"image": image, "label": label}, 0, 10)
+    terms = method.loss_terms(Batch(image, label, []), Time(0, 10))
     assert [(t.key, t.weight) for t in terms] == [("loss/a/supervised_ce", 1.0), ("loss/a/supervised_dice", 1.0)]
     p = method.networks["a"](image[:2]).logits.double().softmax(dim=1).detach().numpy()
     y = label.numpy()
@@ -396,7 +380,7 @@ def test_supervised_reads_the_labeled_samples_alone():
     dice = 1 - (2 * (p[:, 1] * y).sum() + 1e-5) / ((p[:, 1] ** 2).sum() + y.sum() + 1e-5)
     assert [t.value.item() for t in terms] == pytest.approx([-np.log(own).mean(), dice], rel=1e-5)
     image[2:] = torch.nan  # never reached
-    assert all(torch.isfinite(t.value) for t in method.loss_terms({"image": image, "label": label}, 0, 10))
+    assert all(torch.isfinite(t.value) for t in method.loss_terms(Batch(image, label, []), Time(0, 10)))
 
 
 def test_stored_networks_keep_the_contract():
@@ -406,7 +390,7 @@ def test_stored_networks_keep_the_contract():
 
 
 def test_supervised_refuses_networks_that_it_would_not_train():
-    with pytest.raises(DualsegError, match="one network, named a"):
+    with pytest.raises(DualsegError, match=r"takes a, not \['a', 'b'\]"):
         Supervised(**tiny_parts(a=Tiny(), b=Tiny()))
 
 
@@ -422,9 +406,9 @@ def test_the_bar_shows_the_parts_of_the_loss_and_a_dice():
         return LossTerm(name, network, torch.tensor(value), weight)
 
     labeled = [term("supervised_dice", "a", 0.25, 2.0), term("supervised_dice", "b", 0.75, 1.0)]
-    shown = progress([*labeled, term("cosine", "a", 4.0, 0.5)])
+    shown = progress([*labeled, term("cosine", "a", 4.0, 0.5)], DualNetwork.TERMS)
     assert shown == {"loss": 3.25, "labeled": 1.25, "unlabeled": 2.0, "train_dice": 0.5}
-    assert progress(labeled) == {"loss": 1.25, "labeled": 1.25, "train_dice": 0.5}
+    assert progress(labeled, DualNetwork.TERMS) == {"loss": 1.25, "labeled": 1.25, "train_dice": 0.5}
 
 
 @pytest.mark.parametrize("name", ["dual", "supervised"])
@@ -440,7 +424,7 @@ def test_a_notebook_and_the_command_have_the_same_defaults(name):
         if key in ("name", "_target_"):
             continue
         if key == "terms":
-            assert value == {name: asdict(setting) for name, setting in DEFAULT_TERMS.items()}
+            assert value == {n: {"enabled": t.enabled, "weight": t.weight} for n, t in DualNetwork.TERMS.items()}
         elif key == "objective":
             assert defaults[key] == "described"
         else:

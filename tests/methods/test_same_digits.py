@@ -35,6 +35,7 @@ WORDS = (
 )
 RUNS = {
     "dual described": ("method=dual",),
+    "dual described without contrast": ("method=dual", "method.terms.contrast.enabled=false"),
     "dual released": ("method=dual", "objective=released"),
     "supervised": ("method=supervised",),
 }

@@ -112,7 +112,7 @@ def test_iterations_validations_and_checkpoints_of_a_whole_run(whole):
     assert whole.validated == [4, 8, 12]
     assert whole.saved == whole.kept == list(range(1, ITERATIONS + 1))
     names = {row[1] for row in whole.curves()}
-    assert {"loss/total", "loss/a/contrast", "lr", "ramp/contrast", "validation/ensemble/dice"} <= names
+    assert {"loss/total", "loss/a/contrast", "lr", "ramp/run", "validation/ensemble/dice"} <= names
     losses = [row[0] for row in whole.curves() if row[1] == "loss/total"]
     assert losses == list(range(1, ITERATIONS + 1)), "named by the iterations that are done"
     assert {r[0] for r in whole.curves() if r[1] == "validation/a/asd"} == {4, 8, 12}

@@ -13,7 +13,7 @@ from hydra import compose, initialize_config_dir
 
 from dualseg.cli import conf_dir
 from dualseg.errors import DualsegError
-from dualseg.methods.dual import DEFAULT_TERMS
+from dualseg.methods import DualNetwork
 from dualseg.runs.folder import identity
 from dualseg.runs.settings import check_data, resolve
 from dualseg.sweeps.index import Job
@@ -89,11 +89,11 @@ def test_an_ablation_changes_one_thing():
     """Derived from the rows' names, not from the file."""
     composed = configurations("la_ablation", "cpu")
     without = {key.removeprefix("without_"): c for key, c in composed.items() if key.startswith("without_")}
-    assert set(without) == set(DEFAULT_TERMS)
+    assert set(without) == set(DualNetwork.TERMS)
     for term, settings in without.items():
         assert differences(settings, composed["full"]) == {f"method.terms.{term}.enabled": False}
     alone = {key.removeprefix("supervised_"): c for key, c in composed.items() if key.startswith("supervised_")}
-    assert set(alone) == set(DEFAULT_TERMS) - {"supervised_ce", "supervised_dice"}
+    assert set(alone) == set(DualNetwork.TERMS) - {"supervised_ce", "supervised_dice"}
     for term, settings in alone.items():
         assert differences(settings, composed["supervised"]) == {f"method.terms.{term}.enabled": True}
     switched_off = {f"method.terms.{term}.enabled": False for term in alone}

@@ -1,0 +1,54 @@
+"""Averaged networks: frozen copies that follow trained ones, a mean teacher's for example."""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Average:
+    """An exponential moving average of a network, moved after each step that the method asks for.
+
+    theta' <- d theta' + (1 - d) theta; at iteration t, d = min(1 - 1 / (t + 1), decay) with `warmup`, else `decay`.
+
+    Attributes:
+        of: name of the network that it follows.
+        decay: d.
+        warmup: let the average follow fast at first: a move at t = 0 is a copy.
+        buffers: average floating-point buffers (BatchNorm's statistics) as well; else they stay the average's own,
+            which moves them where it runs in training mode.
+    """
+
+    of: str
+    decay: float = 0.99
+    warmup: bool = True
+    buffers: bool = False
+
+
+def averaged_copy(network: nn.Module) -> nn.Module:
+    """A frozen copy, to start from."""
+    copied = copy.deepcopy(network)
+    copied.requires_grad_(False)
+    return copied
+
+
+@torch.no_grad()
+def move(average: nn.Module, network: nn.Module, setting: Average, iteration: int) -> None:
+    """Move an average once.
+
+    Args:
+        average: the averaged network, changed in place.
+        network: what it follows.
+        setting: how.
+        iteration: t, that of the step before.
+    """
+    decay = min(1 - 1 / (iteration + 1), setting.decay) if setting.warmup else setting.decay
+    followed = network.state_dict()
+    moved = {name for name, _ in average.named_parameters()}
+    if setting.buffers:
+        moved |= {name for name, buffer in average.named_buffers() if buffer.is_floating_point()}
+    for name, tensor in average.state_dict().items():
+        if name in moved:
+            tensor.lerp_(followed[name], 1 - decay)

@@ -1,0 +1,75 @@
+"""Between the points of the curves no method waits for the device: on a CPU, nothing asks a tensor for its value."""
+
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dualseg import assembly
+from dualseg.cli import conf_dir
+from dualseg.runs.folder import RunFolder
+from dualseg.runs.settings import resolve
+
+aten = torch.ops.aten
+WAITING = {aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.is_nonzero, aten.equal, aten.unique_dim}
+INDEXING = {aten.index, aten.index_put, aten.index_put_, aten._unsafe_index}
+METHODS = sorted(path.stem for path in (conf_dir() / "method").glob("*.yaml"))
+
+
+class NoWaiting(TorchDispatchMode):
+    """Raises where an operation makes the host wait for a GPU."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        packet = func.overloadpacket
+        assert packet not in WAITING, f"{func}: waits for the device"
+        if packet in INDEXING:
+            indices = [index for index in args[1] if index is not None]
+            assert not any(index.dtype in (torch.bool, torch.uint8) for index in indices), f"{func}: boolean index"
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_mode_sees_each_kind_of_waiting():
+    x = torch.arange(4.0)
+    for waits in (
+        lambda: x[0].item(),
+        lambda: bool(x.sum() > 1),
+        lambda: x.nonzero(),
+        lambda: x[x > 1],
+        lambda: x.masked_select(x > 1),
+        lambda: x.__setitem__(x > 1, torch.zeros(2)),
+    ):
+        with pytest.raises(AssertionError), NoWaiting():
+            waits()
+    with NoWaiting():
+        x[torch.tensor([0, 2])].where(x[:2] > 0, 0.0).sort()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_iteration_between_two_points_of_the_curves(method, tmp_path, phantom):
+    words = [f"method={method}", "base_channels=4", "trainer.accelerator=cpu", "trainer.threads=1", "evaluate_on=[]"]
+    words += ["trainer.max_iterations=4", "trainer.log_every=100", "trainer.progress_bar=false", "data.labeled=2"]
+    words += ["data.patch_size=[16,16,16]", "data.stride=[16,16,16]", f"data.root={phantom.root}"]
+    words += [f"+data.source.{key}={value}" for key, value in (("train", 6), ("test", 2), ("shape", "[40,36,32]"))]
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        settings = resolve(compose("train", overrides=[*words, f"output={tmp_path}"]))
+    data = assembly.build_data(settings)
+    module = assembly.build_method(settings, data.source)
+    data.setup("fit")
+    folder = RunFolder.of(settings)
+    folder.open(settings)
+    watched = []
+    step = module.training_step
+
+    def watching(batch: Any, batch_idx: int) -> None:
+        if batch_idx in (0, 3):  # the first iteration is a point of the curves, and so is the last
+            step(batch, batch_idx)
+            return
+        with NoWaiting():
+            step(batch, batch_idx)
+        watched.append(batch_idx)
+
+    module.training_step = watching
+    assembly.build_trainer(settings, folder, 0, "").fit(module, data)
+    assert watched == [1, 2]

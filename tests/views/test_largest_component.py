@@ -1,0 +1,45 @@
+"""The largest component against a flood fill."""
+
+import itertools
+
+import numpy as np
+import torch
+
+from dualseg.views import largest_component
+
+
+def components(mask):
+    """Sets of voxels that hang together by faces, edges or corners."""
+    left, found = {tuple(v) for v in np.argwhere(mask)}, []
+    while left:
+        todo, own = [left.pop()], set()
+        while todo:
+            voxel = todo.pop()
+            own.add(voxel)
+            for step in itertools.product((-1, 0, 1), repeat=3):
+                other = tuple(np.add(voxel, step))
+                if other in left:
+                    left.remove(other)
+                    todo.append(other)
+        found.append(own)
+    return found
+
+
+def test_each_patch_keeps_its_own():
+    label = torch.randint(0, 9, (3, 9, 8, 7), generator=torch.Generator().manual_seed(0))
+    label = label.where(label < 3, 0)
+    cleaned = largest_component(label, iter([1, 2]))
+    for before, after in zip(label.numpy(), cleaned.numpy(), strict=True):
+        for value in (1, 2):
+            largest = max(map(len, components(before == value)))
+            (kept,) = components(after == value)
+            assert len(kept) == largest and all(before[v] == value for v in kept)
+    assert cleaned.dtype == torch.int64
+
+
+def test_other_classes_and_empty_patches_stay():
+    label = torch.zeros(2, 6, 6, 6, dtype=torch.long)
+    label[0, 0, 0, 0] = label[0, 3:, 3:, 3:] = 2
+    label[0, 0, 5, 5] = 1
+    assert torch.equal(largest_component(label, [1]), label)
+    assert largest_component(label, [2])[0, 0, 0, 0] == 0

@@ -17,6 +17,7 @@ from dualseg import __version__
 from dualseg.data.batch import Batch
 from dualseg.errors import DualsegError
 from dualseg.inference import SlidingWindow
+from dualseg.losses import supervised_ce, supervised_dice
 from dualseg.methods.averages import Average, averaged_copy, move
 from dualseg.methods.evaluation import NetworkEvaluation
 from dualseg.methods.finite import FiniteLoss
@@ -133,6 +134,16 @@ class SegmentationMethod(NetworkEvaluation):
         """The ramp of that kind at this time."""
         length = self._time.total // 10 if self.rampup_iterations is None else self.rampup_iterations
         return self._time.ramp(kind, length)
+
+    def supervised(self, network: str, view: View, label: Tensor) -> Iterator[LossTerm]:
+        """The terms `supervised_ce` and `supervised_dice` of a network's view of labeled patches.
+
+        Cross-entropy is the mean over voxels, Dice that over the foreground classes.
+        """
+        if self.on("supervised_ce"):
+            yield self.term("supervised_ce", network, supervised_ce(view.log_p, label))
+        if self.on("supervised_dice"):
+            yield self.term("supervised_dice", network, supervised_dice(view.p, label))
 
     def see(self, network: str, image: Tensor) -> View:
         """A network's output on (N, C, W, H, D), with gradient, in the run's precision; float32 afterwards."""

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from dualseg.data.batch import Batch
-from dualseg.losses import cross_pseudo, supervised_ce, supervised_dice
+from dualseg.losses import cross_pseudo
 from dualseg.methods.base import SegmentationMethod
 from dualseg.methods.terms import LossTerm, Term, Time
 
@@ -31,9 +31,6 @@ class CrossPseudoSupervision(SegmentationMethod):
             view = self.see(name, batch.image)
             labeled[name], unlabeled[name] = view.split(n, len(view) - n)
         for i, j in (("a", "b"), ("b", "a")):
-            if self.on("supervised_ce"):
-                yield self.term("supervised_ce", i, supervised_ce(labeled[i].log_p, batch.label))
-            if self.on("supervised_dice"):
-                yield self.term("supervised_dice", i, supervised_dice(labeled[i].p, batch.label))
+            yield from self.supervised(i, labeled[i], batch.label)
             if self.on("cross_pseudo"):
                 yield self.term("cross_pseudo", i, cross_pseudo(unlabeled[i].log_p, unlabeled[j].predicted))

@@ -26,8 +26,6 @@ from dualseg.losses import (
     kl_divergence,
     rectification,
     reliable_voxels,
-    supervised_ce,
-    supervised_dice,
     uncertainty,
 )
 from dualseg.losses.contrast import Contrast
@@ -151,10 +149,7 @@ class DualNetwork(SegmentationMethod):
         if self.on("rectification"):
             disagreement = confident_disagreement(views["a"].p, views["b"].p, self.confidence)
         for i, view in views.items():
-            if self.on("supervised_ce"):
-                yield self.term("supervised_ce", i, supervised_ce(view.log_p, label))
-            if self.on("supervised_dice"):
-                yield self.term("supervised_dice", i, supervised_dice(view.p, label))
+            yield from self.supervised(i, view, label)
             if self.on("rectification"):
                 value = rectification(view.p, label, disagreement)
                 yield self.term("rectification", i, value, support=disagreement.sum())

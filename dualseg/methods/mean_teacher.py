@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 
 from dualseg.data.batch import Batch
-from dualseg.losses import supervised_ce, supervised_dice
 from dualseg.losses.masked import mean
 from dualseg.methods.averages import Average
 from dualseg.methods.base import SegmentationMethod
@@ -33,10 +32,7 @@ class MeanTeacher(SegmentationMethod):
         n = len(batch.label)
         view = self.see("a", batch.image)
         labeled, unlabeled = view.split(n, len(view) - n)
-        if self.on("supervised_ce"):
-            yield self.term("supervised_ce", "a", supervised_ce(labeled.log_p, batch.label))
-        if self.on("supervised_dice"):
-            yield self.term("supervised_dice", "a", supervised_dice(labeled.p, batch.label))
+        yield from self.supervised("a", labeled, batch.label)
         if self.on("consistency"):
             teacher = self.watch("teacher", noise(batch.unlabeled.image, std=0.1, limit=0.2), mode="train")
             yield self.term("consistency", "a", mean((unlabeled.p - teacher.p).square()))

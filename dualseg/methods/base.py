@@ -20,6 +20,7 @@ from dualseg.inference import SlidingWindow
 from dualseg.losses import supervised_ce, supervised_dice
 from dualseg.methods.averages import Average, averaged_copy, move
 from dualseg.methods.evaluation import NetworkEvaluation
+from dualseg.methods.extra import ExtraTerm
 from dualseg.methods.finite import FiniteLoss
 from dualseg.methods.schedules import Schedule, step_decay
 from dualseg.methods.terms import LossTerm, Term, Time, configured, progress
@@ -45,7 +46,8 @@ class SegmentationMethod(NetworkEvaluation):
         gradient_clip_norm: largest L2 norm of the gradient of one network or head in a step; None, as in the paper: no
             limit. The contrast divides by feature norms, which dropout and ReLU can leave near zero:
             experiments/la_main shows what that does.
-        terms: name -> {"weight", "ramp", "enabled"}; what is not named keeps its default (`TERMS`).
+        terms: name -> {"weight", "ramp", "enabled"}; what is not named keeps its default (`TERMS`). Under another name
+            an `ExtraTerm` is added.
         rampup_iterations: length of the ramp `start`; None is a tenth of the run, 0 is no ramp.
         seed: of dropout and of what a method draws.
 
@@ -78,7 +80,7 @@ class SegmentationMethod(NetworkEvaluation):
         optimizer: Callable[..., Optimizer] = DEFAULT_OPTIMIZER,
         lr_schedule: Schedule | None = None,
         gradient_clip_norm: float | None = 10.0,
-        terms: Mapping[str, Mapping[str, Any]] | None = None,
+        terms: Mapping[str, Mapping[str, Any] | ExtraTerm] | None = None,
         rampup_iterations: int | None = None,
         seed: int = 0,
         distance_unit: Literal["voxel", "mm"] = "voxel",
@@ -97,7 +99,9 @@ class SegmentationMethod(NetworkEvaluation):
         self.optimizer = optimizer
         self.lr_schedule = lr_schedule or step_decay()
         self.gradient_clip_norm = gradient_clip_norm
-        self.terms = configured(self.TERMS, terms or {})
+        self.extras = {name: term for name, term in (terms or {}).items() if isinstance(term, ExtraTerm)}
+        own = {name: term for name, term in (terms or {}).items() if not isinstance(term, ExtraTerm)}
+        self.terms = configured(self.TERMS, own, {name: extra.setting for name, extra in self.extras.items()})
         self.rampup_iterations = rampup_iterations
         self.seed = seed
         self.heads = nn.ModuleDict()
@@ -106,6 +110,12 @@ class SegmentationMethod(NetworkEvaluation):
         self._finite = FiniteLoss()
         self._time = Time(0, 1)
         self._autocast = False
+        self._image: Tensor | None = None
+        self._seen: dict[str, View] = {}
+        for name, extra in self.extras.items():
+            if extra.setting.enabled:
+                extra.build(self)
+                self.heads[name] = extra
 
     # What a method writes
 
@@ -150,7 +160,17 @@ class SegmentationMethod(NetworkEvaluation):
         kind = image.device.type
         with torch.autocast(kind, dtype=torch.get_autocast_dtype(kind), enabled=self._autocast):
             output = self.networks[network](image)
-        return View.of(output)
+        view = View.of(output)
+        if image is self._image and torch.is_grad_enabled():
+            self._seen[network] = view
+        return view
+
+    def view(self, network: str) -> View:
+        """What `see` gives of the whole batch as it came, seen once however often it is asked for."""
+        if network not in self._seen:
+            assert self._image is not None, "inside an objective"
+            self.see(network, self._image)
+        return self._seen[network]
 
     def watch(self, network: str, image: Tensor, mode: Literal["eval", "train"] = "eval") -> View:
         """`see` without gradient; `train` keeps dropout and batch statistics, which `eval` does not."""
@@ -170,8 +190,14 @@ class SegmentationMethod(NetworkEvaluation):
         self._time = time
         kind = batch.image.device.type
         self._autocast = torch.is_autocast_enabled(kind)
+        self._image, self._seen = batch.image, {}
         with torch.autocast(kind, enabled=False):
-            return list(self.objective(batch, time))
+            terms = list(self.objective(batch, time))
+            for name, extra in self.extras.items():
+                if extra.setting.enabled:
+                    terms += extra.terms(self, name, batch, time)
+        self._image, self._seen = None, {}  # their memory is the backward pass's
+        return terms
 
     def trained(self) -> dict[str, nn.Module]:
         """What gradients reach: the networks of `takes`, and the heads."""
@@ -181,6 +207,7 @@ class SegmentationMethod(NetworkEvaluation):
         groups = [
             {"params": list(module.parameters()), "name": name, **self.head_settings.get(name, {})}
             for name, module in self.trained().items()
+            if any(True for _ in module.parameters())
         ]
         optimizer = self.optimizer(groups)
         total = self.trainer.max_steps

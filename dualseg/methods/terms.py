@@ -1,6 +1,7 @@
 """The named terms of an objective: their defaults, what a configuration changes, their values in an iteration."""
 
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -29,6 +30,14 @@ class Term:
     weight: float = 1.0
     ramp: Ramp = "none"
     enabled: bool = True
+
+    def __post_init__(self) -> None:
+        if isinstance(self.weight, bool) or not isinstance(self.weight, int | float) or not 0 <= self.weight < math.inf:
+            raise DualsegError(f"weight={self.weight}: give a number of at least 0.")
+        if self.ramp not in ("none", "start", "run"):
+            raise DualsegError(f"ramp={self.ramp}: give none, start or run.")
+        if type(self.enabled) is not bool:  # a string such as off would count as true
+            raise DualsegError(f"enabled={self.enabled}: give true or false.")
 
 
 @dataclass(frozen=True)
@@ -69,8 +78,10 @@ class LossTerm:
         return f"loss/{self.name}" if self.network is None else f"loss/{self.network}/{self.name}"
 
 
-def configured(defaults: Mapping[str, Term], changes: Mapping[str, Mapping[str, Any]]) -> dict[str, Term]:
-    """The terms of a method with what `method.terms` changes of them.
+def configured(
+    defaults: Mapping[str, Term], changes: Mapping[str, Mapping[str, Any]], extras: Mapping[str, Term]
+) -> dict[str, Term]:
+    """The terms of a method with what `method.terms` changes of them, then the `extras`.
 
     Raises:
         DualsegError: no such term or setting, a setting that cannot be, or every term is off.
@@ -82,9 +93,15 @@ def configured(defaults: Mapping[str, Term], changes: Mapping[str, Mapping[str, 
             raise DualsegError(f"method.terms.{name}: no such loss term; {hint}")
         for key in change.keys() - {"weight", "ramp", "enabled"}:
             raise DualsegError(f"method.terms.{name}.{key}: a loss term has weight, ramp and enabled.")
-        if change.get("ramp", "none") not in ("none", "start", "run"):
-            raise DualsegError(f"method.terms.{name}.ramp={change['ramp']}: give none, start or run.")
-    terms = {name: replace(term, **changes.get(name, {})) for name, term in defaults.items()}
+    for name in extras.keys() & defaults.keys():
+        raise DualsegError(f"method.terms.{name}: the method has a term of that name; give the added one another.")
+    terms = {}
+    for name, term in defaults.items():
+        try:
+            terms[name] = replace(term, **changes.get(name, {}))
+        except DualsegError as error:
+            raise DualsegError(f"method.terms.{name}.{error}") from error
+    terms |= extras
     if terms and not any(term.enabled for term in terms.values()):
         raise DualsegError("method.terms: every term is off, so there is nothing to train on; leave one enabled.")
     return terms

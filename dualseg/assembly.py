@@ -26,8 +26,9 @@ from dualseg.inference import SlidingWindow
 from dualseg.inference.predictor import Member, Predictor
 from dualseg.methods import NetworkEvaluation, SegmentationMethod
 from dualseg.processes import is_slurm_task
+from dualseg.record import ENSEMBLE, Roles, roles_of
 from dualseg.runs.callbacks import Checkpoints, FormerRun, ProgressBar, RunTime, ScoredVolumes, SliceWriter, Throughput
-from dualseg.runs.checkpoints import AtomicCheckpointIO, load_networks
+from dualseg.runs.checkpoints import AtomicCheckpointIO, load_networks, read_checkpoint
 from dualseg.runs.curves import CurveLogger
 from dualseg.runs.folder import RunFolder
 from dualseg.runs.settings import naming_keys_of
@@ -214,13 +215,21 @@ def check_precision(trainer: pl.Trainer, precision: str) -> None:
 def build_evaluation(
     config: Config, runs: Sequence[RunFolder], source: VolumeSource, trust: Trust
 ) -> NetworkEvaluation:
-    """The trained networks of one run under their names, of several under <number>-<run>/<network>."""
+    """The trained networks of one run under their names, of several under <number>-<run>/<network>.
+
+    The ensemble of several runs is the mean of the networks that stand for each.
+    """
     networks: dict[str, nn.Module] = {}
+    members: list[str] = []
     for prefix, run in _prefixed(runs):
-        networks |= {f"{prefix}{name}": network for name, network in trained_networks(run, source, trust).items()}
+        own, roles = trained_networks(run, source, trust)
+        networks |= {f"{prefix}{name}": network for name, network in own.items()}
+        members += [f"{prefix}{name}" for name in roles.members]
+    if len(runs) > 1:
+        roles = Roles({}, tuple(members), ENSEMBLE)
     window = build_sliding_window(config)
     unit = config["inference"]["distance_unit"]
-    return NetworkEvaluation(networks, source.class_names, window, unit, source.regions)
+    return NetworkEvaluation(networks, source.class_names, window, unit, source.regions, roles)
 
 
 def _prefixed(runs: Sequence[RunFolder]) -> list[tuple[str, RunFolder]]:
@@ -232,21 +241,24 @@ def _prefixed(runs: Sequence[RunFolder]) -> list[tuple[str, RunFolder]]:
     return [(f"{n}-{name}/", run) for n, (name, run) in enumerate(zip(names, runs, strict=True), start=1)]
 
 
-def trained_networks(run: RunFolder, source: VolumeSource, trust: Trust) -> dict[str, nn.Module]:
-    """The run's networks with the weights of its last checkpoint.
+def trained_networks(run: RunFolder, source: VolumeSource, trust: Trust) -> tuple[dict[str, nn.Module], Roles]:
+    """The run's networks, averages included, with the weights of its last checkpoint, and what they are.
 
     Raises:
         DualsegError: a class is not trusted, or a network does not fit the checkpoint.
     """
-    config, checkpoint = run.config(), run.checkpoint()
+    config, path = run.config(), run.checkpoint()
+    checkpoint = read_checkpoint(path)
+    roles = roles_of(checkpoint["dualseg"], config["networks"], str(path))
     pl.seed_everything(config["seed"], verbose=False)
     networks = {}
-    for name, network in config["networks"].items():
-        recorded = {key: value for key, value in network.items() if key != "architecture"}
-        where = f"{run.config_file}: networks.{name}"
-        networks[name] = trust.network(recorded, where, checkpoint.stat().st_size, **_shape(source))
-    load_networks(checkpoint, networks)
-    return networks
+    for name in [*config["networks"], *roles.averages]:
+        own = roles.averages.get(name, name)
+        recorded = {key: value for key, value in config["networks"][own].items() if key != "architecture"}
+        where = f"{run.config_file}: networks.{own}"
+        networks[name] = trust.network(recorded, where, path.stat().st_size, **_shape(source))
+    load_networks(path, networks, checkpoint)
+    return networks, roles
 
 
 def build_predictor(
@@ -257,7 +269,7 @@ def build_predictor(
     mirror: bool,
     device: torch.device,
 ) -> Predictor:
-    """All networks of the runs as one ensemble for new scans; runs that see a scan alike prepare it once.
+    """The networks that stand for the runs, as one ensemble for new scans; runs that see a scan alike prepare it once.
 
     Args:
         sources: of each run, see `scan_source`; of the same classes.
@@ -270,7 +282,8 @@ def build_predictor(
         data = config["data"]
         stride = [max(1, round(size * (1 - overlap))) for size in data["patch_size"]]
         window = build_sliding_window({**config, "data": {**data, "stride": stride}}, mirror)
-        networks = {f"{prefix}{name}": network for name, network in trained_networks(run, source, trust).items()}
+        own, roles = trained_networks(run, source, trust)
+        networks = {f"{prefix}{name}": own[name] for name in roles.members}
         for network in networks.values():
             network.to(memory_format=window.memory_format)  # type: ignore[call-overload]
         seen = [data["source"]["_target_"], source.scan_record(), data["downsample"], data["patch_size"]]

@@ -125,7 +125,7 @@ def _evaluate(
     provenance.finish(target.manifest_file, time.perf_counter() - began)
     for warning in warnings(data.reader.doubts):
         print(f"warning: {warning}", file=sys.stderr)
-    write_evaluation(target, evaluation.results, {split: cases}, taken, settings)
+    write_evaluation(target, evaluation.results, {split: cases}, taken, settings, evaluation.roles)
     return target.path
 
 

@@ -219,7 +219,7 @@ def _write(folder: Any, trainer: Any, method: Any, data: Any) -> None:
     results.write_cases(folder.cases_file, method.results, cases)
     run_time = next(callback for callback in trainer.callbacks if isinstance(callback, RunTime))
     provenance.finish(folder.manifest_file, run_time.seconds)
-    folder.finish(results.metrics_of(method.results, trainer.max_steps))
+    folder.finish(results.metrics_of(method.results, trainer.max_steps, method.roles))
 
 
 def _show(folder: Any) -> None:

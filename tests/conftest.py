@@ -190,7 +190,9 @@ def write_study_run(
     """
     config: dict[str, Any] = {
         "data": {"name": "la", "root": "/data/la", "labeled": 8, "labeled_ratio": None},
-        "networks": {n: {"architecture": {"a": "resnet34", "b": "vnet"}[n]} for n in dice if n != "ensemble"},
+        "networks": {
+            n: {"architecture": architecture} for n, architecture in (("a", "resnet34"), ("b", "vnet")) if n in dice
+        },
         "batch": {"labeled": 2, "unlabeled": 2},
         "method": {"name": "dual", "keep_fraction": 0.8},
         "objective": "described",

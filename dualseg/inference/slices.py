@@ -18,7 +18,12 @@ PLANES = {
 
 
 def display_slices(
-    image: Tensor, label: Tensor, spacing: Sequence[float], probabilities: Mapping[str, Tensor]
+    image: Tensor,
+    label: Tensor,
+    spacing: Sequence[float],
+    probabilities: Mapping[str, Tensor],
+    record: str,
+    members: Sequence[str],
 ) -> dict[str, np.ndarray]:
     """Slices through the centre of the reference (of the volume where it is empty), laid out [row, column].
 
@@ -26,17 +31,19 @@ def display_slices(
         image: (C, w, h, d); its first channel is shown, interpolated to the label's grid.
         label: (W, H, D), the reference.
         spacing: millimetres per voxel.
-        probabilities: network name -> (K, W, H, D); `ensemble`, or the only one, gives prediction and entropy.
+        probabilities: network name -> (K, W, H, D).
+        record: the one that gives prediction and entropy.
+        members: the networks whose mean that is.
 
     Returns:
         For each plane: <plane>_image (uint8, 1st to 99th percentile), _reference, _prediction (`label_dtype`), _entropy
-        (uint8, 255 = log K), _disagreement (uint8, 1 where two networks' labels differ), and aspect_<plane> (height of
+        (uint8, 255 = log K), _disagreement (uint8, 1 where two members' labels differ), and aspect_<plane> (height of
         a pixel over its width).
     """
-    p = probabilities.get("ensemble", next(iter(probabilities.values())))
+    p = probabilities[record]
     num_classes = p.shape[0]
     entropy = -(p * p.clamp(min=1e-12).log()).sum(dim=0) / math.log(num_classes)
-    single = [q.argmax(dim=0) for name, q in probabilities.items() if name != "ensemble"]
+    single = [probabilities[name].argmax(dim=0) for name in members]
     disagreement = torch.stack([q != single[0] for q in single]).any(dim=0)
     grey = F.interpolate(image[None, :1].float(), size=tuple(label.shape), mode="trilinear", align_corners=False)[0, 0]
     low, high = np.percentile(grey.cpu().numpy(), [1, 99])

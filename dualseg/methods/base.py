@@ -25,6 +25,7 @@ from dualseg.methods.finite import FiniteLoss
 from dualseg.methods.schedules import Schedule, step_decay
 from dualseg.methods.terms import LossTerm, Term, Time, configured, progress
 from dualseg.methods.view import View
+from dualseg.record import roles_of
 
 CHECKPOINT_FORMAT = 1
 DEFAULT_OPTIMIZER = partial(SGD, lr=0.01, momentum=0.9, weight_decay=1e-4)
@@ -92,8 +93,15 @@ class SegmentationMethod(NetworkEvaluation):
                 f"networks: {type(self).__name__} takes {wanted}, not {sorted(networks)}; choose another networks=..."
             )
         copies = {name: averaged_copy(networks[average.of]) for name, average in self.averages.items()}
+        roles = {"averages": {name: average.of for name, average in self.averages.items()}, "record": self.record}
+        noted = {key: value for key, value in roles.items() if value is not None}
         super().__init__(
-            {**networks, **copies}, class_names, sliding_window, distance_unit, regions, self.takes, self.record
+            {**networks, **copies},
+            class_names,
+            sliding_window,
+            distance_unit,
+            regions,
+            roles_of(noted, self.takes, type(self).__name__),
         )
         self.automatic_optimization = False
         self.optimizer = optimizer
@@ -271,7 +279,7 @@ class SegmentationMethod(NetworkEvaluation):
         checkpoint["dualseg"] = {
             "format": CHECKPOINT_FORMAT,
             "version": __version__,
-            "averages": {name: average.of for name, average in self.averages.items()},
-            "record": self.record_name,
-            "ensemble": list(self.ensemble),
+            "averages": dict(self.roles.averages),
+            "ensemble": list(self.roles.ensemble),
+            "record": self.roles.record,
         }

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from dualseg.inference import SlidingWindow
 from dualseg.metrics.segmentation import SegmentationScores, Summary
+from dualseg.record import ENSEMBLE, Roles, roles_of
 
 _SCORING = 80  # bytes for each voxel: label maps, distance transforms, slices
 
@@ -24,8 +25,8 @@ class NetworkEvaluation(pl.LightningModule):
         sliding_window: how volumes are cut.
         distance_unit: of 95HD and ASD.
         regions: name -> labels whose union is scored, in the place of each class alone.
-        ensemble: networks whose mean is scored as `ensemble`, where they are several; None: all.
-        record: the prediction that stands for all; None: the ensemble, or the only network of it.
+        roles: which of them are averages, the ensemble, and stand for all; None: the ensemble is all of them, and it,
+            or the only network, stands for all.
 
     Attributes:
         results: stage -> network -> Summary, filled at the end of each evaluation, the same on every rank.
@@ -38,17 +39,15 @@ class NetworkEvaluation(pl.LightningModule):
         sliding_window: SlidingWindow,
         distance_unit: Literal["voxel", "mm"] = "voxel",
         regions: Mapping[str, Sequence[int]] | None = None,
-        ensemble: Sequence[str] | None = None,
-        record: str | None = None,
+        roles: Roles | None = None,
     ) -> None:
         super().__init__()
         self.networks = nn.ModuleDict(networks)
         self.networks.to(memory_format=sliding_window.memory_format)  # type: ignore[call-overload]
         self.class_names = tuple(class_names)
         self.sliding_window = sliding_window
-        self.ensemble = tuple(networks if ensemble is None else ensemble)
-        names = [*networks, "ensemble"] if len(self.ensemble) > 1 else list(networks)
-        self.record_name = record or ("ensemble" if len(self.ensemble) > 1 else self.ensemble[0])
+        self.roles = roles or roles_of({}, networks, "networks")
+        names = [*networks, ENSEMBLE] if len(self.roles.ensemble) > 1 else list(networks)
         self.scores = nn.ModuleDict(
             {name: SegmentationScores(self.class_names[1:], distance_unit, regions) for name in names}
         )
@@ -57,7 +56,7 @@ class NetworkEvaluation(pl.LightningModule):
     @torch.no_grad()
     def probabilities(self, image: Tensor, size: Sequence[int] | None = None) -> dict[str, Tensor]:
         """Name -> (K, W, H, D) probabilities of an image (C, w, h, d), interpolated to `size`; `ensemble` included."""
-        return self.sliding_window(dict(self.networks.items()), image, size, self.ensemble)
+        return self.sliding_window(dict(self.networks.items()), image, size, self.roles.ensemble)
 
     def needs(self, channels: int, seen: float, own: float, on_cpu: bool = True) -> int:
         """Bytes of RAM that segmenting and scoring a volume takes, about; fitted to measured peaks.
@@ -114,7 +113,7 @@ class NetworkEvaluation(pl.LightningModule):
         results = self.results["validation"]
         self.log_curves({f"validation/{n}/{m}": v for n, s in results.items() for m, v in s.mean.items()})
         # the same on every rank; Lightning warns where it does not average itself
-        self.log("dice", results[self.record_name].mean["dice"], prog_bar=True, logger=False, sync_dist=True)
+        self.log("dice", results[self.roles.record].mean["dice"], prog_bar=True, logger=False, sync_dist=True)
 
     def on_test_epoch_end(self) -> None:
         self._summarise("test")

@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,10 +11,11 @@ import numpy as np
 
 from dualseg.errors import DualsegError
 from dualseg.files import read_object
+from dualseg.record import ENSEMBLE, record_of
 from dualseg.runs.folder import RunFolder
 from dualseg.runs.reading import PLANES, CaseRow, PlaneSlice, case_row, curve_row, read_rows, read_slices
 
-NETWORK_ORDER = ("a", "b", "ensemble")
+NETWORK_ORDER = ("a", "b")
 SPLIT_ORDER = ("test", "validation")
 
 Row = TypeVar("Row")
@@ -76,14 +77,7 @@ class RunContents:
 
 def sort_networks(names: Iterable[str]) -> list[str]:
     """a, b, then others by name, the ensemble last."""
-    return sorted(names, key=lambda n: (n == "ensemble", NETWORK_ORDER.index(n) if n in NETWORK_ORDER else 2, n))
-
-
-def headline_network(networks: Sequence[str]) -> str | None:
-    """The network a run is judged by: the ensemble, or the first network of a run without one."""
-    if "ensemble" in networks:
-        return "ensemble"
-    return networks[0] if networks else None
+    return sorted(names, key=lambda n: (n == ENSEMBLE, NETWORK_ORDER.index(n) if n in NETWORK_ORDER else 2, n))
 
 
 def case_dice(rows: Iterable[CaseRow], split: str, network: str) -> dict[str, float]:
@@ -132,7 +126,7 @@ def find_examples(run: RunContents) -> Examples | None:
         return None
     networks = sort_networks({row.network for row in run.cases if row.split == split})
     dice = {network: case_dice(run.cases, split, network) for network in networks}
-    headline = headline_network(networks)
+    headline = record_of(run.metrics.get("record"), networks)
     assert headline is not None  # there are rows, so there is a network
     return Examples(split, headline, dice, example_cases(dice[headline]))
 

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from dualseg.files import sweep, write_text
+from dualseg.record import record_of
 from dualseg.reporting import figures
 from dualseg.reporting.contents import (
     Curve,
     RunContents,
     case_dice,
     find_examples,
-    headline_network,
     read_contents,
     sort_networks,
 )
@@ -151,7 +151,7 @@ def _split(run: RunContents, split: str) -> dict[str, Any]:
         for name, inner in classes.items() if isinstance(classes, Mapping) else ():
             empty = _empties([row for row in own if row.class_name == str(name)])
             results.append({"network": network, "class": str(name), "cells": _cells(inner), "empty": empty})
-    headline = headline_network(networks)
+    headline = record_of(run.metrics.get("record"), networks)
     return {
         "name": split,
         "networks": networks,

@@ -19,7 +19,7 @@ from dualseg.data.reading import EvaluationVolume, Fingerprint, refuse_seen
 from dualseg.errors import DualsegError, Interrupted
 from dualseg.files import replacing
 from dualseg.inference.slices import display_slices
-from dualseg.methods import SegmentationMethod
+from dualseg.methods import NetworkEvaluation, SegmentationMethod
 from dualseg.runs.checkpoints import not_finite
 from dualseg.runs.folder import CHECKPOINT, iteration_of
 from dualseg.runs.replaced import drop, place_of
@@ -243,7 +243,10 @@ class SliceWriter(Callback):
 
     def _write(self, pl_module: pl.LightningModule, volume: Any, outputs: Any) -> None:
         with replacing(self.folder / f"{volume.case}.npz") as temporary:
-            slices: dict[str, Any] = display_slices(volume.image, volume.label, volume.spacing, outputs)
+            roles = cast(NetworkEvaluation, pl_module).roles
+            slices: dict[str, Any] = display_slices(
+                volume.image, volume.label, volume.spacing, outputs, roles.record, roles.members
+            )
             np.savez_compressed(temporary, **slices)
 
     def on_validation_batch_end(

@@ -112,17 +112,18 @@ def network_states(checkpoint: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def check_architecture(
-    path: Path, networks: Mapping[str, nn.Module], resume: bool = False
+    path: Path, networks: Mapping[str, nn.Module], resume: bool = False, checkpoint: Mapping[str, Any] | None = None
 ) -> dict[str, dict[str, Any]]:
     """The states of a checkpoint's networks, after checking that they fit.
 
     Args:
         resume: a run goes on from it, for which the optimizers' states must be finite as well.
+        checkpoint: what `read_checkpoint` gave of it, where it has been read.
 
     Raises:
         DualsegError: other networks, parameters of other names or shapes, or values that are not finite.
     """
-    checkpoint = read_checkpoint(path)
+    checkpoint = checkpoint or read_checkpoint(path)
     _check_finite(path, checkpoint, networks, resume)
     states = network_states(checkpoint)
     if states.keys() != networks.keys():
@@ -148,7 +149,9 @@ def _shape(state: Mapping[str, Any], key: str) -> tuple[int, ...] | str:
     return tuple(state[key].shape) if isinstance(state[key], Tensor) else "no tensor"
 
 
-def load_networks(path: str | Path, networks: Mapping[str, nn.Module]) -> None:
-    """Copy a checkpoint's networks into `networks` (`weights=FILE`). Raises as `check_architecture`."""
-    for name, state in check_architecture(Path(path), networks).items():
+def load_networks(
+    path: str | Path, networks: Mapping[str, nn.Module], checkpoint: Mapping[str, Any] | None = None
+) -> None:
+    """Copy a checkpoint's networks into `networks`. Arguments and errors as of `check_architecture`."""
+    for name, state in check_architecture(Path(path), networks, checkpoint=checkpoint).items():
         networks[name].load_state_dict(state)

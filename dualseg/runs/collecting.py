@@ -12,6 +12,7 @@ from typing import Any
 
 from dualseg.errors import DualsegError
 from dualseg.files import read_object
+from dualseg.record import ENSEMBLE, record_of
 from dualseg.runs.collapse import collapse
 from dualseg.runs.folder import RunFolder, identity
 from dualseg.runs.reading import CASE_COLUMNS, METRICS, CaseRow, case_row, read_rows
@@ -19,7 +20,7 @@ from dualseg.runs.tables import distance_unit
 
 RESULT_COLUMNS = (
     "study", "variant", "dataset", "scale", "method", "objective", "architecture", "labeled", "unlabeled", "seed",
-    "network", "split", *METRICS, "iterations", "run",
+    "network", "record", "split", *METRICS, "iterations", "run",
 )  # fmt: skip
 STUDY_CASE_COLUMNS = ("run", "variant", "scale", "seed", *CASE_COLUMNS)
 RUN_COLUMNS = (
@@ -82,8 +83,9 @@ def read_run(study: str, member: Member) -> RunRows:
         (split, network): values
         for split in SPLITS
         for network, values in metrics.get(split, {}).items()
-        if not trained or network == "ensemble"
+        if not trained or network == ENSEMBLE
     }
+    averages = metrics.get("averages", {})
     rows = _checked_cases(folder.cases_file, scores)
     data_file = (trained[0] if trained else folder).manifest_file
     own = {"variant": member.variant, "scale": member.scale, "seed": member.seed, "run": member.name}
@@ -100,8 +102,9 @@ def read_run(study: str, member: Member) -> RunRows:
     results = [
         {
             **about,
-            "architecture": networks.get(f"0.{network}") or "+".join(networks.values()),
+            "architecture": networks.get(f"0.{averages.get(network, network)}") or "+".join(networks.values()),
             "network": network,
+            "record": int(network == record_of(metrics.get("record"), metrics[split])),
             "split": split,
             **{metric: f"{_need(values, folder.metrics_file, metric):.6f}" for metric in METRICS},
         }

@@ -16,6 +16,7 @@ from dualseg.data.volumes import VolumeSource
 from dualseg.errors import DualsegError
 from dualseg.files import is_temporary, read_object, sweep_below, write_text
 from dualseg.machine import bytes_of
+from dualseg.record import Roles
 from dualseg.runs.cases import images_of, refuse_trained, trained_on
 from dualseg.runs.code import code_hashes, user_code
 from dualseg.runs.folder import RunFolder, flatten, iteration_of, nearest
@@ -300,11 +301,12 @@ def write_evaluation(
     cases: Mapping[str, Sequence[str]],
     evaluated: Mapping[str, Mapping[str, Any]],
     settings: Mapping[str, Any],
+    roles: Roles,
 ) -> None:
-    """config.yaml, cases.csv and, last, metrics.json. `evaluated`: see `checkpoints_of`."""
+    """config.yaml, cases.csv and, last, metrics.json. `evaluated`: see `checkpoints_of`, `roles`: of the networks."""
     from dualseg.runs.results import metrics_of, write_cases
 
     checkpoints = {run: taken["checkpoint"] for run, taken in evaluated.items()}
     write_text(target.config_file, yaml.safe_dump({**settings, "evaluated": checkpoints}, sort_keys=False))
     write_cases(target.cases_file, results, cases)
-    target.finish(metrics_of(results, min(iteration_of(Path(name)) for name in checkpoints.values())))
+    target.finish(metrics_of(results, min(iteration_of(Path(name)) for name in checkpoints.values()), roles))

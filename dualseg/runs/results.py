@@ -8,12 +8,19 @@ from typing import Any
 
 from dualseg.files import write_text
 from dualseg.metrics.segmentation import Summary
+from dualseg.record import Roles
 from dualseg.runs.reading import CASE_COLUMNS, METRICS
 
 
-def metrics_of(results: Mapping[str, Mapping[str, Summary]], iterations: int) -> dict[str, Any]:
-    """stage -> network -> Summary, as metrics.json holds it; with K > 2 the classes stand beside their mean."""
-    metrics: dict[str, Any] = {"status": "finished", "iterations": iterations}
+def metrics_of(results: Mapping[str, Mapping[str, Summary]], iterations: int, roles: Roles) -> dict[str, Any]:
+    """stage -> network -> Summary, as metrics.json holds it; with K > 2 the classes stand beside their mean.
+
+    Args:
+        roles: of the networks.
+    """
+    metrics: dict[str, Any] = {"status": "finished", "iterations": iterations, "record": roles.record}
+    if roles.averages:
+        metrics["averages"] = dict(roles.averages)
     for stage, networks in results.items():
         metrics[stage] = {
             name: {**summary.mean, **({"classes": summary.classes} if len(summary.classes) > 1 else {})}

@@ -4,9 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dualseg.files import read_json
+from dualseg.record import record_of
 from dualseg.runs.folder import RunFolder, flatten
 from dualseg.runs.reading import CaseRow, case_row, read_rows
 
+STAGES = ("validation", "test")
 # split, network, class -> cases in which it is found, cases that contain it
 Found = dict[tuple[str, str, str], tuple[int, int]]
 
@@ -17,13 +19,16 @@ def distance_unit(config: Mapping[str, Any]) -> str:
 
 
 def results_of(folder: RunFolder) -> str:
-    """The table of a finished run or evaluation, and below it the classes that were never found or never there.
+    """The table of a finished run or evaluation; below it what stands for the run, and classes never found or there.
 
     Raises:
         DualsegError: a file of the folder is damaged.
     """
     rows = read_rows(folder.cases_file, case_row)[0] if folder.cases_file.is_file() else []
-    return "\n".join([results_table(read_json(folder.metrics_file), folder.config(), rows), *absences(rows)])
+    metrics = read_json(folder.metrics_file)
+    networks = {network for stage in STAGES for network in metrics.get(stage, {})}
+    standing = [f"{record_of(metrics.get('record'), networks)} stands for the run."] if len(networks) > 1 else []
+    return "\n".join([results_table(metrics, folder.config(), rows), *standing, *absences(rows)])
 
 
 def results_table(metrics: Mapping[str, Any], config: Mapping[str, Any], rows: Sequence[CaseRow] = ()) -> str:
@@ -41,7 +46,7 @@ def results_table(metrics: Mapping[str, Any], config: Mapping[str, Any], rows: S
     wide, narrow = max(9, len(hd95) + 2), max(9, len(asd) + 2)
     found = _found(rows)
     table: list[tuple[str, Mapping[str, float], str]] = []
-    for stage in ("validation", "test"):
+    for stage in STAGES:
         for network, scores in metrics.get(stage, {}).items():
             table.append((f"{stage} {network}", scores, ""))
             for name, own in scores.get("classes", {}).items():

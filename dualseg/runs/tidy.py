@@ -9,6 +9,7 @@ import pandas as pd
 
 from dualseg.errors import DualsegError
 from dualseg.files import write_text
+from dualseg.record import record_of
 from dualseg.runs.collecting import RESULT_COLUMNS, RUN_COLUMNS, STUDY_CASE_COLUMNS, RunRows
 
 TABLES = {"results": RESULT_COLUMNS, "cases": STUDY_CASE_COLUMNS, "runs": RUN_COLUMNS}
@@ -21,7 +22,7 @@ class StudyTables:
     """The tables, all of texts as they are written.
 
     Attributes:
-        results: one row a run x network x split.
+        results: one row a run x network x split; `record` is 1 on the prediction that stands for the run, else 0.
         cases: one row a run x network x split x case x class.
         runs: one row a run: where it comes from.
     """
@@ -38,6 +39,11 @@ class StudyTables:
             DualsegError: a file is damaged.
         """
         return cls(**{name: _read(folder / f"{name}.csv", columns) for name, columns in TABLES.items()})
+
+    def cases_of_record(self) -> pd.DataFrame:
+        """The rows of `cases` of the prediction that stands for each run."""
+        record = self.results.loc[self.results["record"] == "1", [*ROW, "run", "split", "network"]]
+        return self.cases.merge(record, how="inner")
 
     def updated(self, collected: Sequence[RunRows]) -> tuple["StudyTables", list[str]]:
         """These tables with the rows of `collected` in place of those of the same variant, scale and seed.
@@ -76,6 +82,12 @@ class StudyTables:
                 write_text(path, table.to_csv(index=False, lineterminator="\n"))
 
 
+def _record_by_name(results: pd.DataFrame) -> "pd.Series[str]":
+    by_run = results.groupby([*ROW, "run", "split"])["network"]
+    standing = by_run.transform(lambda own: record_of(None, list(own)))
+    return (results["network"] == standing).astype(int).astype(str)
+
+
 def _sortable(column: pd.Series) -> pd.Series:
     return column.astype(int) if column.name == "seed" else column
 
@@ -89,6 +101,8 @@ def _read(path: Path, columns: Sequence[str]) -> pd.DataFrame:
         frame = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
     except (OSError, ValueError) as error:
         raise DualsegError(f"{path}: cannot be read ({error}); {mend}.") from error
+    if "record" in columns and list(frame.columns) == [column for column in columns if column != "record"]:
+        frame.insert(columns.index("record"), "record", _record_by_name(frame))  # an older version's
     if list(frame.columns) != list(columns):
         raise DualsegError(f"{path}: has not the columns {', '.join(columns)}; {mend}.")
     if not text.endswith("\n") or frame.isna().any(axis=None) or not frame["seed"].str.fullmatch(r"\d+").all():

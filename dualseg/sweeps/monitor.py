@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from dualseg.errors import DualsegError
 from dualseg.files import read_json
+from dualseg.record import record_of
 from dualseg.runs.collapse import collapse
 from dualseg.sweeps.index import Job, State, Sweep, iterations_done
 from dualseg.sweeps.timing import duration, measured_rates, overview, seconds_left
@@ -88,12 +89,13 @@ class Monitor:
         if state == "damaged":
             return f"{start}: {folder.damage()}"
         try:
-            test = read_json(folder.metrics_file).get("test", {})
+            metrics = read_json(folder.metrics_file)
             seconds = read_json(folder.manifest_file)["seconds"]
         except (DualsegError, KeyError):
             return start
-        scores = test.get("ensemble") or test.get("a")
-        dice = f"  Dice {100 * scores['dice']:.2f} %" if scores else ""
+        test = metrics.get("test", {})
+        network = record_of(metrics.get("record"), test)
+        dice = f"  Dice {100 * test[network]['dice']:.2f} %" if network else ""
         warning = collapse(folder.curves_file)
         return f"{start}{dice}  {duration(seconds)}" + (f"\n  warning: {warning}" if warning else "")
 

@@ -22,7 +22,8 @@ def case() -> dict:
     probabilities = {name: torch.randn(3, *SHAPE, generator=g).softmax(dim=0) for name in ("a", "b")}
     probabilities["ensemble"] = (probabilities["a"] + probabilities["b"]) / 2
     image = torch.randn(2, *SHAPE, generator=g)
-    return {"image": image, "label": label, "spacing": SPACING, "probabilities": probabilities}
+    shown = {"record": "ensemble", "members": ("a", "b")}
+    return {"image": image, "label": label, "spacing": SPACING, "probabilities": probabilities, **shown}
 
 
 def pixels(volume: np.ndarray, plane: str, centre: tuple[int, int, int]) -> np.ndarray:
@@ -71,8 +72,8 @@ def test_an_empty_reference_shows_the_centre_of_the_volume(case):
         assert not slices[f"{plane}_reference"].any()
 
 
-def test_a_single_network_shows_itself_and_no_disagreement(case):
-    case["probabilities"] = {"a": case["probabilities"]["a"]}
+def test_a_network_that_stands_for_the_run_shows_itself_and_no_disagreement(case):
+    case |= {"record": "a", "members": ("a",)}
     slices = display_slices(**case)
     prediction = case["probabilities"]["a"].argmax(dim=0).numpy()
     np.testing.assert_array_equal(slices["axial_prediction"], pixels(prediction, "axial", (6, 4, 4)))
@@ -96,5 +97,5 @@ def test_sure_and_constant_input_stays_finite(case):
     assert not slices["axial_entropy"].any()
     np.testing.assert_array_equal(slices["axial_prediction"], slices["axial_reference"])
     uniform = torch.full((3, *SHAPE), 1 / 3)
-    case["probabilities"] = {"a": uniform}
+    case |= {"probabilities": {"a": uniform}, "record": "a", "members": ("a",)}
     assert display_slices(**case)["axial_entropy"].min() >= 254

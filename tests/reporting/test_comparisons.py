@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from dualseg.reporting.studies.comparisons import case_scores, compare_all, holm, interval, signed_rank
+from dualseg.reporting.studies.comparisons import compare_all, holm, interval, signed_rank
 
 DIFFERENCES = np.array([0.031, -0.012, 0.054, 0.007, -0.003, 0.021, 0.016, 0.045])
 
@@ -97,13 +97,6 @@ def test_a_case_is_averaged_over_classes_and_seeds_before_it_is_compared() -> No
     assert found.variant == "less" and found.seeds == ("0", "1") and found.left_out == ""
     assert found.differences == pytest.approx({"case00": 0.65 - 0.85, "case01": 0.75 - 0.7})
     assert found.mean == pytest.approx((-0.2 + 0.05) / 2)
-
-
-def test_the_ensemble_stands_for_a_run_that_has_one() -> None:
-    frame = cases_frame({"full": {0: [0.8]}})
-    both = pd.concat([frame, frame.assign(network="ensemble", dice="0.9"), frame.assign(network="b", dice="0.1")])
-    assert case_scores(both).to_numpy().tolist() == [[0.9]]
-    assert case_scores(frame).to_numpy().tolist() == [[0.8]]
 
 
 def test_unequal_runs_are_compared_over_what_they_share_and_that_is_said() -> None:

@@ -27,16 +27,41 @@ def test_rows_of_a_run(tmp_path: Path, study_run: Callable[..., Path]) -> None:
     a, b, ensemble = rows.results
     assert a == {
         "study": "la_x", "variant": "full", "dataset": "la", "scale": "cpu", "method": "dual", "objective": "described",
-        "architecture": "resnet34", "labeled": "8", "unlabeled": "52", "seed": "3", "network": "a", "split": "test",
+        "architecture": "resnet34", "labeled": "8", "unlabeled": "52", "seed": "3",
+        "network": "a", "record": "0", "split": "test",
         "dice": "0.750000", "jaccard": f"{(0.8 / 1.2 + 0.7 / 1.3) / 2:.6f}", "hd95": "5.000000", "asd": "1.250000",
         "iterations": "2000", "run": "one",
     }  # fmt: skip
+    assert (b["record"], ensemble["record"]) == ("0", "1")
     assert (b["architecture"], ensemble["architecture"]) == ("vnet", "resnet34+vnet")
     assert [(c["network"], c["case"], c["dice"]) for c in rows.cases][:2] == [
         ("a", "case00", "0.800000"),
         ("a", "case01", "0.700000"),
     ]
     assert len(rows.cases) == 6
+
+
+def test_a_run_of_which_an_average_stands_for_the_run(tmp_path: Path, study_run: Callable[..., Path]) -> None:
+    folder = study_run(tmp_path / "one", {"a": [0.8, 0.7], "teacher": [0.9, 0.8]})
+    metrics = json.loads((folder / "metrics.json").read_text()) | {"record": "teacher", "averages": {"teacher": "a"}}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    rows = read_run("la_x", member(folder))
+    a, teacher = rows.results
+    assert (a["record"], teacher["record"], teacher["architecture"]) == ("0", "1", a["architecture"])
+    tables, _ = StudyTables.read(tmp_path / "none").updated([rows])
+    assert set(tables.cases_of_record()["network"]) == {"teacher"} and len(tables.cases_of_record()) == 2
+
+
+def test_tables_of_a_version_without_the_column_record(tmp_path: Path, study_run: Callable[..., Path]) -> None:
+    rows = [
+        read_run("la_x", member(study_run(tmp_path / "one", DICE))),
+        read_run("la_x", member(study_run(tmp_path / "two", {"a": [0.8, 0.7]}), variant="other")),
+    ]
+    tables, _ = StudyTables.read(tmp_path / "none").updated(rows)
+    tables.write(tmp_path)
+    older = tables.results.drop(columns="record")
+    older.to_csv(tmp_path / "results.csv", index=False, lineterminator="\n")
+    assert StudyTables.read(tmp_path).results.equals(tables.results)
 
 
 def test_provenance_of_a_run(tmp_path: Path, study_run: Callable[..., Path]) -> None:

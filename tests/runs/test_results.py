@@ -12,6 +12,7 @@ from dualseg.errors import DualsegError
 from dualseg.metrics import segmentation
 from dualseg.metrics.functional import Scores
 from dualseg.metrics.segmentation import CaseScores, Summary
+from dualseg.record import Roles
 from dualseg.runs import provenance
 from dualseg.runs.reading import CASE_COLUMNS, CaseRow, case_row, read_rows
 from dualseg.runs.reading import METRICS as COLUMNS
@@ -19,6 +20,7 @@ from dualseg.runs.results import metrics_of, write_cases
 from dualseg.runs.tables import absences, distance_unit, results_table
 
 METRICS = ("dice", "jaccard", "hd95", "asd")
+ROLES = Roles({}, ("a", "b"), "ensemble")
 
 
 def summary(classes: tuple[str, ...], bonus: float = 0.0) -> Summary:
@@ -38,19 +40,22 @@ def summary(classes: tuple[str, ...], bonus: float = 0.0) -> Summary:
 
 def test_metrics_of_two_classes_are_flat():
     results = {"validation": {"a": summary(("atrium",))}, "test": {n: summary(("atrium",)) for n in ("a", "ensemble")}}
-    metrics = metrics_of(results, 6000)
+    metrics = metrics_of(results, 6000, ROLES)
     expected = {"dice": pytest.approx(0.55), "jaccard": 0.4, "hd95": 5.5, "asd": 1.25}
     assert metrics == {
         "status": "finished",
+        "record": "ensemble",
         "iterations": 6000,
         "validation": {"a": expected},
         "test": {"a": expected, "ensemble": expected},
     }
     assert json.loads(json.dumps(metrics)) == metrics
+    averaged = metrics_of(results, 6000, Roles({"teacher": "a"}, ("a",), "teacher"))
+    assert (averaged["record"], averaged["averages"]) == ("teacher", {"teacher": "a"})
 
 
 def test_metrics_of_more_classes_name_them_beside_their_mean():
-    metrics = metrics_of({"test": {"b": summary(("atrium", "ventricle"))}}, 7)
+    metrics = metrics_of({"test": {"b": summary(("atrium", "ventricle"))}}, 7, ROLES)
     assert metrics["test"]["b"]["dice"] == pytest.approx(0.555)
     assert metrics["test"]["b"]["classes"]["ventricle"] == {
         "dice": pytest.approx(0.56), "jaccard": 0.4, "hd95": 5.5, "asd": 1.25,
@@ -109,7 +114,7 @@ def test_the_columns_are_the_metrics():
 
 @pytest.mark.parametrize(("unit", "word"), [("voxel", "voxels"), ("mm", "mm")])
 def test_the_table_shows_percent_and_distances_in_the_unit_of_the_config(unit, word):
-    metrics = metrics_of({"test": {"a": summary(("x",)), "ensemble": summary(("x",), 0.25)}}, 1)
+    metrics = metrics_of({"test": {"a": summary(("x",)), "ensemble": summary(("x",), 0.25)}}, 1, ROLES)
     head, first, second = results_table(metrics, {"inference": {"distance_unit": unit}}).splitlines()
     assert head.split() == ["Dice", "%", "Jaccard", "%", "95HD", word, "ASD", word]
     assert first.split() == ["test", "a", "55.00", "40.00", "5.50", "1.25"]
@@ -122,7 +127,7 @@ def test_every_class_has_its_line_and_how_often_it_was_found(tmp_path):
     results = {"test": {"a": summary(classes), "ensemble": summary(classes, 0.25)}}
     write_cases(tmp_path / "cases.csv", results, {"test": ("x", "y")})
     rows, _ = read_rows(tmp_path / "cases.csv", case_row)
-    head, *lines = results_table(metrics_of(results, 1), {}, rows).splitlines()
+    head, *lines = results_table(metrics_of(results, 1, ROLES), {}, rows).splitlines()
     assert [line.split("  ")[0] or line.split("  ")[1] for line in lines] == [
         "test a", "liver", "a tumour of the liver", "test ensemble", "liver", "a tumour of the liver"
     ]  # fmt: skip

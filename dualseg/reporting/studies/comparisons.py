@@ -40,16 +40,11 @@ class Comparison:
     p_holm: float = np.nan
 
 
-def network_of_record(networks: Sequence[str]) -> str:
-    """The network that stands for a run: the ensemble where there is one, else a."""
-    return "ensemble" if "ensemble" in set(networks) else "a"
-
-
 def compare_all(cases: pd.DataFrame, pairs: Mapping[str, str]) -> tuple[list[Comparison], list[str]]:
     """Each variant against its reference at each scale, and a sentence for each reference or pair that has no values.
 
     Args:
-        cases: the study's cases.csv.
+        cases: of the study's cases.csv, those of the prediction that stands for each run.
         pairs: variant -> what it is compared with, in the order wanted.
     """
     test = cases[cases["split"] == "test"]
@@ -85,9 +80,8 @@ def by_scale(comparisons: Sequence[Comparison]) -> dict[str, list[Comparison]]:
 
 
 def case_scores(cases: pd.DataFrame) -> pd.DataFrame:
-    """Dice of one variant's network of record by case (rows) and seed (columns), the mean over foreground classes."""
-    own = cases[cases["network"] == network_of_record(list(cases["network"]))]
-    return own.assign(dice=own["dice"].astype(float)).pivot_table("dice", "case", "seed", aggfunc="mean")
+    """Dice of one variant by case (rows) and seed (columns), the mean over foreground classes."""
+    return cases.assign(dice=cases["dice"].astype(float)).pivot_table("dice", "case", "seed", aggfunc="mean")
 
 
 def compare(scale: str, variant: str, against: str, ours: pd.DataFrame, theirs: pd.DataFrame) -> Comparison | None:

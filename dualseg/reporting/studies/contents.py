@@ -172,4 +172,4 @@ def test_cases(contents: StudyContents, scale: str) -> dict[str, frozenset[str]]
 def compared(contents: StudyContents) -> tuple[list[Comparison], list[str]]:
     """The study's comparisons and what could not be compared; nothing where the study compares nothing."""
     pairs = {v: contents.study.against[v] for v in contents.variants if v in contents.study.against}
-    return compare_all(contents.tables.cases, pairs)
+    return compare_all(contents.tables.cases_of_record(), pairs)

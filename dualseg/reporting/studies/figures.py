@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from dualseg.reporting.figures import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, STYLE, VERMILLION
-from dualseg.reporting.studies.comparisons import Comparison, by_scale, network_of_record, reference_of
+from dualseg.reporting.studies.comparisons import Comparison, by_scale, reference_of
 from dualseg.reporting.studies.contents import StudyContents
 
 if TYPE_CHECKING:
@@ -56,11 +56,9 @@ def draw_all(contents: StudyContents) -> dict[str, Drawing]:
 
 
 def of_record(contents: StudyContents) -> pd.DataFrame:
-    """The test results that stand for each variant: of the ensemble, else of network a; Dice in per cent."""
+    """The test results that stand for each variant; Dice in per cent."""
     results = contents.tables.results
-    test = results[results["split"] == "test"]
-    networks = test.groupby(["scale", "variant"])["network"].transform(lambda own: network_of_record(list(own)))
-    own = test[test["network"] == networks]
+    own = results[(results["split"] == "test") & (results["record"] == "1")]
     return own.assign(dice=100 * own["dice"].astype(float), labeled=own["labeled"].astype(int))
 
 

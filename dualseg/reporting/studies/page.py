@@ -56,7 +56,7 @@ def _comparison_words(comparisons: Sequence[Comparison]) -> str:
     left_out = "; ".join(f"{c.variant} leaves out {c.left_out}" for c in comparisons if c.left_out)
     return (
         "Test Dice of each variant minus that of the one it is against, in points, paired over cases: the mean over "
-        "foreground classes of the ensemble (of a single network, its own), averaged over the seeds that both "
+        "foreground classes of the prediction that stands for a run, averaged over the seeds that both "
         f"have. Interval: {100 * CONFIDENCE:.0f} % BCa bootstrap of the mean over cases, {RESAMPLES:,} resamples. "
         "Effect: matched-pairs rank-biserial correlation, (W+ - W-) / (W+ + W-) with the sums of Wilcoxon's ranks of "
         "the cases that are better and worse; -1 to 1. p: two-sided Wilcoxon signed-rank test; Holm: corrected over "

@@ -8,7 +8,6 @@ import pandas as pd
 
 from dualseg.names import as_markdown
 from dualseg.reporting.contents import sort_networks
-from dualseg.reporting.studies.comparisons import network_of_record
 from dualseg.reporting.studies.contents import StudyContents, test_cases
 from dualseg.runs.reading import METRICS
 
@@ -119,7 +118,7 @@ def table_of(contents: StudyContents, scale: str) -> Table:
         networks = sort_networks(set(by_variant[variant]["network"]))
         for network in networks:
             own = by_variant[variant][by_variant[variant]["network"] == network]
-            shown = words if network == network_of_record(networks) else ""
+            shown = words if own["record"].iloc[0] == "1" else ""
             line = replace(_line(own, len(contents.study.seeds), uncommitted), reported=shown)
             known = cases.get(variant, frozenset()) if len(set(cases.values())) > 1 else frozenset()
             key = (line.labeled, line.iterations, tuple(sorted(set(own["seed"]))), known)

@@ -1,0 +1,87 @@
+"""Every method of conf/method through all commands at toy size; a method added later is covered by being there."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import nibabel as nib
+import pytest
+import torch
+
+import dualseg.audit
+import dualseg.evaluate
+import dualseg.export
+import dualseg.predict
+import dualseg.report
+import dualseg.train
+from dualseg.cli import conf_dir
+from dualseg.data import Phantom
+from dualseg.runs.checkpoints import read_checkpoint
+from dualseg.runs.folder import RunFolder
+
+METHODS = sorted(path.stem for path in (conf_dir() / "method").glob("*.yaml"))
+TOY = ["base_channels=2", "data.patch_size=[16,16,16]", "data.stride=[16,16,16]", "trainer.log_every=1"]
+
+
+def words_of(method: str, tiny: Callable[..., list[str]], phantom: Phantom, output: Path) -> list[str]:
+    own = [
+        word for word in tiny(phantom.root, output) if not word.startswith(("base_channels", "data.patch", "data.str"))
+    ]
+    replaced = ("base_channels", "data.patch_size", "data.stride", "evaluate_on", "trainer.max_iterations")
+    own = [word for word in tiny(phantom.root, output) if not word.startswith(replaced)]
+    return [*own, *TOY, f"method={method}", "evaluate_on=[test]"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_through_all_commands(
+    method: str, command: Callable[..., object], tiny: Callable[..., list[str]], phantom: Phantom, tmp_path: Path
+) -> None:
+    words = words_of(method, tiny, phantom, tmp_path)
+    length = ["trainer.max_iterations=4", "trainer.checkpoint_every=2", "trainer.checkpoints_kept=2"]
+
+    def ran(main: Callable[[], None], *given: str | Path) -> str:
+        outcome = command(main, *given)
+        assert outcome.code == 0, outcome.err
+        return outcome.out
+
+    whole = RunFolder(tmp_path / "whole")
+    ran(dualseg.train.main, *words, *length, "name=whole")
+    metrics = json.loads(whole.metrics_file.read_text())
+    checkpoint = read_checkpoint(whole.checkpoint())
+
+    resumed = RunFolder(tmp_path / "resumed")
+    ran(dualseg.train.main, *words, *length, "name=resumed")
+    resumed.checkpoint().unlink()
+    resumed.metrics_file.unlink()
+    assert "iteration 2" in ran(dualseg.train.main, *words, *length, "name=resumed")
+    assert_equal(checkpoint["state_dict"], read_checkpoint(resumed.checkpoint())["state_dict"])
+
+    evaluation = RunFolder(tmp_path / "evaluation")
+    ran(dualseg.evaluate.main, f"run={whole.path}", f"output={evaluation.path}")
+    assert json.loads(evaluation.metrics_file.read_text()) == metrics
+
+    record = metrics["record"]
+    members = checkpoint["dualseg"]["ensemble"] if record == "ensemble" else [record]
+    scan = phantom.root / "images" / f"{phantom.test_cases[0]}.nii.gz"
+    ran(dualseg.predict.main, f"run={whole.path}", f"input={scan}", f"output={tmp_path / 'maps'}")
+    assert nib.load(tmp_path / "maps" / "labels" / scan.name).shape == (40, 36, 32)
+    assert set(metrics["test"]) >= {record, *members}
+
+    ran(dualseg.export.main, f"run={whole.path}", "format=bundle", f"output={tmp_path / 'bundle'}")
+    assert sorted(path.stem for path in (tmp_path / "bundle" / "models").glob("*.pt2")) == sorted(members)
+
+    ran(dualseg.report.main, "run", whole.path)
+    assert record in (whole.path / "report.html").read_text()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_in_the_audit(
+    method: str, command: Callable[..., object], tiny: Callable[..., list[str]], phantom: Phantom, tmp_path: Path
+) -> None:
+    outcome = command(dualseg.audit.main, *words_of(method, tiny, phantom, tmp_path), "trainer.max_iterations=20")
+    assert outcome.code == 0, outcome.out + outcome.err
+
+
+def assert_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    different: Sequence[str] = [key for key in first if not torch.equal(first[key], second[key])]
+    assert first.keys() == second.keys() and not different

@@ -121,7 +121,7 @@ def build_method(config: Config, source: VolumeSource) -> SegmentationMethod:
     networks = build_networks(config, source)
     with naming_keys_of("method", settings):
         # _convert_=all: the networks and plain containers arrive as they are
-        return instantiate(
+        method: SegmentationMethod = instantiate(
             settings,
             networks=networks,
             optimizer=optimizer,
@@ -133,6 +133,8 @@ def build_method(config: Config, source: VolumeSource) -> SegmentationMethod:
             distance_unit=config["inference"]["distance_unit"],
             _convert_="all",
         )
+    method.check_batch(config["batch"]["labeled"], config["batch"]["unlabeled"])
+    return method
 
 
 def build_trainer(config: Config, folder: RunFolder, resumed_at: int, resume_command: str) -> pl.Trainer:

@@ -18,9 +18,9 @@ def check_patch_size(patch_size: Sequence[int]) -> None:
 
 def check_batch(labeled: int, unlabeled: int, split: Split) -> None:
     """Raises: DualsegError unless `split` has cases for both halves of the batch."""
-    if labeled < 1 or unlabeled < 0:
-        raise DualsegError(f"batch.labeled={labeled}, batch.unlabeled={unlabeled}: need at least 1 and 0.")
-    if unlabeled and not split.unlabeled:
+    if labeled < 0 or unlabeled < 0 or labeled + unlabeled == 0:
+        raise DualsegError(f"batch.labeled={labeled}, batch.unlabeled={unlabeled}: give at least one patch.")
+    if labeled and unlabeled and not split.unlabeled:
         raise DualsegError(
             f"data.labeled={len(split.labeled)}: leaves no unlabeled volume, but the method takes {unlabeled} per "
             "batch; lower data.labeled or use method=supervised."

@@ -5,7 +5,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from monai.transforms import MapTransform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -14,68 +13,17 @@ from tqdm import tqdm
 from dualseg.data.batch import Batch
 from dualseg.data.checking.content import content_hash
 from dualseg.data.checks import check_batch, check_patch_size
-from dualseg.data.loading import BatchLoader, check_shared_memory, shared
+from dualseg.data.loading import BatchLoader, check_shared_memory
 from dualseg.data.memory import MemoryCheck
+from dualseg.data.patches import PatchDataset, collate
 from dualseg.data.reading import EvaluationVolume, Fingerprint, VolumeReader, refuse_seen
-from dualseg.data.sampling import IterationBatchSampler, SampleKey, case_index, sample_seed
-from dualseg.data.splits import COUNTS, Split, split_source
-from dualseg.data.transforms import plain_tensors, training_transform
+from dualseg.data.sampling import IterationBatchSampler
+from dualseg.data.splits import COUNTS, split_source
 from dualseg.data.volumes import VolumeSource
 from dualseg.errors import DualsegError
 from dualseg.machine import MemoryLimit
 
 LABELED, UNLABELED = 0, 1  # the two sample streams
-
-
-class PatchDataset(Dataset[dict[str, Any]]):
-    """One random patch per `SampleKey`, a pure function of (seed, key).
-
-    Args:
-        volumes: case -> (image (C, w, h, d), label (w, h, d) or None), in memory.
-        split: which cases feed which stream.
-        labeled, unlabeled: size of the halves of the global batch.
-    """
-
-    def __init__(
-        self,
-        volumes: dict[str, tuple[Tensor, Tensor | None]],
-        split: Split,
-        labeled: int,
-        unlabeled: int,
-        patch_size: Sequence[int],
-        augmentation: Sequence[MapTransform],
-        seed: int,
-    ) -> None:
-        self.volumes = volumes
-        self.split = split
-        self.labeled, self.unlabeled = labeled, unlabeled
-        self.transform = training_transform(patch_size, augmentation)
-        self.seed = seed
-
-    def __getitem__(self, key: SampleKey) -> dict[str, Any]:
-        if key.position < self.labeled:
-            draw = key.iteration * self.labeled + key.position
-            case = self.split.labeled[case_index(self.seed, LABELED, draw, len(self.split.labeled))]
-        else:
-            draw = key.iteration * self.unlabeled + key.position - self.labeled
-            case = self.split.unlabeled[case_index(self.seed, UNLABELED, draw, len(self.split.unlabeled))]
-        image, label = self.volumes[case]
-        sample = {"image": image} if label is None else {"image": image, "label": label[None]}
-        self.transform.set_random_state(seed=sample_seed(self.seed, key))
-        with plain_tensors():
-            patch = self.transform(sample)
-        result: dict[str, Any] = {"case": case, "image": patch["image"].contiguous()}
-        if label is not None:
-            result["label"] = patch["label"][0].long()
-        return result
-
-
-def collate(samples: list[dict[str, Any]]) -> Batch:
-    """Patches, labeled ones first, as one batch."""
-    image = torch.stack([sample["image"] for sample in samples])
-    labels = [sample["label"] for sample in samples if "label" in sample]
-    label = torch.stack(labels) if labels else torch.empty(0, *image.shape[2:], dtype=torch.int64)
-    return shared(Batch(image, label, [sample["case"] for sample in samples]))
 
 
 def _check_shares(processes: int, volumes: int) -> None:
@@ -123,8 +71,9 @@ class SemiSupervisedDataModule(pl.LightningDataModule):
     Args:
         source: the dataset.
         patch_size: training patch, voxels of the (down-sampled) grid, multiples of 16.
-        labeled, labeled_ratio, held_out_validation, held_out_test: see `split_cases`.
-        labeled_per_batch, unlabeled_per_batch: halves of the global batch, over all ranks together.
+        labeled, labeled_ratio, held_out_validation, held_out_test, draw: see `split_cases`.
+        labeled_per_batch, unlabeled_per_batch: halves of the global batch, over all ranks together. Without labeled
+            patches the images of the labeled cases are unlabeled ones, and no label is read.
         downsample: see `VolumeReader`.
         augmentation: MONAI dictionary transforms on "image" and "label", applied before the random crop.
         num_workers: processes that prepare batches; the stream does not depend on it.
@@ -142,6 +91,7 @@ class SemiSupervisedDataModule(pl.LightningDataModule):
         labeled_ratio: float | None = None,
         held_out_validation: int = 0,
         held_out_test: int = 0,
+        draw: int = 0,
         labeled_per_batch: int = 2,
         unlabeled_per_batch: int = 2,
         downsample: float = 1.0,
@@ -158,7 +108,7 @@ class SemiSupervisedDataModule(pl.LightningDataModule):
         self.num_workers = num_workers
         self.seed = seed
         self.reader = VolumeReader(source, downsample)
-        counts = (labeled, labeled_ratio, held_out_validation, held_out_test)
+        counts = (labeled, labeled_ratio, held_out_validation, held_out_test, draw)
         source.check_cases()
         self.split = split_source(source, dict(zip(COUNTS, counts, strict=True)))
         check_batch(labeled_per_batch, unlabeled_per_batch, self.split)
@@ -170,7 +120,7 @@ class SemiSupervisedDataModule(pl.LightningDataModule):
     def cases_used(self) -> dict[str, list[str]]:
         """Role -> the cases that this run reads in it, in their order."""
         return {
-            "labeled": list(self.split.labeled),
+            "labeled": list(self._labeled),
             "unlabeled": list(self._unlabeled),
             "validation": list(self.split.validation),
             "test": list(self.split.test),
@@ -201,16 +151,22 @@ class SemiSupervisedDataModule(pl.LightningDataModule):
         self._memory = MemoryCheck(self.source, limit, self.reader.downsample, segmenting, processes)
         validation = self.split.validation if "validation" in stages else ()
         self._memory.foresee(
-            self.split.labeled if training else (),
+            self._labeled if training else (),
             self._unlabeled if training else (),
             validation if training else (),
             (*(() if training else validation), *(self.split.test if "test" in stages else ())),
         )
 
     @property
+    def _labeled(self) -> tuple[str, ...]:
+        """The cases that are read with their labels."""
+        return self.split.labeled if self.labeled_per_batch else ()
+
+    @property
     def _unlabeled(self) -> tuple[str, ...]:
-        """The unlabeled cases that are read."""
-        return self.split.unlabeled if self.unlabeled_per_batch else ()
+        """The cases whose images alone are read; without labels in a batch, those of the labeled cases too."""
+        cases = self.split.unlabeled if self.labeled_per_batch else (*self.split.labeled, *self.split.unlabeled)
+        return cases if self.unlabeled_per_batch else ()
 
     def setup(self, stage: str) -> None:
         if stage != "fit" or self.volumes:
@@ -219,8 +175,8 @@ class SemiSupervisedDataModule(pl.LightningDataModule):
             self.check_memory(MemoryLimit.of("data.memory"))
         assert self._memory is not None
         volumes: dict[str, tuple[Tensor, Tensor | None]] = {}
-        for case in tqdm([*self.split.labeled, *self._unlabeled], desc="Reading volumes", leave=False, disable=None):
-            labeled = len(volumes) < len(self.split.labeled)
+        for case in tqdm([*self._labeled, *self._unlabeled], desc="Reading volumes", leave=False, disable=None):
+            labeled = len(volumes) < len(self._labeled)
             volumes[case] = self.reader.read_pair(case) if labeled else (self.reader.read_image(case), None)
             self._memory.was_kept(case, sum(tensor.nbytes for tensor in volumes[case] if tensor is not None))
         self.volumes = volumes
@@ -312,7 +268,8 @@ class SemiSupervisedDataModule(pl.LightningDataModule):
         )
         dataset = PatchDataset(
             self.volumes,
-            self.split,
+            self._labeled,
+            self._unlabeled,
             self.labeled_per_batch,
             self.unlabeled_per_batch,
             self.patch_size,

@@ -5,12 +5,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from dualseg.data.volumes import VolumeSource
 from dualseg.errors import DualsegError
 from dualseg.names import check_printable
 
 # keys of `data`, and arguments of `split_cases`
-COUNTS = ("labeled", "labeled_ratio", "held_out_validation", "held_out_test")
+COUNTS = ("labeled", "labeled_ratio", "held_out_validation", "held_out_test", "draw")
 
 
 @dataclass(frozen=True)
@@ -30,10 +32,11 @@ def split_cases(
     labeled_ratio: float | None = None,
     held_out_validation: int = 0,
     held_out_test: int = 0,
+    draw: int = 0,
     validation_cases: Sequence[str] = (),
     unlabeled_cases: Sequence[str] = (),
 ) -> Split:
-    """Split a dataset's ordered training list; the first N of it are the labeled ones at N labels.
+    """Split a dataset's ordered training list; by default the first N of it are the labeled ones at N labels.
 
     Args:
         train_cases: in the order in which labels are granted.
@@ -43,6 +46,8 @@ def split_cases(
         held_out_validation: the last cases of what remains after `held_out_test` validate, in place of
             `validation_cases`.
         held_out_test: the last cases of `train_cases` are the test split.
+        draw: which of the remaining cases are the labeled ones: 0, the first ones of the list (the field's); another
+            number, as many drawn at random, the same at each call. Those of one draw are nested: 8 hold its 4.
         validation_cases: the dataset's own validation list, used where `held_out_validation` is 0.
         unlabeled_cases: training cases beside `train_cases` that have no label.
 
@@ -85,7 +90,12 @@ def split_cases(
         raise DualsegError(
             f"{key}: leaves {count} labeled volumes of {len(cases)} {kind}; give between 1 and {len(cases)}."
         )
-    return Split(tuple(cases[:count]), (*cases[count:], *unlabeled_cases), tuple(validation), tuple(test))
+    if not isinstance(draw, int) or draw < 0:
+        raise DualsegError(f"data.draw={draw}: give 0 for the order of the list, or the number of a draw.")
+    order = np.random.default_rng(draw).permutation(len(cases)).tolist() if draw else range(len(cases))
+    labeled_cases = [cases[index] for index in order[:count]]
+    others = [case for case in cases if case not in set(labeled_cases)]
+    return Split(tuple(labeled_cases), (*others, *unlabeled_cases), tuple(validation), tuple(test))
 
 
 def split_source(source: VolumeSource, counts: Mapping[str, Any]) -> Split:

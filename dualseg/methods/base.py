@@ -134,6 +134,22 @@ class SegmentationMethod(NetworkEvaluation):
         On a GPU nothing here may wait for the device: no `item`, no boolean index, no branch on a tensor's value.
         """
 
+    def check_batch(self, labeled: int, unlabeled: int) -> None:
+        """Whether every term that is on has patches.
+
+        Args:
+            labeled, unlabeled: patches in a batch.
+
+        Raises:
+            DualsegError: naming those that have none.
+        """
+        for role, count in (("labeled", labeled), ("unlabeled", unlabeled)):
+            without = [name for name, term in self.terms.items() if term.enabled and term.on == role]
+            if without and not count:
+                off = " ".join(f"method.terms.{name}.enabled=false" for name in without)
+                mend = f"give at least 1, or switch off what has none: {off}"
+                raise DualsegError(f"batch.{role}=0: leaves no patch for {', '.join(without)}; {mend}.")
+
     def moving_averages(self, time: Time) -> Iterable[str]:
         """The averages that move after this iteration's step; all of them, unless a method says otherwise."""
         return self.averages

@@ -43,7 +43,7 @@ NOT_IDENTITY = (
 )
 # Keys of configurations that came after the first runs -> the value that runs without them had; * stands for any name.
 # There they are no part of the identity, so that an older run folder is found and resumed.
-ADDED: dict[str, Any] = {}
+ADDED: dict[str, Any] = {"data.draw": 0}
 CHECKPOINT = re.compile(r"iteration-(\d+)\.ckpt")
 MOST_VALUES = 1_000_000  # of a configuration; a real one has some hundred
 YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is ten times as fast, and not everywhere

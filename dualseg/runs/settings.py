@@ -22,8 +22,9 @@ from dualseg.runs.folder import flatten, nearest
 WHOLE = {  # whole numbers and their least value; where the configuration leaves one null, null is fine
     "seed": 0,
     "base_channels": 1,
-    "batch.labeled": 1,
+    "batch.labeled": 0,
     "batch.unlabeled": 0,
+    "data.draw": 0,
     "data.labeled": 1,
     "data.held_out_validation": 0,
     "data.held_out_test": 0,

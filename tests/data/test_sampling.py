@@ -10,9 +10,8 @@ import pytorch_lightning as pl
 import torch
 
 from dualseg.data import SemiSupervisedDataModule, flips_and_rotations
-from dualseg.data.datamodule import PatchDataset, collate
+from dualseg.data.patches import PatchDataset, collate
 from dualseg.data.sampling import IterationBatchSampler, SampleKey, case_index, sample_seed
-from dualseg.data.splits import Split
 from dualseg.data.volumes import Image, VolumeSource
 from dualseg.errors import DualsegError
 
@@ -269,7 +268,7 @@ def follows(image):
 def coded_samples(augmentation, patch_size, count):
     image = torch.arange(1, 1 + int(np.prod(CODED_SHAPE)), dtype=torch.float32).reshape(1, *CODED_SHAPE)
     volumes = {"coded": (image, follows(image[0]).to(torch.uint8))}
-    dataset = PatchDataset(volumes, Split(("coded",), (), (), ()), 1, 0, patch_size, augmentation, seed=3)
+    dataset = PatchDataset(volumes, ("coded",), (), 1, 0, patch_size, augmentation, seed=3)
     return [dataset[SampleKey(iteration, 0)] for iteration in range(count)]
 
 

@@ -130,6 +130,27 @@ def test_a_case_that_no_table_can_name_is_refused(name, role):
 def test_a_class_that_no_table_can_name_is_refused(values):
     own = {"name": "mine", "class_names": ("background", "organ"), "regions": {}, **values}
     lists = {"train_cases": CASES, "test_cases": (), "validation_cases": (), "unlabeled_cases": ()}
-    counts = {"labeled": 1, "labeled_ratio": None, "held_out_validation": 0, "held_out_test": 0}
+    counts = {"labeled": 1, "labeled_ratio": None, "held_out_validation": 0, "held_out_test": 0, "draw": 0}
     with pytest.raises(DualsegError, match="mine: class"):
         split_source(SimpleNamespace(**own, **lists), counts)
+
+
+def test_labeled_cases_of_a_draw_are_nested_in_size_and_differ_between_draws():
+    sets = {}
+    for draw in (0, 1, 2):
+        splits = [split_cases(CASES, TEST, labeled=n, held_out_validation=10, draw=draw) for n in (4, 8, 16)]
+        four, eight, sixteen = (split.labeled for split in splits)
+        assert eight[:4] == four and sixteen[:8] == eight and len(set(sixteen)) == 16
+        for split in splits:
+            assert sorted([*split.labeled, *split.unlabeled]) == sorted(CASES[:-10])
+            assert split.validation == tuple(CASES[-10:])
+        sets[draw] = eight
+    assert sets[0] == tuple(CASES[:8])
+    assert len({frozenset(own) for own in sets.values()}) == 3
+    assert sets[1] == split_cases(CASES, TEST, labeled=8, held_out_validation=10, draw=1).labeled
+
+
+@pytest.mark.parametrize("draw", [-1, 1.5, "x"])
+def test_a_draw_is_a_whole_number(draw):
+    with pytest.raises(DualsegError, match=r"data\.draw="):
+        split_cases(CASES, TEST, labeled=4, draw=draw)

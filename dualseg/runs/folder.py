@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from dualseg.errors import DualsegError
-from dualseg.files import read_object, sweep_below, write_json, write_text
+from dualseg.files import read_object, refuse_links, sweep_below, write_json, write_text
 from dualseg.names import check_folder_name
 from dualseg.runs.code import changed_code
 from dualseg.runs.defaults import with_defaults
@@ -215,7 +215,8 @@ class RunFolder:
 
         Raises:
             DualsegError: it belongs to another configuration, to other code of the user's or to something else, it is
-                finished on other data, another process is writing it, it cannot be written, or W&B's part of it cannot.
+                finished on other data, another process is writing it, it cannot be written, W&B's part of it cannot,
+                or a folder in it is a link.
         """
         parent = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
         if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
@@ -236,8 +237,10 @@ class RunFolder:
                 f"{latest}: a checkpoint without the config.yaml and manifest.json of its run is not resumed; put them "
                 "back, choose another name=..., or start another run from it with weights=FILE."
             )
-        if config["logger"] and not self.finished:
-            self._check_wandb()
+        if not self.finished:
+            refuse_links(self.checkpoints, self.curves_file.parent, self.wandb, self.wandb / "artifacts", self.slices)
+            if config["logger"]:
+                self._check_wandb()
         if not self.config_file.is_file():
             return
         if different := self._differences(config):

@@ -286,6 +286,28 @@ def test_the_folder_of_one_that_runs_or_of_another_split_is_not(run):
     assert (other.slices / "x.npz").exists()
 
 
+@pytest.mark.parametrize("name", ["evaluations", "evaluations/001-test", "evaluations/001-test/slices"])
+def test_an_evaluation_is_not_written_through_a_link_in_the_run_folder(run, tmp_path, name):
+    """As one from elsewhere may hold; that all runs, or this one, lie elsewhere is the user's own will."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    link = run.path / name
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(elsewhere)
+    if link.name == "slices":
+        write_json(link.parent / "manifest.json", {"dualseg": "0", "evaluated": {}})
+    refused = pytest.raises(DualsegError, match=rf"{name}: is a link to {elsewhere}, .*remove")
+    with refused, writing_evaluation(run, "test", None) as evaluation:
+        slices_of(evaluation, "x")
+    assert [*elsewhere.iterdir()] == []
+    link.unlink()
+    run.path.rename(elsewhere / "run")
+    run.path.symlink_to(elsewhere / "run")
+    with writing_evaluation(run, "test", None) as evaluation:
+        slices_of(evaluation, "x")
+    assert (elsewhere / "run/evaluations/001-test/slices/x.npz").is_file()
+
+
 @pytest.mark.parametrize(
     "content",
     ["metrics.json", "notes.txt", "checkpoints/x.ckpt", "config.yaml", "manifest.json", "slices/c0.npz"],

@@ -240,6 +240,24 @@ def test_a_checkpoint_of_unknown_origin_is_not_resumed(settings, lost):
         folder.claim(settings)
 
 
+@pytest.mark.parametrize("name", ["checkpoints", "logs", "logs/wandb", "slices"])
+def test_a_run_is_not_written_through_a_link_in_its_folder(settings, tmp_path, name):
+    """A folder from elsewhere may hold one; that all runs, or this one, lie elsewhere is the user's own will."""
+    folder, elsewhere = launched(settings), tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    inside = folder.path / name
+    if inside.exists():
+        inside.rmdir()
+    inside.symlink_to(elsewhere)
+    with pytest.raises(DualsegError, match=rf"{inside}: is a link to {elsewhere}, .*remove"):
+        folder.claim(settings)
+    folder.claim({**settings, "overwrite": True})  # which puts it aside
+    inside.unlink()
+    folder.path.rename(elsewhere / "run")
+    folder.path.symlink_to(elsewhere / "run")
+    folder.claim(settings)
+
+
 def test_only_a_bare_folder_is_removed(settings):
     folder = launched(settings)
     folder.curves_file.write_text("iteration,name,value\n1,loss/total,0.5\n")

@@ -209,13 +209,13 @@ def test_overwriting_empties_the_folder(settings):
     assert folder.config()["overwrite"] is True
 
 
-@pytest.mark.parametrize("name", ["chapter.tex", "config.yaml", "manifest.json"])
+@pytest.mark.parametrize("name", ["chapter.tex", "config.yaml", "manifest.json", "checkpoints/x.pt", "logs/x.csv"])
 def test_overwriting_spares_what_is_no_run_folder(settings, tmp_path, name):
     settings |= {"output": str(tmp_path), "name": "thesis", "overwrite": True}
     folder = RunFolder.of(settings)
     folder.path.mkdir()
     folder.claim(settings)  # empty, there is nothing to lose
-    (folder.path / name).write_text("{}")
+    write_text(folder.path / name, "{}")
     with pytest.raises(DualsegError, match=r"thesis: overwrite=true empties run folders alone.*name=\.\.\."):
         folder.claim(settings)
     folder.open(settings)

@@ -1,6 +1,6 @@
 """Checkpoints: written whole or not at all, read without executing code from them."""
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -13,16 +13,27 @@ from dualseg import __version__
 from dualseg.errors import DualsegError
 from dualseg.files import replacing
 from dualseg.methods.base import CHECKPOINT_FORMAT
+from dualseg.runs.cases import Record, trained_before
 
 ANOTHER = "Copy it again, or delete it to go on from an earlier one."
 RESUMES = ("loops", "lr_schedulers", "optimizer_states", "pytorch-lightning_version")  # without them no run goes on
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's checkpoint files, written to a temporary file in the target folder, synced and renamed."""
+    """Lightning's checkpoint files, written to a temporary file in the target folder, synced and renamed.
+
+    Args:
+        trained_on: what the run is trained on, see `dualseg.runs.cases`; the checkpoints bear it along.
+    """
+
+    def __init__(self, trained_on: Sequence[Record] = ()) -> None:
+        super().__init__()
+        self.trained_on = [*trained_on]
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         path = Path(path)
+        if self.trained_on:
+            checkpoint = {**checkpoint, "dualseg": {**checkpoint["dualseg"], "trained_on": self.trained_on}}
         try:
             with replacing(path) as temporary:
                 torch.save(checkpoint, temporary)
@@ -178,3 +189,12 @@ def load_networks(path: str | Path, networks: Mapping[str, nn.Module]) -> None:
     """Copy a checkpoint's networks into `networks` (`weights=FILE`). Raises as `check_architecture`."""
     for name, state in check_architecture(Path(path), networks).items():
         networks[name].load_state_dict(state)
+
+
+def weights_trained_on(path: str | Path) -> list[Record]:
+    """What the networks of a checkpoint were trained on, as it says itself or the manifest.json of its run.
+
+    Raises:
+        DualsegError: as `read_checkpoint` and `trained_before`.
+    """
+    return trained_before(str(path), read_checkpoint(path)["dualseg"].get("trained_on"))

@@ -156,7 +156,7 @@ def check_unseen(
     images: dict[str, str] = {}
     for run in runs:
         records = trained_on(run)
-        refuse_trained(records, data["name"], cases, str(run.manifest_file))
+        refuse_trained(records, data["name"], cases, f"data.cases of {run.manifest_file}")
         images |= images_of(records)
         if not records:
             _check_todays_split(run.config(), data, source, cases, trust)

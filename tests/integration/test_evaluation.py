@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import shutil
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -139,11 +140,11 @@ def test_a_stopped_evaluation_is_known_by_its_manifest(command, home, monkeypatc
 
     def stop(*arguments, **options):
         assert "evaluated" in content("manifest.json", home / "out")
-        raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)
 
     with monkeypatch.context() as patch:
         patch.setattr(callbacks, "display_slices", stop)
-        assert command(evaluate.main, *words).code != 0
+        assert command(evaluate.main, *words).code == 130
     assert {path.name for path in (home / "out").iterdir()} - {".lock", "slices"} == {"manifest.json"}
     assert command(evaluate.main, *words).code == 0
     mine = home / "mine" / "slices" / "mine.txt"

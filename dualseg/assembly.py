@@ -28,6 +28,7 @@ from dualseg.methods import NetworkEvaluation, SegmentationMethod
 from dualseg.processes import is_slurm_task
 from dualseg.record import ENSEMBLE, Roles, roles_of
 from dualseg.runs.callbacks import Checkpoints, FormerRun, ProgressBar, RunTime, ScoredVolumes, SliceWriter, Throughput
+from dualseg.runs.cases import Record
 from dualseg.runs.checkpoints import AtomicCheckpointIO, load_networks, read_checkpoint
 from dualseg.runs.curves import CurveLogger
 from dualseg.runs.folder import RunFolder
@@ -137,8 +138,10 @@ def build_method(config: Config, source: VolumeSource) -> SegmentationMethod:
     return method
 
 
-def build_trainer(config: Config, folder: RunFolder, resumed_at: int, resume_command: str) -> pl.Trainer:
-    """`trainer` and `logger`, writing into the run folder."""
+def build_trainer(
+    config: Config, folder: RunFolder, resumed_at: int, resume_command: str, trained_on: Sequence[Record] = ()
+) -> pl.Trainer:
+    """`trainer` and `logger`, writing into the run folder; its checkpoints say what they were `trained_on`."""
     settings = config["trainer"]
     iterations, validate_every = settings["max_iterations"], settings["validate_every"]
     loggers: list[Logger] = [CurveLogger(folder.curves_file, resumed_at)]
@@ -172,7 +175,7 @@ def build_trainer(config: Config, folder: RunFolder, resumed_at: int, resume_com
         use_distributed_sampler=False,
         logger=loggers,
         callbacks=callbacks,
-        plugins=[AtomicCheckpointIO(), environment],
+        plugins=[AtomicCheckpointIO(trained_on), environment],
         enable_checkpointing=False,
         enable_progress_bar=settings["progress_bar"],
         enable_model_summary=False,

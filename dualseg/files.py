@@ -107,6 +107,22 @@ def _is_writable(path: Path) -> bool:
     return allowed is None or any(path.resolve().is_relative_to(place) for place in allowed)
 
 
+def refuse_links(*folders: Path) -> None:
+    """None of these folders, in which files are to be written, is a link: one from elsewhere may lead anywhere.
+
+    Those above them may be links, as where all runs lie on another disk.
+
+    Raises:
+        DualsegError: naming the link.
+    """
+    for folder in folders:
+        if folder.is_symlink():
+            raise DualsegError(
+                f"{folder}: is a link to {folder.readlink()}, so files would be written there; remove the link, or put "
+                "a folder in its place. To keep a run on another disk, link its whole folder."
+            )
+
+
 def sweep(folder: Path, name: str | None = None) -> None:
     """Remove the temporary files and folders of killed processes in `folder`, but not below.
 

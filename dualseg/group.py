@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO
 
 from dualseg.errors import DualsegError
-from dualseg.processes import GROUP, PEER_LOST
+from dualseg.processes import GROUP, PEER_LOST, python_of
 from dualseg.signals import PATIENCE, STOPS, Stop, held_back
 
 GRACE = 10.0  # seconds in which the other ranks may end by themselves once one has failed
@@ -42,7 +42,7 @@ class Ending:
 
 
 def run_group(words: Sequence[str], processes: int, log: Path | None = None, stop: Stop | None = None) -> Ending:
-    """Run `python -m dualseg.train WORDS` as `processes` ranks on this machine, and wait for all of them.
+    """Run `dualseg-train WORDS` as `processes` ranks on this machine, and wait for all of them.
 
     What rank 0 prints goes to the terminal, or into `log`; what another rank says of an error is shown only if it is
     the first to fail and rank 0 does not fail in the same way, so that one mistake gives one message. When a rank
@@ -74,7 +74,7 @@ def run_group(words: Sequence[str], processes: int, log: Path | None = None, sto
             out, err = (console, console) if number == 0 else (subprocess.DEVNULL, said[number])
             with held_back():
                 process = subprocess.Popen(
-                    [sys.executable, "-m", "dualseg.train", *words],
+                    [*python_of("dualseg.train"), *words],
                     env=_environment(number, processes, port),
                     stdin=subprocess.PIPE,  # nothing is written: it closes when this process dies
                     stdout=out,

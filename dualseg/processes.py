@@ -8,6 +8,7 @@ import threading
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from dualseg.errors import DualsegError
@@ -15,6 +16,14 @@ from dualseg.errors import DualsegError
 GROUP = "DUALSEG_GROUP"  # set in the environment of the processes that `run_group` starts
 PEER_LOST = 76  # exit code of a rank that only noticed that another one is gone
 LOST = re.compile(r"connection (closed|reset|refused)|broken pipe|socket closed|timed out", re.IGNORECASE)
+
+
+def python_of(module: str) -> list[str]:
+    """The command that starts a module in a Python as this one: `-m` alone would look for modules, such as a torch.py,
+    in the working directory first, where a console script does not look at all.
+    """
+    looks_here = sys.path[:1] in ([""], [str(Path.cwd())])  # this one was started by -m itself
+    return [sys.executable, *([] if looks_here else ["-P"]), "-m", module]
 
 
 def in_group() -> bool:

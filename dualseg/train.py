@@ -134,13 +134,17 @@ def _train(settings: dict[str, Any], folder: Any) -> None:
     )
     data.check_shared_memory(1 / settings["trainer"]["num_nodes"])
     data.setup("fit")
-    before = cases.trained_on(folder)[1:] if latest else cases.trained_before(settings["weights"])
+    if latest is not None:
+        before = cases.trained_on(folder)[1:]
+    else:
+        before = checkpoints.weights_trained_on(settings["weights"]) if settings["weights"] else []
     facts = _facts_of(data, settings["data"]["name"], stages, before)
     resumed_at = iteration_of(latest) if latest else 0
     if latest is not None:
         preprocessing.check_same_preparation(folder, data.source)
         provenance.check_same_data(folder.manifest_file, facts)
-    trainer = assembly.build_trainer(settings, folder, resumed_at, provenance.resume_command())
+    trained_on = cases.as_records([facts, *before], folder.manifest_file)
+    trainer = assembly.build_trainer(settings, folder, resumed_at, provenance.resume_command(), trained_on)
     data.check_processes(trainer.world_size, stages)
     if trainer.is_global_zero:
         folder.open(settings)
@@ -176,7 +180,7 @@ def _facts_of(data: Any, name: str, stages: list[str], before: list[Any]) -> dic
     counts = {role: len(names) for role, names in roles.items()}
     facts = {"dataset": name, **counts, "cases": roles, "images": data.image_hashes()}
     to_score = [case for stage in stages for case in roles[stage]]
-    cases.refuse_trained(before, name, to_score, "the manifest.json beside weights=...")
+    cases.refuse_trained(before, name, to_score, "the record of weights=...")
     evaluated = data.check_evaluation(stages, cases.images_of([facts, *before]))
     return {**facts, "fingerprint": data.fingerprint(), "evaluation_fingerprint": evaluated}
 

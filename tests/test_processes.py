@@ -16,7 +16,7 @@ import pytest
 from dualseg import group, processes
 from dualseg.errors import DualsegError
 from dualseg.group import Ending, run_group
-from dualseg.processes import PEER_LOST, as_rank, processes_of
+from dualseg.processes import PEER_LOST, as_rank, processes_of, python_of
 from dualseg.signals import Stop
 
 pytestmark = pytest.mark.timeout(120)
@@ -39,7 +39,8 @@ from pathlib import Path
 sys.path.insert(0, {str(ROOT)!r})
 from dualseg.processes import as_rank
 from dualseg.signals import stoppable
-rank, words, here = int(os.environ["RANK"]), sys.argv[3:], Path({str(tmp_path)!r})
+words = sys.argv[sys.argv.index("dualseg.train") + 1 :]
+rank, here = int(os.environ["RANK"]), Path({str(tmp_path)!r})
 (here / f"{{rank}}.pid").write_text(str(os.getpid()))
 def tell(*words): print(*words, file=sys.stderr, flush=True)
 with as_rank(), stoppable():
@@ -75,6 +76,7 @@ def test_every_rank_gets_the_words_and_its_place(ranks, tmp_path, capfd) -> None
         names = ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
         (here / f"{rank}.txt").write_text(" ".join(os.environ[name] for name in names) + " " + "|".join(words))
         print("out of", rank)
+        (here / "start").write_text(" ".join(sys.argv[: -len(words)]))
     """)
     assert run_group(["seed=1", "name=a b"], 2) == Ending(0)
     first, second = ((tmp_path / f"{rank}.txt").read_text().split(" ", 6) for rank in range(2))
@@ -82,6 +84,7 @@ def test_every_rank_gets_the_words_and_its_place(ranks, tmp_path, capfd) -> None
     assert second[:3] == ["1", "1", "0"]
     assert first[3:] == second[3:]
     assert first[6] == "seed=1|name=a b"
+    assert (tmp_path / "start").read_text() == " ".join(python_of("dualseg.train"))
     assert capfd.readouterr() == ("out of 0\n", "")
 
 
@@ -89,6 +92,21 @@ def test_torchruns_variables_do_not_reach_the_ranks(ranks, monkeypatch) -> None:
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     ranks("sys.exit('TORCHELASTIC_RUN_ID' in os.environ)")
     assert run_group([], 1) == Ending(0)
+
+
+@pytest.mark.parametrize(
+    ("first", "expected"), [("/usr/bin", "on the path"), ("", "working directory"), (None, "working directory")]
+)
+def test_modules_are_looked_for_where_the_command_itself_does(first, expected, tmp_path, monkeypatch) -> None:
+    """A console script has its own folder in front, `python -m` the working directory; PYTHONPATH counts in both."""
+    for folder, place in ((tmp_path, "working directory"), (tmp_path / "path", "on the path")):
+        folder.mkdir(exist_ok=True)
+        (folder / "toy.py").write_text(f"print({place!r})")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "path"))
+    monkeypatch.setattr(sys, "path", [str(tmp_path) if first is None else first, *sys.path])
+    started = subprocess.run(python_of("toy"), capture_output=True, text=True, check=True)
+    assert started.stdout.strip() == expected
 
 
 @pytest.mark.parametrize("count", [1, 2])

@@ -1,12 +1,14 @@
 """Which cases a run was trained on, as its manifest.json says: no evaluation may score one of them. No torch here.
 
-The split file may have been made anew since, and the volumes may bear other names or lie elsewhere.
+Its checkpoints say it as well, for they may be copied out of the run folder. The split file may have been made anew
+since, and the volumes may bear other names or lie elsewhere.
 """
 
+import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from dualseg.errors import DualsegError
 from dualseg.files import read_object
@@ -30,10 +32,19 @@ def trained_on(run: RunFolder) -> list[Record]:
     own, before = manifest.get("data"), manifest.get("started_from", [])
     if not isinstance(own, dict) or "cases" not in own or "evaluated" in manifest:
         return []
-    records = [own, *(before if isinstance(before, list) else [before])]
-    if not all(map(_is_whole, records)):
-        raise DualsegError(f"{run.manifest_file}: what the run was trained on is damaged; restore it from a copy.")
-    return [{"dataset": one["dataset"], "cases": one["cases"], "images": one.get("images", {})} for one in records]
+    return as_records([own, *(before if isinstance(before, list) else [before])], run.manifest_file)
+
+
+def as_records(found: Any, file: str | Path) -> list[Record]:
+    """The records that a file holds, in plain containers, without what else stands beside them.
+
+    Raises:
+        DualsegError: naming the file, where they are damaged.
+    """
+    if not isinstance(found, list) or not all(map(_is_whole, found)):
+        raise DualsegError(f"{file}: what the run was trained on is damaged; restore it from a copy.")
+    kept = [{"dataset": one["dataset"], "cases": one["cases"], "images": one.get("images", {})} for one in found]
+    return cast(list[Record], json.loads(json.dumps(kept)))
 
 
 def _is_whole(record: Any) -> bool:
@@ -46,13 +57,23 @@ def _is_whole(record: Any) -> bool:
     return all(isinstance(own, list) and all(isinstance(name, str) for name in own) for own in names)
 
 
-def trained_before(weights: str | None) -> list[Record]:
-    """`trained_on` of the run whose checkpoint `weights` is; where that does not say it, a warning on stderr."""
-    records = trained_on(RunFolder(Path(weights).expanduser().resolve().parent.parent)) if weights else []
-    if weights and not records and rank() == 0:
+def trained_before(weights: str, noted: Any) -> list[Record]:
+    """What the weights that a run starts from were trained on; where nothing says it, a warning on stderr.
+
+    Args:
+        weights: the checkpoint.
+        noted: its own records; None in one of an older version, of which the manifest.json of its run may say it.
+
+    Raises:
+        DualsegError: the records, or manifest.json, are damaged.
+    """
+    if noted is not None:
+        return as_records(noted, weights)
+    records = trained_on(RunFolder(Path(weights).expanduser().resolve().parent.parent))
+    if not records and rank() == 0:
         print(
-            f"warning: weights={weights}: unknown what these were trained on: no manifest.json beside them says it; "
-            "make sure that no case to be scored was among it.",
+            f"warning: weights={weights}: unknown what these were trained on: neither they nor a manifest.json beside "
+            "them say it; make sure that no case to be scored was among it.",
             file=sys.stderr,
         )
     return records
@@ -75,8 +96,8 @@ def refuse_trained(records: Iterable[Record], dataset: str, cases: Sequence[str]
         seen = [case for case in cases if case in trained and record["dataset"] == dataset]
         if seen:
             raise DualsegError(
-                f"{len(seen)} of the cases to evaluate were trained on, {seen[0]} for one, as {where} says under "
-                "data.cases; choose others. If this is another dataset, whose cases have the same names, give it a "
+                f"{len(seen)} of the cases to evaluate were trained on, {seen[0]} for one, as {where} says; choose "
+                "others. If this is another dataset, whose cases have the same names, give it a "
                 "name of its own: data.name=NAME."
             )
 

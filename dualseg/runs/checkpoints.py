@@ -1,6 +1,6 @@
 """Checkpoints: written whole or not at all, read without executing code from them."""
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -13,13 +13,27 @@ from dualseg import __version__
 from dualseg.errors import DualsegError
 from dualseg.files import replacing
 from dualseg.methods.base import CHECKPOINT_FORMAT
+from dualseg.runs.cases import Record, trained_before
+
+ANOTHER = "Copy it again, or delete it to go on from an earlier one."
+RESUMES = ("loops", "lr_schedulers", "optimizer_states", "pytorch-lightning_version")  # without them no run goes on
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's checkpoint files, written to a temporary file in the target folder, synced and renamed."""
+    """Lightning's checkpoint files, written to a temporary file in the target folder, synced and renamed.
+
+    Args:
+        trained_on: what the run is trained on, see `dualseg.runs.cases`; the checkpoints bear it along.
+    """
+
+    def __init__(self, trained_on: Sequence[Record] = ()) -> None:
+        super().__init__()
+        self.trained_on = [*trained_on]
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         path = Path(path)
+        if self.trained_on:
+            checkpoint = {**checkpoint, "dualseg": {**checkpoint["dualseg"], "trained_on": self.trained_on}}
         try:
             with replacing(path) as temporary:
                 torch.save(checkpoint, temporary)
@@ -39,7 +53,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Load a checkpoint onto the CPU with `weights_only`.
 
     Raises:
-        DualsegError: missing or damaged file, no dualseg checkpoint, or one of a newer version.
+        DualsegError: missing or damaged file, no dualseg checkpoint, one without weights, or one of a newer version.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -53,18 +67,38 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         ) from error
     except Exception as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise DualsegError(
-            f"{path}: cannot be read as a checkpoint ({reason}). Damaged? Copy it again, or delete it to go on from an "
-            "earlier one."
-        ) from error
+        raise DualsegError(f"{path}: cannot be read as a checkpoint ({reason}). Damaged? {ANOTHER}") from error
     made_by = checkpoint.get("dualseg") if isinstance(checkpoint, Mapping) else None
-    if made_by is None:
+    if not isinstance(made_by, Mapping) or type(made_by.get("format")) is not int:
         raise DualsegError(f"{path}: not written by dualseg; give a checkpoints/iteration-NNNNNN.ckpt of a run folder.")
     if made_by["format"] > CHECKPOINT_FORMAT:
         raise DualsegError(
-            f"{path}: written by dualseg {made_by['version']}, newer than this {__version__}; update dualseg."
+            f"{path}: written by dualseg {made_by.get('version')}, newer than this {__version__}; update dualseg."
         )
+    state = checkpoint.get("state_dict")
+    if not isinstance(state, Mapping) or not all(map(_is_name, state)):
+        raise DualsegError(f"{path}: its state_dict is missing or damaged, so it holds no weights. {ANOTHER}")
     return checkpoint
+
+
+def _is_name(key: Any) -> bool:
+    """It can be a key of the state dict of a method: what is of a network is networks.<name>.<parameter>."""
+    return isinstance(key, str) and (not key.startswith("networks.") or key.count(".") > 1)
+
+
+def _check_resumes(path: Path, checkpoint: Mapping[str, Any]) -> None:
+    """Raises: DualsegError where a checkpoint holds weights, but not what else a run needs to go on from it."""
+    missing = [key for key in RESUMES if key not in checkpoint]
+    optimizers = checkpoint.get("optimizer_states")
+    whole = isinstance(optimizers, list) and all(
+        isinstance(one, Mapping) and isinstance(one.get("state"), Mapping) for one in optimizers
+    )
+    if missing or not whole:
+        what = missing[0] if missing else "optimizer_states"
+        raise DualsegError(
+            f"{path}: {what} is missing or damaged, so no run can go on from it. {ANOTHER} Its weights alone start "
+            "another run: weights=FILE name=..."
+        )
 
 
 def not_finite(state: Mapping[str, Any], parameters: Container[str]) -> str | None:
@@ -90,7 +124,7 @@ def _check_finite(path: Path, checkpoint: Mapping[str, Any], networks: Mapping[s
     }
     broken = not_finite(checkpoint["state_dict"], parameters)
     if broken is None and resume:
-        for number, optimizer in enumerate(checkpoint.get("optimizer_states", ())):
+        for number, optimizer in enumerate(checkpoint["optimizer_states"]):
             for parameter, values in optimizer["state"].items():
                 if isinstance(values, Mapping) and (key := not_finite(values, ())):
                     broken = broken or f"optimizer_states[{number}], {key} of parameter {parameter}"
@@ -117,13 +151,16 @@ def check_architecture(
     """The states of a checkpoint's networks, after checking that they fit.
 
     Args:
-        resume: a run goes on from it, for which the optimizers' states must be finite as well.
+        resume: a run goes on from it, for which the optimizers' states must be there and finite as well.
         checkpoint: what `read_checkpoint` gave of it, where it has been read.
 
     Raises:
-        DualsegError: other networks, parameters of other names or shapes, or values that are not finite.
+        DualsegError: other networks, parameters of other names or shapes, values that are not finite, or what a run
+            needs to go on is not there.
     """
     checkpoint = checkpoint or read_checkpoint(path)
+    if resume:
+        _check_resumes(path, checkpoint)
     _check_finite(path, checkpoint, networks, resume)
     states = network_states(checkpoint)
     if states.keys() != networks.keys():
@@ -155,3 +192,12 @@ def load_networks(
     """Copy a checkpoint's networks into `networks`. Arguments and errors as of `check_architecture`."""
     for name, state in check_architecture(Path(path), networks, checkpoint=checkpoint).items():
         networks[name].load_state_dict(state)
+
+
+def weights_trained_on(path: str | Path) -> list[Record]:
+    """What the networks of a checkpoint were trained on, as it says itself or the manifest.json of its run.
+
+    Raises:
+        DualsegError: as `read_checkpoint` and `trained_before`.
+    """
+    return trained_before(str(path), read_checkpoint(path)["dualseg"].get("trained_on"))

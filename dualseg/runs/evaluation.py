@@ -14,7 +14,7 @@ from dualseg.data.split_file import place_of
 from dualseg.data.splits import split_source
 from dualseg.data.volumes import VolumeSource
 from dualseg.errors import DualsegError
-from dualseg.files import is_temporary, read_object, sweep_below, write_text
+from dualseg.files import is_temporary, read_object, refuse_links, sweep_below, write_text
 from dualseg.machine import bytes_of
 from dualseg.record import Roles
 from dualseg.runs.cases import images_of, refuse_trained, trained_on
@@ -157,7 +157,7 @@ def check_unseen(
     images: dict[str, str] = {}
     for run in runs:
         records = trained_on(run)
-        refuse_trained(records, data["name"], cases, str(run.manifest_file))
+        refuse_trained(records, data["name"], cases, f"data.cases of {run.manifest_file}")
         images |= images_of(records)
         if not records:
             _check_todays_split(run.config(), data, source, cases, trust)
@@ -217,7 +217,8 @@ def writing_evaluation(run: RunFolder, label: str, output: str | None) -> Iterat
         output: the folder that the user wants.
 
     Raises:
-        DualsegError: `output` is a file or not empty, or another process is writing it.
+        DualsegError: `output` is a file or not empty, another process is writing it, or what would be written in is a
+            link in the run folder.
     """
     with ExitStack() as stack:
         if output is None:
@@ -230,6 +231,7 @@ def writing_evaluation(run: RunFolder, label: str, output: str | None) -> Iterat
             if not _is_unfinished(target):
                 mend = "evaluations are never written over earlier ones"
                 raise DualsegError(f"output={target.path}: is not empty; {mend}.")
+        refuse_links(target.slices)
         sweep_below(target.path)
         _clear(target)
         try:
@@ -241,12 +243,14 @@ def writing_evaluation(run: RunFolder, label: str, output: str | None) -> Iterat
 
 def _next_evaluation(run: RunFolder, label: str, stack: ExitStack) -> RunFolder:
     """Choose evaluations/NNN-<label>, and let `stack` hold its lock."""
+    refuse_links(run.evaluations)
     stack.callback(_remove_if_empty, run.evaluations)  # where nothing is written
     with writing(run.evaluations):  # of evaluations that start together, one chooses after the other
         # where there are no locks, nobody can tell one that was stopped from one that runs
         known = run.evaluations.glob(f"[0-9][0-9][0-9]-{label}") if is_locked(run.evaluations) else ()
         stopped = (one for one in map(RunFolder, sorted(known)) if not is_locked(one.path) and _is_unfinished(one))
         target = next(stopped, None) or run.new_evaluation(label)
+        refuse_links(target.path)
         stack.enter_context(writing(target.path))
     return target
 

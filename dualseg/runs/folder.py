@@ -3,7 +3,6 @@
 import difflib
 import hashlib
 import json
-import math
 import os
 import re
 import shutil
@@ -15,12 +14,13 @@ from typing import Any
 import yaml
 
 from dualseg.errors import DualsegError
-from dualseg.files import read_object, sweep_below, write_json, write_text
+from dualseg.files import read_object, refuse_links, sweep_below, write_json, write_text
 from dualseg.names import check_folder_name
 from dualseg.runs.code import changed_code
+from dualseg.runs.config_file import read_config
 from dualseg.runs.defaults import with_defaults
-from dualseg.runs.lock import LOCK, being_written, is_locked
-from dualseg.runs.replaced import recover, set_aside
+from dualseg.runs.lock import being_written, is_locked
+from dualseg.runs.replaced import holds_no_work, recover, set_aside
 
 # What may change without making it another run: where things lie, how it is watched, what hardware does it.
 NOT_IDENTITY = (
@@ -45,8 +45,6 @@ NOT_IDENTITY = (
 # There they are no part of the identity, so that an older run folder is found and resumed.
 ADDED: dict[str, Any] = {"data.draw": 0}
 CHECKPOINT = re.compile(r"iteration-(\d+)\.ckpt")
-MOST_VALUES = 1_000_000  # of a configuration; a real one has some hundred
-YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is ten times as fast, and not everywhere
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "", separator: str = ".") -> dict[str, Any]:
@@ -135,30 +133,21 @@ class RunFolder:
         Raises:
             DualsegError: config.yaml is missing or damaged.
         """
-        return with_defaults(self._stored_config())
-
-    def _stored_config(self) -> dict[str, Any]:
-        mend = "restore the file that the run wrote"
-        try:
-            config = yaml.load(self.config_file.read_text(), Loader=YAML_LOADER)
-        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-            reason = " ".join(str(error).split())
-            raise DualsegError(f"{self.config_file}: cannot be read ({reason}); {mend}.") from error
-        if not isinstance(config, dict):
-            raise DualsegError(f"{self.config_file}: not a mapping of keys; {mend}.")
-        if _values_in(config, {}) > MOST_VALUES:
-            raise DualsegError(f"{self.config_file}: holds more than {MOST_VALUES} values, by references; {mend}.")
-        return config
+        return with_defaults(read_config(self.config_file))
 
     def _differences(self, config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
         """Key -> its values here and in `config`, of those that make it another run."""
-        stored, ours = self._stored_config(), identity(config)
+        stored, ours = read_config(self.config_file), identity(config)
         # as it is stored: `config` may lack a key on purpose, ~key, and then its class has another default
         theirs = identity(stored) if identity(stored) == ours else identity(with_defaults(stored))
         values = {
             key: (theirs.get(key, "absent"), ours.get(key, "absent")) for key in sorted(ours.keys() | theirs.keys())
         }
         return {key: (there, now) for key, (there, now) in values.items() if there != now}
+
+    def _is_of(self, config: Mapping[str, Any]) -> bool:
+        """No config.yaml here says that it is another run."""
+        return not self.config_file.is_file() or not self._differences(config)
 
     @property
     def launched(self) -> bool:
@@ -215,7 +204,8 @@ class RunFolder:
 
         Raises:
             DualsegError: it belongs to another configuration, to other code of the user's or to something else, it is
-                finished on other data, another process is writing it, it cannot be written, or W&B's part of it cannot.
+                finished on other data, another process is writing it, it cannot be written, W&B's part of it cannot,
+                or a folder in it is a link.
         """
         parent = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
         if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
@@ -223,8 +213,7 @@ class RunFolder:
         if is_locked(self.path):
             raise being_written(self.path)
         if config["overwrite"]:
-            content = [path for path in self.path.iterdir() if path.name != LOCK] if self.path.exists() else []
-            if content and not self.launched:
+            if not (self.launched or (holds_no_work(self.path) and self._is_of(config))):
                 raise DualsegError(
                     f"{self.path}: overwrite=true empties run folders alone, and this is none (it has no manifest.json "
                     "of dualseg-train); choose another name=..., or remove it yourself."
@@ -236,8 +225,10 @@ class RunFolder:
                 f"{latest}: a checkpoint without the config.yaml and manifest.json of its run is not resumed; put them "
                 "back, choose another name=..., or start another run from it with weights=FILE."
             )
-        if config["logger"] and not self.finished:
-            self._check_wandb()
+        if not self.finished:
+            refuse_links(self.checkpoints, self.curves_file.parent, self.wandb, self.wandb / "artifacts", self.slices)
+            if config["logger"]:
+                self._check_wandb()
         if not self.config_file.is_file():
             return
         if different := self._differences(config):
@@ -297,7 +288,7 @@ class RunFolder:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             self.curves_file.parent.mkdir(exist_ok=True)
             sweep_below(self.path)
-            if not self.config_file.is_file() or not self._differences(config):
+            if self._is_of(config):
                 write_text(self.config_file, yaml.safe_dump(dict(config), sort_keys=False))
         except OSError as error:
             raise DualsegError(f"{self.path}: cannot be written ({error}); choose another with output=DIR.") from error
@@ -316,16 +307,6 @@ class RunFolder:
     def finish(self, metrics: Mapping[str, Any]) -> None:
         """Write metrics.json: from now on the run is finished."""
         write_json(self.metrics_file, metrics)
-
-
-def _values_in(node: Any, known: dict[int, float]) -> float:
-    """How many values a tree has that YAML's references may make of few lines; infinity where it holds itself."""
-    if not isinstance(node, dict | list):
-        return 1
-    if id(node) not in known:
-        known[id(node)] = math.inf
-        known[id(node)] = 1 + sum(_values_in(one, known) for one in (node.values() if isinstance(node, dict) else node))
-    return known[id(node)]
 
 
 def _check_same_roots(path: Path, earlier: Mapping[str, Any], config: Mapping[str, Any]) -> None:

@@ -16,7 +16,8 @@ import torch
 
 from dualseg import __version__
 from dualseg.errors import DualsegError
-from dualseg.files import read_json, write_json
+from dualseg.files import read_json, read_object, write_json
+from dualseg.processes import rank
 
 PACKAGES = ("torch", "pytorch-lightning", "monai", "hydra-core", "torchmetrics", "numpy", "scipy")
 CODE = ("dualseg", "conf", "hydra_plugins")  # folders of which a new file may take part in a run
@@ -105,6 +106,10 @@ def describe(seed: int, data: dict[str, Any]) -> dict[str, Any]:
 def check_same_data(path: Path, data: Mapping[str, Any]) -> None:
     """Compare what a run that is to be resumed reads now with what it was started on.
 
+    An older version has noted no names of cases. The training cases are the former ones all the same where the
+    fingerprint is: it is of their names, images and labels. Of the cases of a stage that has no fingerprint either the
+    number alone can be compared; a warning on stderr says so.
+
     Args:
         path: its manifest.json; what an older version has not noted there is not compared.
         data: what a new manifest would note under `data`: `fingerprint` of the training volumes,
@@ -115,7 +120,9 @@ def check_same_data(path: Path, data: Mapping[str, Any]) -> None:
     """
     if not path.is_file():
         return
-    earlier = read_json(path)["data"]
+    earlier = read_object(path).get("data")
+    if not isinstance(earlier, dict) or "fingerprint" not in earlier:
+        raise DualsegError(f"{path}: has no fingerprint of the data; restore the file that the run wrote.")
     mend = "Give the former ones, or start anew with overwrite=true or another name=..."
     for role, cases in data["cases"].items():
         noted = earlier.get("cases", {}).get(role, cases)
@@ -126,14 +133,30 @@ def check_same_data(path: Path, data: Mapping[str, Any]) -> None:
                 f"{path.parent}: the {role} cases have changed since this run was started ({what} among them; the "
                 f"split file?). {mend}"
             )
-    noted = earlier.get("evaluation_fingerprint", {})
-    changed = [stage for stage, own in data["evaluation_fingerprint"].items() if noted.get(stage, own) != own]
+    evaluated, unknown = earlier.get("evaluation_fingerprint", {}), []
+    for stage in data["evaluation_fingerprint"]:
+        now = len(data["cases"][stage])
+        then = earlier.get(stage, now)
+        if then != now:
+            raise DualsegError(
+                f"{path.parent}: the {stage} cases have changed since this run was started ({then} then, {now} now; "
+                f"the split file?). {mend}"
+            )
+        if stage not in evaluated and stage not in earlier.get("cases", {}):
+            unknown.append(stage)
+    changed = [stage for stage, own in data["evaluation_fingerprint"].items() if evaluated.get(stage, own) != own]
     if earlier["fingerprint"] != data["fingerprint"]:
         changed.insert(0, "training")
     if changed:
         raise DualsegError(
-            f"{path.parent}: the {' and '.join(changed)} volumes have changed since this run was started (data.root?). "
-            f"{mend}"
+            f"{path.parent}: the {' and '.join(changed)} volumes have changed since this run was started (data.root?, "
+            f"the split file?). {mend}"
+        )
+    if unknown and rank() == 0:
+        print(
+            f"warning: {path.parent}: an older version has not noted its {' and '.join(unknown)} cases, so they are "
+            "those of today's split; if that has changed, start anew with overwrite=true.",
+            file=sys.stderr,
         )
 
 

@@ -21,6 +21,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dualseg.errors import DualsegError
+from dualseg.files import is_temporary
 from dualseg.runs.lock import LOCK, holder, holding, is_locked, writing
 
 SETTLING = "settling"
@@ -164,6 +165,21 @@ def _put_back(path: Path, former: Path) -> None:
 def _move_lock(folder: Path, other: Path) -> None:
     with suppress(FileNotFoundError):  # where there are no locks
         (folder / LOCK).rename(other / LOCK)
+
+
+def holds_no_work(path: Path) -> bool:
+    """The folder is missing, empty or as dualseg-train leaves it that was killed before it had written manifest.json,
+    by which a run folder is known.
+    """
+    if not path.exists():
+        return True
+    for one in path.iterdir():
+        if one.name in ("checkpoints", "logs") and one.is_dir() and not one.is_symlink():
+            if not all(map(is_temporary, one.iterdir())):
+                return False
+        elif one.name not in (LOCK, "config.yaml", "preprocessing.json") and not is_temporary(one):
+            return False
+    return True
 
 
 def _has_checkpoint(path: Path) -> bool:

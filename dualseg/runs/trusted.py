@@ -28,7 +28,7 @@ HYDRAS = ("_args_", "_partial_", "_recursive_", "_convert_")  # keys beside `_ta
 # Parameters of MONAI's networks by which they download weights or open a file. `pretrained` is often true by default.
 LOADS = re.compile(r"pretrained|url|repo|file|checkpoint|weights|path")
 WORD = re.compile(r"[\w .+-]{0,100}")  # a text that a network takes: the name of a layer, of a mode
-SPARE = 256 * 2**20  # bytes of parameters beyond four times the checkpoint, before a network is refused
+SPARE = 256 * 2**20  # bytes of parameters and buffers beyond four times the checkpoint, before a network is refused
 MEND = "restore the file that the run wrote"
 
 
@@ -103,8 +103,8 @@ class Trust:
         Args:
             recorded: a mapping with a `_target_`.
             where: file and key, for messages.
-            most: bytes of its checkpoint. A network of dualseg, MONAI or torch with far larger parameters is no
-                network of this checkpoint; it is refused while it is built.
+            most: bytes of its checkpoint. A network of dualseg, MONAI or torch with far larger parameters and
+                buffers is no network of this checkpoint; it is refused while it is built.
             shape: further arguments.
 
         Raises:
@@ -114,7 +114,7 @@ class Trust:
 
         _check_node(recorded, where)
         own = recorded["_target_"] in self.names  # which may build more than it keeps
-        with nullcontext() if own else _parameters_of_at_most(4 * most + SPARE, where):
+        with nullcontext() if own else _tensors_of_at_most(4 * most + SPARE, where):
             network = self._called(recorded, where, nn.Module, shape)
         if not isinstance(network, nn.Module):
             raise DualsegError(f"{where}: {recorded['_target_']} gives no torch.nn.Module.")
@@ -307,29 +307,32 @@ def _loads(key: str, value: Any) -> bool:
 
 
 @contextmanager
-def _parameters_of_at_most(most: int, where: str) -> Iterator[None]:
-    """Stop the building of a network whose parameters take more than `most` bytes.
+def _tensors_of_at_most(most: int, where: str) -> Iterator[None]:
+    """Stop the building of a network whose parameters and buffers take more than `most` bytes.
 
     Raises:
         DualsegError: they do.
     """
-    from torch.nn.modules.module import register_module_parameter_registration_hook
+    from torch.nn.modules.module import (
+        register_module_buffer_registration_hook,
+        register_module_parameter_registration_hook,
+    )
     from torch.nn.parameter import is_lazy
 
     taken = 0
 
-    def count(module: Any, name: str, parameter: Any) -> None:
+    def count(module: Any, name: str, tensor: Any) -> None:
         nonlocal taken
-        if parameter is not None and not is_lazy(parameter):
-            taken += parameter.numel() * parameter.element_size()
+        if tensor is not None and not is_lazy(tensor):
+            taken += tensor.numel() * tensor.element_size()
         if taken > most:
             raise DualsegError(f"{where}: has parameters of more than {most / 1e6:.0f} MB, far above its checkpoint's.")
 
-    hook = register_module_parameter_registration_hook(count)
-    try:
+    with (
+        register_module_parameter_registration_hook(count),
+        register_module_buffer_registration_hook(count),
+    ):
         yield
-    finally:
-        hook.remove()
 
 
 def _untrusted(where: str, foreign: list[str], what: str = "") -> DualsegError:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from dualseg.errors import DualsegError
-from dualseg.processes import processes_of
+from dualseg.processes import processes_of, python_of
 from dualseg.runs.folder import nearest
 from dualseg.runs.lock import is_locked
 from dualseg.runs.settings import check_data, resolve
@@ -213,7 +213,7 @@ def evaluate_ensembles(study: Study, scale: str, target: Sweep, jobs: Sequence[J
             words = [*(f"run={run.path}" for run in runs), f"output={folder.path}", "trainer.progress_bar=false"]
             log = target.own_log_file(folder.path.name)
             with log.open("a") as file:
-                command = [sys.executable, "-m", "dualseg.evaluate", *words, *trust]
+                command = [*python_of("dualseg.evaluate"), *words, *trust]
                 code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
             print(f"{'done  ' if code == 0 else 'failed'} {row} seed {seed}")
             if code:

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import shutil
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from folder_layouts import save
 
 from dualseg import evaluate, predict, train
 from dualseg.metrics.functional import scores
-from dualseg.runs import callbacks
+from dualseg.runs import callbacks, checkpoints
 
 ONE = {"channel_names": {"0": "MRI"}, "labels": {"background": 0, "ball": 1}}
 SHAPE = (24, 24, 24)
@@ -139,11 +140,11 @@ def test_a_stopped_evaluation_is_known_by_its_manifest(command, home, monkeypatc
 
     def stop(*arguments, **options):
         assert "evaluated" in content("manifest.json", home / "out")
-        raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)
 
     with monkeypatch.context() as patch:
         patch.setattr(callbacks, "display_slices", stop)
-        assert command(evaluate.main, *words).code != 0
+        assert command(evaluate.main, *words).code == 130
     assert {path.name for path in (home / "out").iterdir()} - {".lock", "slices"} == {"manifest.json"}
     assert command(evaluate.main, *words).code == 0
     mine = home / "mine" / "slices" / "mine.txt"
@@ -156,14 +157,20 @@ def test_a_stopped_evaluation_is_known_by_its_manifest(command, home, monkeypatc
 def test_weights_are_not_scored_on_what_they_were_trained_on_before(command, home):
     split(home / "site1", ["b03", "b00"], ["b02"], ["b01", "b04", "b05"])
     words = [*WORDS, f"data.root={home}/site1", f"output={home}", "name=next", "trainer.max_iterations=1"]
-    words.append(f"weights={home}/run/checkpoints/iteration-000030.ckpt")
+    weights = shutil.copy(home / "run" / "checkpoints" / "iteration-000030.ckpt", home / "copied.ckpt")
+    words.append(f"weights={weights}")
     command(train.main, *words).complains("2 of the cases to evaluate were trained on, b02", "weights=")
     assert not (home / "next").exists()
     split(home / "site1", ["b03", "b00"], [], ["b04", "b05"])
     (home / "site1" / "labelsTr" / "b01.nii.gz").unlink()
     split(home / "site1", ["b00", "b02"], ["b03"], ["b04", "b05"])
     (home / "site1" / "imagesTr" / "b01_0000.nii.gz").unlink()
-    assert command(train.main, *words).code == 0
+    outcome = command(train.main, *words)
+    assert outcome.code == 0 and "unknown what" not in outcome.err
+    own, noted = content("manifest.json", home / "next")["data"], checkpoints.weights_trained_on(weights)
+    assert noted == [{key: content("manifest.json", home / "run")["data"][key] for key in noted[0]}]
+    again = checkpoints.weights_trained_on(home / "next" / "checkpoints" / "iteration-000001.ckpt")
+    assert again == [{key: own[key] for key in noted[0]}, *noted]
     (before,) = content("manifest.json", home / "next")["started_from"]
     assert before["cases"]["labeled"] == TRAINED
 

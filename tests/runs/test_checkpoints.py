@@ -21,6 +21,7 @@ from dualseg.errors import DualsegError, Interrupted
 from dualseg.methods import DualNetwork
 from dualseg.runs.callbacks import RunTime
 from dualseg.runs.checkpoints import (
+    RESUMES,
     AtomicCheckpointIO,
     check_architecture,
     load_networks,
@@ -414,10 +415,55 @@ def test_values_that_are_not_finite(place, value, resume, refused, tmp_path):
     optimizer = {"state": {0: momentum}, "param_groups": []}
     made_by = {"format": 1, "version": "0"}
     path = tmp_path / "iteration-000001.ckpt"
-    torch.save({"state_dict": state, "optimizer_states": [optimizer], "dualseg": made_by}, path)
+    rest = dict.fromkeys(RESUMES)
+    torch.save({**rest, "state_dict": state, "optimizer_states": [optimizer], "dualseg": made_by}, path)
     if refused is None:
         check_architecture(path, {"a": network}, resume)
         load_networks(path, {"a": network})
     else:
         with pytest.raises(DualsegError, match=f"not finite: .*{refused}"):
             check_architecture(path, {"a": network}, resume)
+
+
+MADE_BY = {"format": 1, "version": "0"}
+STATE = {"networks.a.weight": torch.ones(2), "networks.a.mask": torch.zeros(2), "networks.a._extra_state": {}}
+
+
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [
+        (None, "EOFError"),
+        (torch.ones(3), "not written by dualseg"),
+        ({"state_dict": STATE}, "not written by dualseg"),
+        ({"state_dict": STATE, "dualseg": 1}, "not written by dualseg"),
+        ({"state_dict": STATE, "dualseg": {"version": "0"}}, "not written by dualseg"),
+        ({"state_dict": STATE, "dualseg": {"format": 2}}, "newer"),
+        ({"dualseg": MADE_BY}, "state_dict"),
+        ({"state_dict": torch.ones(3), "dualseg": MADE_BY}, "state_dict"),
+        ({"state_dict": {1: torch.ones(3)}, "dualseg": MADE_BY}, "state_dict"),
+        ({"state_dict": {"networks.a": torch.ones(3)}, "dualseg": MADE_BY}, "state_dict"),
+    ],
+)
+def test_what_is_no_checkpoint_is_named(content, word, tmp_path):
+    path = tmp_path / "iteration-000001.ckpt"
+    path.touch() if content is None else torch.save(content, path)
+    for resume in (False, True):
+        with pytest.raises(DualsegError, match=rf"^{path}: .*{word}.*"):
+            check_architecture(path, {"a": Masked()}, resume)
+
+
+@pytest.mark.parametrize("lost", [*RESUMES, "state", "list"])
+def test_weights_alone_do_not_resume_a_run(lost, tmp_path):
+    path = tmp_path / "iteration-000001.ckpt"
+    content = {**dict.fromkeys(RESUMES), "state_dict": STATE, "dualseg": MADE_BY, "optimizer_states": [{"state": {}}]}
+    torch.save(content, path)
+    check_architecture(path, {"a": Masked()}, resume=True)
+    if lost in RESUMES:
+        del content[lost]
+    else:
+        content["optimizer_states"] = [{}] if lost == "state" else 3
+    torch.save(content, path)
+    check_architecture(path, {"a": Masked()})
+    word = lost if lost in RESUMES else "optimizer_states"
+    with pytest.raises(DualsegError, match=rf"^{path}: {word} is missing or damaged.*weights=FILE"):
+        check_architecture(path, {"a": Masked()}, resume=True)

@@ -128,7 +128,7 @@ def test_a_key_that_is_left_out_on_purpose_is_no_default(older):
 
 def test_a_key_of_a_newer_version_changes_no_name_where_it_has_its_default(older, monkeypatch):
     run, config = older
-    monkeypatch.setattr(run_folder, "ADDED", {"trainer.compile": False, "networks.*.norm": "batch"})
+    monkeypatch.setattr(run_folder, "ADDED", {**run_folder.ADDED, "trainer.compile": False, "networks.*.norm": "batch"})
     newer = copy.deepcopy(config)
     newer["trainer"]["compile"] = False
     newer["networks"]["a"]["norm"] = newer["networks"]["b"]["norm"] = "batch"

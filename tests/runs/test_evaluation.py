@@ -100,14 +100,27 @@ def test_every_run_of_an_ensemble_and_what_it_started_from_counts(folder):
 def test_weights_bring_along_what_they_were_trained_on(folder, capsys):
     run = folder(config(), record("mine_v2", "c0"), record("older", "c9"))
     weights = run.checkpoints / "iteration-000002.ckpt"
-    assert [known["dataset"] for known in trained_before(str(weights))] == ["mine_v2", "older"]
-    assert trained_before(None) == trained_on(folder(config())) == [] and capsys.readouterr().err == ""
+    assert [known["dataset"] for known in trained_before(str(weights), None)] == ["mine_v2", "older"]
+    assert trained_on(folder(config())) == [] and capsys.readouterr().err == ""
+
+
+def test_weights_say_themselves_what_they_were_trained_on(folder, tmp_path, capsys):
+    """Wherever they lie: the folder above may be that of another run."""
+    other = folder(config(), record("other", "c5"))
+    own = [record("mine_v2", "c0", c0="hash0"), record("older", "c9")]
+    for weights in (tmp_path / "copied.ckpt", other.checkpoints / "iteration-000002.ckpt"):
+        found = trained_before(str(weights), own)
+        assert [known["cases"]["labeled"] for known in found] == [["c0"], ["c9"]]
+        assert found[0]["images"] == {"c0": "hash0"}
+        with pytest.raises(DualsegError, match=rf"^{weights}: .*damaged"):
+            trained_before(str(weights), [*own, {"dataset": "mine_v2"}])
+    assert capsys.readouterr().err == ""
 
 
 def test_of_weights_from_elsewhere_it_is_said_that_nobody_knows(folder, tmp_path, capsys):
     older = folder(config(), {"dataset": "mine_v2", "fingerprint": "f"})
     for weights in (tmp_path / "copied.ckpt", older.checkpoints / "iteration-000002.ckpt"):
-        assert trained_before(str(weights)) == []
+        assert trained_before(str(weights), None) == []
         told = capsys.readouterr().err
         assert told.startswith(f"warning: weights={weights}: unknown") and told.count("\n") == 1
 
@@ -284,6 +297,28 @@ def test_the_folder_of_one_that_runs_or_of_another_split_is_not(run):
         with writing_evaluation(run, "test", None) as new:
             assert new.path.name == "003-test"
     assert (other.slices / "x.npz").exists()
+
+
+@pytest.mark.parametrize("name", ["evaluations", "evaluations/001-test", "evaluations/001-test/slices"])
+def test_an_evaluation_is_not_written_through_a_link_in_the_run_folder(run, tmp_path, name):
+    """As one from elsewhere may hold; that all runs, or this one, lie elsewhere is the user's own will."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    link = run.path / name
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(elsewhere)
+    if link.name == "slices":
+        write_json(link.parent / "manifest.json", {"dualseg": "0", "evaluated": {}})
+    refused = pytest.raises(DualsegError, match=rf"{name}: is a link to {elsewhere}, .*remove")
+    with refused, writing_evaluation(run, "test", None) as evaluation:
+        slices_of(evaluation, "x")
+    assert [*elsewhere.iterdir()] == []
+    link.unlink()
+    run.path.rename(elsewhere / "run")
+    run.path.symlink_to(elsewhere / "run")
+    with writing_evaluation(run, "test", None) as evaluation:
+        slices_of(evaluation, "x")
+    assert (elsewhere / "run/evaluations/001-test/slices/x.npz").is_file()
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from dualseg.errors import DualsegError
+from dualseg.files import write_json
 from dualseg.runs import replaced
 from dualseg.runs.folder import RunFolder
 from dualseg.runs.lock import LOCK, is_locked, writing
@@ -24,7 +26,7 @@ FORMER = {
 }
 NEW = {"config.yaml": "seed: 1\n", "manifest.json": '{"dualseg": "1"}', "logs/curves.csv": "iteration,name,value\n"}
 CHECKPOINT = "checkpoints/iteration-000003.ckpt"
-STEPS = ("rename", "mkdir", "unlink", "rmdir")  # what changes folders
+STEPS = ("rename", "replace", "mkdir", "unlink", "rmdir")  # what changes folders
 
 
 def fill(folder: Path, files: dict[str, str]) -> None:
@@ -100,6 +102,35 @@ def test_killed_at_any_step_there_is_one_whole_run(tmp_path, capfd, fails):
         assert [left.name for left in path.parent.iterdir()] == ["x"], step
     assert step > 12
     assert {*outcomes} == ({False} if fails else {False, True})
+
+
+@pytest.mark.parametrize("there_was_one", [True, False])
+def test_killed_before_its_first_checkpoint_the_same_command_goes_on(tmp_path, there_was_one):
+    """Also where there was no former run, and no manifest.json yet that tells a run folder from another one."""
+
+    def begin(folder: RunFolder, settings: dict[str, Any]) -> None:
+        with writing(folder.path):
+            folder.open(settings)
+            write_json(folder.preprocessing_file, {})
+            write_json(folder.manifest_file, {"dualseg": "1"})
+
+    for step in range(1000):
+        settings = {"output": str(tmp_path / str(step)), "name": "x", "overwrite": True, "logger": None, "seed": 1}
+        folder = RunFolder.of(settings)
+        if there_was_one:
+            fill(folder.path, FORMER)
+        killed = killed_at(step, lambda folder=folder, settings=settings: begin(folder, settings))
+        recover(folder.path, reading=False)
+        if there_was_one:
+            assert content(folder.path) == FORMER, step
+        folder.claim(settings)
+        begin(folder, settings)
+        assert yaml.safe_load(folder.config_file.read_text()) == settings
+        if there_was_one:
+            assert content(place_of(folder.path)) == FORMER, step
+        if not killed:
+            break
+    assert step > 6
 
 
 def test_a_failure_that_left_no_checkpoint_puts_the_former_run_back(path, capsys):

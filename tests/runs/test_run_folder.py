@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from dualseg.cli import conf_dir
 from dualseg.errors import DualsegError
 from dualseg.files import read_json, replacing, write_json, write_text
-from dualseg.runs.folder import NOT_IDENTITY, RunFolder, flatten, identity, iteration_of, run_name
+from dualseg.runs.folder import ADDED, NOT_IDENTITY, RunFolder, flatten, identity, iteration_of, run_name
 from dualseg.runs.settings import resolve
 from dualseg.train import train
 
@@ -91,7 +91,9 @@ def test_every_key_is_identity_but_the_listed_ones(settings):
     kept = identity(settings)
     for key in flatten(settings):
         ignored = any(key == name or key.startswith(f"{name}.") for name in NOT_IDENTITY)
-        assert (key in kept) != ignored, key
+        assert (key in kept) != (ignored or key in ADDED), key
+    changed = {**settings, "data": {**settings["data"], "draw": 3}}
+    assert identity(changed)["data.draw"] == 3
 
 
 def test_where_a_run_lies(tmp_path, monkeypatch):
@@ -209,13 +211,13 @@ def test_overwriting_empties_the_folder(settings):
     assert folder.config()["overwrite"] is True
 
 
-@pytest.mark.parametrize("name", ["chapter.tex", "config.yaml", "manifest.json"])
+@pytest.mark.parametrize("name", ["chapter.tex", "config.yaml", "manifest.json", "checkpoints/x.pt", "logs/x.csv"])
 def test_overwriting_spares_what_is_no_run_folder(settings, tmp_path, name):
     settings |= {"output": str(tmp_path), "name": "thesis", "overwrite": True}
     folder = RunFolder.of(settings)
     folder.path.mkdir()
     folder.claim(settings)  # empty, there is nothing to lose
-    (folder.path / name).write_text("{}")
+    write_text(folder.path / name, "{}")
     with pytest.raises(DualsegError, match=r"thesis: overwrite=true empties run folders alone.*name=\.\.\."):
         folder.claim(settings)
     folder.open(settings)
@@ -238,6 +240,24 @@ def test_a_checkpoint_of_unknown_origin_is_not_resumed(settings, lost):
     (folder.path / lost).unlink()
     with pytest.raises(DualsegError, match=r"iteration-000003\.ckpt: a checkpoint without .*weights=FILE"):
         folder.claim(settings)
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "logs", "logs/wandb", "slices"])
+def test_a_run_is_not_written_through_a_link_in_its_folder(settings, tmp_path, name):
+    """A folder from elsewhere may hold one; that all runs, or this one, lie elsewhere is the user's own will."""
+    folder, elsewhere = launched(settings), tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    inside = folder.path / name
+    if inside.exists():
+        inside.rmdir()
+    inside.symlink_to(elsewhere)
+    with pytest.raises(DualsegError, match=rf"{inside}: is a link to {elsewhere}, .*remove"):
+        folder.claim(settings)
+    folder.claim({**settings, "overwrite": True})  # which puts it aside
+    inside.unlink()
+    folder.path.rename(elsewhere / "run")
+    folder.path.symlink_to(elsewhere / "run")
+    folder.claim(settings)
 
 
 def test_only_a_bare_folder_is_removed(settings):

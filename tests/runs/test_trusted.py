@@ -366,6 +366,12 @@ def test_a_network_that_is_far_larger_than_its_checkpoint_is_refused(channels, c
     refused(commands(), f"{run.config_file}: networks.a")
 
 
+def test_buffers_count_as_parameters_do() -> None:
+    norm = payload("torch.nn.BatchNorm3d", num_features=10**8, affine=False)
+    with pytest.raises(DualsegError, match=r"networks\.a.* has parameters of more than 2\d\d MB"):
+        Trust().network(payload("dualseg.networks.VNet", base_channels=2, norm=norm), "networks.a", 10**6)
+
+
 FOLDER = {"class_names": ["background", "organ"], "channels": 2, "spacing": [1, 1, 2], "intensity": ["zscore", [0, 9]]}
 
 

@@ -15,6 +15,7 @@ import dualseg.audit
 import dualseg.report
 import dualseg.train
 from dualseg.group import Ending
+from dualseg.processes import python_of
 from dualseg.runs.folder import RunFolder
 from dualseg.runs.lock import writing
 from dualseg.signals import Stop
@@ -348,6 +349,8 @@ def test_an_ensemble_is_evaluated_when_its_runs_are_finished(train, launches, tm
     assert outcome.code == 0, outcome.err
     status = command(dualseg.report.main, "status", "toy", "--runs", tmp_path / "runs").out.splitlines()
     assert "done         pair seed 0  full + supervised" in status
+    start = python_of("dualseg.evaluate")
+    assert asked[0][: len(start)] == start
     shutil.rmtree(tmp_path / "runs/toy-cpu-pair-seed0")
     status = command(dualseg.report.main, "status", "toy", "--runs", tmp_path / "runs").out.splitlines()
     assert "to do        pair seed 0  full + supervised" in status

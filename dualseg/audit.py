@@ -13,8 +13,7 @@ HELP = """dualseg-audit [any words of dualseg-train; see dualseg-train --help]
 
   Trains a few iterations of that configuration, more while the mask of a term is empty (200 at the most), then prints,
   for each loss term and network, the norm of the weighted gradient that the term sends at full ramp. A term that is on
-  and sends none is red, and the exit code is 2. With weights=RUN_FOLDER/checkpoints/iteration-NNNNNN.ckpt it audits the
-  networks of a trained run.
+  and sends none is red, and the exit code is 2. With weights=RUN_FOLDER it audits the networks of a trained run.
 """
 
 
@@ -38,14 +37,14 @@ def audit_config(config: Any) -> None:
     from dualseg.machine import MemoryLimit
     from dualseg.methods.audit import audit
     from dualseg.reporting.audit_table import audit_table
-    from dualseg.runs.checkpoints import load_networks
+    from dualseg.runs.weights import start_from
 
     assembly.use_threads(settings)
     data = assembly.build_data(settings)
     data.check_memory(MemoryLimit.of("data.memory", settings["data"].get("memory")))
     method = assembly.build_method(settings, data.source)
     if settings["weights"]:
-        load_networks(settings["weights"], dict(method.networks.items()))
+        start_from(settings["weights"], method, settings["weights_as"])
     trained = 0
     for iterations in WARM_UP:
         trainer = pl.Trainer(
@@ -73,7 +72,7 @@ def audit_config(config: Any) -> None:
     Console().print(audit_table(rows, list(method.takes), len(batches)))
     empty = sorted({row.term for row in rows if row.verdict == "empty"})
     if empty:
-        mend = "weights=RUN_FOLDER/checkpoints/iteration-NNNNNN.ckpt audits trained networks"
+        mend = "weights=RUN_FOLDER audits trained networks"
         print(f"Never audited: {', '.join(empty)}, no voxel of its mask in batches after {trained} iterations; {mend}.")
     dead = [f"{row.term} ({row.network or 'shared'})" for row in rows if row.verdict in ("dead", "leak")]
     if dead:

@@ -111,7 +111,7 @@ def _train(settings: dict[str, Any], folder: Any) -> None:
     from dualseg.files import write_json
     from dualseg.machine import MemoryLimit
     from dualseg.processes import world_size
-    from dualseg.runs import cases, checkpoints, code, preprocessing, provenance
+    from dualseg.runs import cases, checkpoints, code, preprocessing, provenance, weights
     from dualseg.runs.folder import iteration_of
 
     own_code = code.code_hashes(settings)  # before it is imported: a file may be edited while the volumes are read
@@ -119,11 +119,10 @@ def _train(settings: dict[str, Any], folder: Any) -> None:
     assembly.use_threads(settings)
     data = assembly.build_data(settings)
     method = assembly.build_method(settings, data.source)
-    networks = dict(method.networks.items())
     if latest is not None:
-        checkpoints.check_architecture(latest, networks, resume=True)
+        checkpoints.check_architecture(latest, dict(method.networks.items()), resume=True)
     elif settings["weights"]:
-        checkpoints.load_networks(settings["weights"], networks)
+        weights.start_from(settings["weights"], method, settings["weights_as"])
     along = ["validation"] if settings["trainer"]["validate_every"] else []
     stages = list(dict.fromkeys([*along, *settings["evaluate_on"]]))
     data.check_memory(
@@ -137,7 +136,7 @@ def _train(settings: dict[str, Any], folder: Any) -> None:
     if latest is not None:
         before = cases.trained_on(folder)[1:]
     else:
-        before = checkpoints.weights_trained_on(settings["weights"]) if settings["weights"] else []
+        before = weights.weights_trained_on(settings["weights"]) if settings["weights"] else []
     facts = _facts_of(data, settings["data"]["name"], stages, before)
     resumed_at = iteration_of(latest) if latest else 0
     if latest is not None:

@@ -13,7 +13,7 @@ from dualseg import __version__
 from dualseg.errors import DualsegError
 from dualseg.files import replacing
 from dualseg.methods.base import CHECKPOINT_FORMAT
-from dualseg.runs.cases import Record, trained_before
+from dualseg.runs.cases import Record
 
 ANOTHER = "Copy it again, or delete it to go on from an earlier one."
 RESUMES = ("loops", "lr_schedulers", "optimizer_states", "pytorch-lightning_version")  # without them no run goes on
@@ -117,7 +117,9 @@ def not_finite(state: Mapping[str, Any], parameters: Container[str]) -> str | No
     return None
 
 
-def _check_finite(path: Path, checkpoint: Mapping[str, Any], networks: Mapping[str, nn.Module], resume: bool) -> None:
+def check_finite(
+    path: Path, checkpoint: Mapping[str, Any], networks: Mapping[str, nn.Module], resume: bool = False
+) -> None:
     """Raises: DualsegError for weights that are not finite: they segment, without a word, as background alone."""
     parameters = {
         f"networks.{name}.{key}" for name, network in networks.items() for key, _ in network.named_parameters()
@@ -161,22 +163,26 @@ def check_architecture(
     checkpoint = checkpoint or read_checkpoint(path)
     if resume:
         _check_resumes(path, checkpoint)
-    _check_finite(path, checkpoint, networks, resume)
+    check_finite(path, checkpoint, networks, resume)
     states = network_states(checkpoint)
     if states.keys() != networks.keys():
         raise DualsegError(f"{path}: holds the networks {sorted(states)}, the configuration {sorted(networks)}.")
     for name, network in networks.items():
-        own, given = network.state_dict(), states[name]
-        wrong = next((k for k in own.keys() | given.keys() if k not in own or k not in given), None) or next(
-            (k for k in own if _shape(own, k) != _shape(given, k)), None
-        )
-        if wrong is not None:
-            here, there = _shape(own, wrong), _shape(given, wrong)
-            raise DualsegError(
-                f"{path}: of another architecture: network {name}, {wrong} is {there} there and {here} here. "
-                "Use the networks=... and widths that the checkpoint was trained with."
-            )
+        check_same_shapes(path, name, network.state_dict(), states[name])
     return states
+
+
+def check_same_shapes(path: Path, name: str, own: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Raises: DualsegError where the state `given` by a checkpoint does not fit the `own` one of network `name`."""
+    wrong = next((k for k in own.keys() | given.keys() if k not in own or k not in given), None) or next(
+        (k for k in own if _shape(own, k) != _shape(given, k)), None
+    )
+    if wrong is not None:
+        here, there = _shape(own, wrong), _shape(given, wrong)
+        raise DualsegError(
+            f"{path}: of another architecture: network {name}, {wrong} is {there} there and {here} here. "
+            "Use the networks=... and widths that the checkpoint was trained with."
+        )
 
 
 def _shape(state: Mapping[str, Any], key: str) -> tuple[int, ...] | str:
@@ -192,12 +198,3 @@ def load_networks(
     """Copy a checkpoint's networks into `networks`. Arguments and errors as of `check_architecture`."""
     for name, state in check_architecture(Path(path), networks, checkpoint=checkpoint).items():
         networks[name].load_state_dict(state)
-
-
-def weights_trained_on(path: str | Path) -> list[Record]:
-    """What the networks of a checkpoint were trained on, as it says itself or the manifest.json of its run.
-
-    Raises:
-        DualsegError: as `read_checkpoint` and `trained_before`.
-    """
-    return trained_before(str(path), read_checkpoint(path)["dualseg"].get("trained_on"))

@@ -43,7 +43,7 @@ NOT_IDENTITY = (
 )
 # Keys of configurations that came after the first runs -> the value that runs without them had; * stands for any name.
 # There they are no part of the identity, so that an older run folder is found and resumed.
-ADDED: dict[str, Any] = {"data.draw": 0}
+ADDED: dict[str, Any] = {"data.draw": 0, "weights_as": None}
 CHECKPOINT = re.compile(r"iteration-(\d+)\.ckpt")
 
 

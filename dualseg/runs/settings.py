@@ -258,11 +258,16 @@ def _is_milestone(value: Any) -> bool:
 
 
 def check_weights(settings: Mapping[str, Any]) -> None:
-    """Raises: DualsegError where `weights` names no file."""
-    weights = settings["weights"]
-    if weights and not Path(str(weights)).expanduser().is_file():
-        mend = "give a checkpoints/iteration-NNNNNN.ckpt of a run folder, or leave it null"
+    """Raises: DualsegError where `weights` names no file or folder, or `weights_as` is no mapping of names."""
+    weights, parts = settings["weights"], settings.get("weights_as")
+    if weights and not Path(str(weights)).expanduser().exists():
+        mend = "give a run folder, or a checkpoints/iteration-NNNNNN.ckpt of one, or leave it null"
         raise DualsegError(f"weights={weights}: no such checkpoint; {mend}.")
+    if parts is not None:
+        if not weights:
+            raise DualsegError(f"weights_as={parts}: says what of weights=RUN_FOLDER goes where; give that as well.")
+        if not isinstance(parts, dict) or not parts or not all(isinstance(v, str) for kv in parts.items() for v in kv):
+            raise DualsegError(f"weights_as={parts}: give what goes where, for example {{b: a, a.encoder: a.encoder}}.")
 
 
 @contextmanager

@@ -238,6 +238,17 @@ def test_weights_start_another_run_from_this_ones_networks(whole, words, command
             if "running_" not in key and "num_batches" not in key:  # at rate 0 nothing else moves
                 assert torch.equal(value, network_states(origin)[name][key]), key
     assert run.config()["weights"] == str(given)
+    arguments = [*arguments, "method=mean_teacher", "batch={labeled: 2, unlabeled: 2}", f"weights={whole.path}"]
+    outcome = command(dualseg.train.main, *arguments, "networks=vnet", "name=plain")
+    outcome.complains("['a', 'b']", "['a']", "weights_as={a: a}")
+    outcome = command(dualseg.train.main, *arguments, "networks=vnet", "weights_as={a: b}", "name=part")
+    assert outcome.code == 0, outcome.err
+    started = network_states(read_checkpoint(RunFolder(tmp_path / "part").checkpoint()))
+    assert started.keys() == {"a", "teacher"}
+    for state in started.values():
+        for key, value in state.items():
+            if "running_" not in key and "num_batches" not in key:
+                assert torch.equal(value, network_states(origin)["b"][key]), key
 
 
 def test_overwrite_starts_anew(words, command, tmp_path) -> None:

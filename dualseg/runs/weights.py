@@ -1,0 +1,80 @@
+"""Networks that start from those of another run: `weights=RUN`, and `weights_as` for what goes where."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dualseg.errors import DualsegError
+from dualseg.methods import SegmentationMethod
+from dualseg.runs.cases import Record, trained_before
+from dualseg.runs.checkpoints import check_finite, check_same_shapes, network_states, read_checkpoint
+from dualseg.runs.folder import RunFolder
+
+
+def checkpoint_of(weights: str) -> Path:
+    """The checkpoint that `weights` names: a file, or the last one of a run folder.
+
+    Raises:
+        DualsegError: a folder without one.
+    """
+    path = Path(weights).expanduser()
+    return RunFolder.existing(path).checkpoint() if path.is_dir() else path
+
+
+def start_from(weights: str, method: SegmentationMethod, parts: Mapping[str, str] | None = None) -> None:
+    """Copy the networks of a checkpoint into those of a method; the averages of what is copied follow.
+
+    Args:
+        weights: a checkpoint, or a run folder.
+        parts: network, or network.module, of the method -> the one of the checkpoint that goes there. None: every
+            network under its own name, and none may be missing.
+
+    Raises:
+        DualsegError: a part is not there or of another shape, or values are not finite.
+    """
+    path = checkpoint_of(weights)
+    checkpoint = read_checkpoint(path)
+    states = network_states(checkpoint)
+    check_finite(path, checkpoint, dict(method.networks.items()))
+    if parts is None:
+        averages = checkpoint["dualseg"].get("averages", {})
+        if set(method.takes) != states.keys() - set(averages):
+            raise DualsegError(
+                f"{path}: holds the networks {sorted(states)}, the configuration {sorted(method.takes)}; say what goes "
+                "where, for example weights_as={" + f"{method.takes[0]}: {sorted(states)[0]}" + "}."
+            )
+        parts = {name: name for name in method.networks if name in states}
+    for target, source in parts.items():
+        _copy(path, method, states, target, source)
+    for name, average in method.averages.items():
+        if name not in parts:
+            method.networks[name].load_state_dict(method.networks[average.of].state_dict())
+
+
+def _copy(
+    path: Path, method: SegmentationMethod, states: Mapping[str, Mapping[str, Any]], target: str, source: str
+) -> None:
+    try:
+        module = method.networks.get_submodule(target)
+    except AttributeError as error:
+        known = [f"{name}.{part}" for name, network in method.networks.items() for part, _ in network.named_children()]
+        raise DualsegError(
+            f"weights_as: {target} is no part of this run's networks: {', '.join([*method.networks, *known])}."
+        ) from error
+    network, _, rest = source.partition(".")
+    prefix = f"{rest}." if rest else ""
+    given = {key.removeprefix(prefix): v for key, v in states.get(network, {}).items() if key.startswith(prefix)}
+    if not given:
+        raise DualsegError(f"weights_as: {path} has no {source}; it holds the networks {', '.join(sorted(states))}.")
+    check_same_shapes(path, f"{source} as {target}", module.state_dict(), given)
+    module.load_state_dict(given)
+
+
+def weights_trained_on(weights: str) -> list[Record]:
+    """What the networks of a checkpoint were trained on, as it says itself or the manifest.json of its run.
+
+    Raises:
+        DualsegError: as `read_checkpoint` and `trained_before`.
+    """
+    path = checkpoint_of(weights)
+    return trained_before(str(path), read_checkpoint(path)["dualseg"].get("trained_on"))

@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from dualseg.losses.masked import masked_mean
 
@@ -36,6 +35,7 @@ def rectification(p: Tensor, label: Tensor, disagreement: Tensor) -> Tensor:
         label: (N, W, H, D) int64.
         disagreement: (N, W, H, D) bool, M.
     """
-    onehot = F.one_hot(label, p.shape[1])[..., 1:].movedim(-1, 1)
-    squared_error = (p[:, 1:] - onehot).square().mean(dim=1)
+    # of many classes int64, as of F.one_hot, would take twice what the probabilities do
+    onehot = torch.zeros_like(p, dtype=torch.uint8).scatter_(1, label[:, None], 1)
+    squared_error = (p[:, 1:] - onehot[:, 1:]).square().mean(dim=1)
     return masked_mean(squared_error, disagreement)

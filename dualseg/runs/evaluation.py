@@ -18,7 +18,8 @@ from dualseg.files import is_temporary, read_object, refuse_links, sweep_below, 
 from dualseg.machine import bytes_of
 from dualseg.runs.cases import images_of, refuse_trained, trained_on
 from dualseg.runs.code import code_hashes, user_code
-from dualseg.runs.folder import RunFolder, flatten, iteration_of, nearest
+from dualseg.runs.folder import RunFolder, iteration_of, nearest
+from dualseg.runs.identity import flatten
 from dualseg.runs.lock import LOCK, is_locked, writing
 from dualseg.runs.trusted import Trust
 

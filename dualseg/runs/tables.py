@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dualseg.files import read_json
-from dualseg.runs.folder import RunFolder, flatten
+from dualseg.runs.folder import RunFolder
+from dualseg.runs.identity import flatten
 from dualseg.runs.reading import CaseRow, case_row, read_rows
 
 # split, network, class -> cases in which it is found, cases that contain it

@@ -234,7 +234,8 @@ def _near_key(key: str) -> str:
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
 
-    from dualseg.runs.folder import flatten, nearest
+    from dualseg.runs.folder import nearest
+    from dualseg.runs.identity import flatten
 
     search = ",".join(f"'file://{folder}'" for folder in _own_conf_dirs())
     GlobalHydra.instance().clear()

@@ -67,9 +67,9 @@ def _predict(
 ) -> None:
     from dualseg.data.dicom import left_out_line
     from dualseg.data.not_read import some
+    from dualseg.prediction.inputs import find_scans
     from dualseg.prediction.record import made_by
     from dualseg.prediction.review import reasons_to_look
-    from dualseg.prediction.scans import find_scans
     from dualseg.reporting.viewer import ReviewPage, copies_of, is_finished
 
     by = made_by(options, runs, folder.class_names)

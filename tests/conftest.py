@@ -43,6 +43,28 @@ def files_of_at_most() -> Callable[[int], AbstractContextManager[None]]:
     return limit
 
 
+@pytest.fixture
+def largest_tensor() -> Callable[[Callable[[], object]], int]:
+    """Bytes of the largest tensor that torch makes in a call."""
+    from torch import Tensor
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Largest(TorchDispatchMode):
+        size = 0
+
+        def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+            made = operation(*args, **(kwargs or {}))
+            self.size = max(self.size, made.nbytes if isinstance(made, Tensor) else 0)
+            return made
+
+    def measure(act: Callable[[], object]) -> int:
+        with Largest() as mode:
+            act()
+        return mode.size
+
+    return measure
+
+
 class Outcome(NamedTuple):
     """How a command ended."""
 

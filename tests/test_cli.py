@@ -14,7 +14,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from dualseg import audit, check, cli, evaluate, export, predict, prepare, report, train
 from dualseg.errors import DualsegError, Interrupted
-from dualseg.runs.folder import run_name
+from dualseg.runs.identity import run_name
 from dualseg.runs.settings import resolve
 
 SECONDS = 3.0

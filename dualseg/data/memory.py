@@ -195,9 +195,9 @@ class MemoryCheck:
     def _reading(self) -> int:
         """Bytes beside what stays while the volume that takes most is read."""
         most = max((size.reading_bytes for size in self._known.values()), default=0)
-        if self.shrunk < 1:  # labels shrink as shares of each class, int64 and float32
+        if self.shrunk < 1:  # labels shrink as shares of one class after the other; fitted to measured peaks
             voxels = max((size.voxels for size in self._known.values()), default=0)
-            most += (12 * len(self.source.class_names) + 8) * voxels
+            most += int((8 + 24 * self.shrunk) * voxels)
         return most
 
     def _check_held(self, kept: Mapping[str, int]) -> None:

@@ -61,3 +61,9 @@ def bar_count(shape: tuple[int, ...], window: SlidingWindow) -> int:
         len(window_starts(shape[1 + axis], window.patch_size[axis], window.stride[axis])) for axis in (0, 1)
     )
     return rows * columns
+
+
+def bar_bytes(window: SlidingWindow, classes: int, voxels: int) -> int:
+    """What the probabilities of a bar take in `segment_into`, about: an image of so many voxels is taken for a cube."""
+    length = max(window.patch_size[2], round(voxels ** (1 / 3)))
+    return 2 * 4 * classes * window.patch_size[0] * window.patch_size[1] * length  # MONAI's sum and what becomes of it

@@ -14,7 +14,7 @@ from dualseg.data.memory import BASE_BYTES, preparing_bytes
 from dualseg.data.problems import Problem
 from dualseg.data.volumes import Grid, Image, label_dtype
 from dualseg.errors import DualsegError
-from dualseg.inference.bars import bar_count, segment_into
+from dualseg.inference.bars import bar_bytes, bar_count, segment_into
 from dualseg.inference.mapping import to_slab
 from dualseg.inference.scratch import Scratch
 from dualseg.inference.sliding_window import SlidingWindow
@@ -91,8 +91,13 @@ class Predictor:
 
     def needs(self, grid: Grid) -> int:
         """Bytes of memory that a scan takes at the least, wherever the probabilities lie."""
-        windows = max(member.window.pass_bytes for member in self.members)
-        return BASE_BYTES + SLAB_BYTES + windows + preparing_bytes(grid, self._prepared_voxels(grid))
+        prepared = self._prepared_voxels(grid)
+        windows = max(
+            member.window.pass_bytes(self.num_classes) + bar_bytes(member.window, self.num_classes, prepared)
+            for member in self.members
+        )
+        working = max(windows, self._slice_bytes(grid.shape))  # a slab has one slice at the least
+        return BASE_BYTES + SLAB_BYTES + working + preparing_bytes(grid, prepared)
 
     def check(self, grid: Grid, where: str, budget: int) -> None:
         """Whether a scan can be predicted, by its header alone.
@@ -114,6 +119,10 @@ class Predictor:
             size += f", {millions} million once resampled from {grid.edges},"
             mend += ", or correct the header if that is not its spacing"
         raise DualsegError(f"{where}: {size} take at least {needed / 2**30:,.1f} GiB; {mend}.")
+
+    def _slice_bytes(self, shape: tuple[int, ...]) -> int:
+        """Of all that exists at once for a slice of the result."""
+        return shape[0] * shape[1] * 4 * (len(self.network_names) * self.num_classes * 3 + 12)
 
     def _prepared_voxels(self, grid: Grid) -> int:
         return max(member.prepared_voxels(grid) for member in self.members)
@@ -184,8 +193,7 @@ class Predictor:
         if "probabilities" in keep:
             probabilities = scratch.zeros((*shape, self.num_classes), np.float32, "F")
         sums = Measures()
-        per_slice = width * height * 4 * (len(stores) * self.num_classes * 3 + 12)
-        step = max(1, SLAB_BYTES // per_slice)
+        step = max(1, SLAB_BYTES // self._slice_bytes(shape))
         for start in range(0, depth, step):
             stop = min(start + step, depth)
             each = torch.stack([to_slab(p, to_store, (width, height, depth), start, stop) for p, to_store in stores])

@@ -48,10 +48,13 @@ class SlidingWindow:
         # voxel of slack makes the floor give the stride that was asked for.
         self.overlap = tuple(0.0 if s == p else 1 - (s + 0.5) / p for s, p in zip(stride, patch_size, strict=True))
 
-    @property
-    def pass_bytes(self) -> int:
-        """What the feature maps of one forward pass take, about."""
-        return math.prod(self.patch_size) * self.batch_size * _VOXEL_BYTES
+    def pass_bytes(self, classes: int, networks: int = 1) -> int:
+        """What one forward pass of each network takes, about: feature maps or, of many classes, their scores.
+
+        Those are logits, probabilities, the other networks' probabilities and the sum over mirror images; float32.
+        """
+        scores = 4 * classes * (networks + 1 + (len(self.mirrors) > 1))
+        return math.prod(self.patch_size) * self.batch_size * max(_VOXEL_BYTES, scores)
 
     def __call__(
         self,

@@ -35,7 +35,8 @@ def rectification(p: Tensor, label: Tensor, disagreement: Tensor) -> Tensor:
         label: (N, W, H, D) int64.
         disagreement: (N, W, H, D) bool, M.
     """
-    # F.one_hot looks at the values
-    onehot = label[:, None] == torch.arange(1, p.shape[1], device=label.device).view(-1, 1, 1, 1)
-    squared_error = (p[:, 1:] - onehot.to(p.dtype)).square().mean(dim=1)
+    # F.one_hot looks at the values, and its int64 would take twice what the probabilities of many classes do
+    classes = torch.arange(1, p.shape[1], device=label.device).view(-1, 1, 1, 1)
+    onehot = (label[:, None] == classes).to(torch.uint8)
+    squared_error = (p[:, 1:] - onehot).square().mean(dim=1)
     return masked_mean(squared_error, disagreement)

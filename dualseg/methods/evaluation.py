@@ -74,7 +74,8 @@ class NetworkEvaluation(pl.LightningModule):
         maps = 4 * classes * own * len(self.scores)
         # from where windows overlap to the own grid, then from there to the scores and the slices that are shown
         segmenting = 4 * (networks * classes + 1) * seen + 4 * networks * classes * own
-        return int(self.sliding_window.pass_bytes + volume + max(segmenting, maps + scoring + 12 * classes * own))
+        windows = self.sliding_window.pass_bytes(classes, networks)
+        return int(windows + volume + max(segmenting, maps + scoring + 12 * classes * own))
 
     def _evaluate(self, volume: Any) -> dict[str, Tensor]:
         probabilities = self.probabilities(volume.image, volume.label.shape)

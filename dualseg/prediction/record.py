@@ -14,7 +14,8 @@ from dualseg.prediction.names import NAMELESS, Origin, origin_of
 from dualseg.prediction.options import Options
 from dualseg.prediction.review import Row
 from dualseg.runs.evaluation import checkpoints_of
-from dualseg.runs.folder import RunFolder, flatten
+from dualseg.runs.folder import RunFolder
+from dualseg.runs.identity import flatten
 
 if TYPE_CHECKING:
     from dualseg.prediction.scans import AnyScan

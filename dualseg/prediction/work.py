@@ -16,11 +16,12 @@ from dualseg.cli import DISK_FULL, is_out_of_memory
 from dualseg.errors import DualsegError
 from dualseg.inference.components import keep_largest
 from dualseg.inference.predictor import Predictor
+from dualseg.prediction.inputs import Found
 from dualseg.prediction.options import Options, classes_to_clean
 from dualseg.prediction.outputs import PredictionFolder
 from dualseg.prediction.record import PredictionRecord
 from dualseg.prediction.review import Row
-from dualseg.prediction.scans import AnyScan, Found
+from dualseg.prediction.scans import AnyScan
 from dualseg.prediction.words import OUT_OF_MEMORY
 from dualseg.reporting.viewer import ReviewPage
 from dualseg.runs import provenance

@@ -11,15 +11,14 @@ from dualseg.files import sweep, write_text
 from dualseg.record import record_of
 from dualseg.reporting import figures
 from dualseg.reporting.contents import (
-    Curve,
     RunContents,
     case_dice,
     find_examples,
     read_contents,
-    sort_networks,
 )
+from dualseg.reporting.curve_panels import curve_networks, loss_panels, schedule_panels
 from dualseg.reporting.html import render
-from dualseg.runs.folder import flatten
+from dualseg.runs.identity import flatten
 from dualseg.runs.reading import METRICS, CaseRow, PlaneSlice
 from dualseg.runs.tables import distance_unit
 
@@ -53,9 +52,9 @@ def render_run(run: RunContents) -> str:
         status=_status(run),
         splits=splits,
         unit=distance_unit(run.config),
-        losses=_loss_panels(run),
-        schedules=_schedule_panels(run),
-        curve_networks=_curve_networks(run),
+        losses=loss_panels(run),
+        schedules=schedule_panels(run),
+        curve_networks=curve_networks(run),
         examples=_examples(run),
         problems=run.problems,
         architectures=_architectures(run),
@@ -216,80 +215,6 @@ def _case_table(rows: list[CaseRow], networks: list[str], headline: str | None) 
         }
         for (case, class_name), found in sorted(entries.items(), key=order)
     ]
-
-
-# --- curves ---
-
-
-def _loss_name(name: str) -> tuple[str, str] | None:
-    """(term, network) of a logged name; the network of a term both share is empty; None: not a loss."""
-    match name.split("/"):
-        case ["loss", term]:
-            return term, ""
-        case ["loss", network, term]:
-            return term, network
-    return None
-
-
-def _curve_networks(run: RunContents) -> list[str]:
-    """Networks that own a curve ("" for shared terms), for the legend."""
-    found = {parsed[1] for name in run.curves if (parsed := _loss_name(name))}
-    found |= {n.split("/")[1] for n in run.curves if n.startswith("validation/") and n.endswith("/dice")}
-    return sort_networks(found - {""}) + ([""] if "" in found else [])
-
-
-def _panel(
-    title: str, curves: dict[str, Curve], colours: dict[str, str], *, smooth: bool = True, legend: bool = False
-) -> dict[str, str]:
-    """A chart; without `legend` for what the page's own legend of networks explains."""
-    ends = []
-    for label, curve in curves.items():
-        finite = curve.values[np.isfinite(curve.values)]
-        tail = finite[-max(len(finite) // 50, 1) :] if smooth else finite[-1:]
-        end = f"{np.mean(tail):.4g}" if len(tail) else "no finite value"
-        bad = len(curve.values) - len(finite)
-        name = f"{label} " if len(curves) > 1 else ""
-        ends.append(f"{name}{end}" + (f" ({bad} of {len(curve.values)} values are not finite)" if bad else ""))
-    words = "; ".join(ends)
-    source = figures.curve_panel(curves, colours, smooth=smooth, legend=legend and len(curves) > 1)
-    return {"title": title, "source": source, "alt": f"{title} over iterations, at the end: {words}", "words": words}
-
-
-def _loss_panels(run: RunContents) -> list[dict[str, str]]:
-    terms: dict[str, dict[str, Curve]] = {}
-    for name, curve in run.curves.items():
-        if parsed := _loss_name(name):
-            terms.setdefault(parsed[0], {})[parsed[1]] = curve
-    panels = []
-    for term in sorted(terms, key=lambda term: term != "total"):  # stable: else as the method gives them
-        curves = {network: terms[term][network] for network in sort_networks(terms[term])}
-        panels.append(_panel(term, curves, {n: figures.network_colour(n) for n in curves}))
-    return panels
-
-
-def _schedule_panels(run: RunContents) -> list[dict[str, str]]:
-    """Validation Dice, share of foreground, ramps and learning rates; all but the second are no noisy estimates."""
-
-    def under(prefix: str, suffix: str = "") -> dict[str, Curve]:
-        chosen = {n: c for n, c in run.curves.items() if n.startswith(f"{prefix}/") and n.endswith(suffix)}
-        return {n[len(prefix) + 1 : len(n) - len(suffix)]: c for n, c in chosen.items()}
-
-    dice = under("validation", "/dice")
-    rates = under("lr") | ({"lr": run.curves["lr"]} if "lr" in run.curves else {})
-    panels = []
-    if dice:
-        ordered = {name: dice[name] for name in sort_networks(dice)}
-        colours = {name: figures.network_colour(name) for name in ordered}
-        panels.append(_panel("validation Dice, 0 to 1", ordered, colours, smooth=False, legend=True))
-    foreground = under("foreground")
-    if foreground:
-        colours = {name: figures.network_colour(name) for name in foreground}
-        panels.append(_panel("share of foreground", foreground, colours, legend=True))
-    for title, curves in (("ramps", under("ramp")), ("learning rate", rates)):
-        if curves:
-            colours = {n: figures.OTHER_COLOURS[i % len(figures.OTHER_COLOURS)] for i, n in enumerate(sorted(curves))}
-            panels.append(_panel(title, curves, colours, smooth=False, legend=True))
-    return panels
 
 
 # --- examples ---

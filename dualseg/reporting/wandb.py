@@ -7,7 +7,7 @@ from typing import Any
 
 from dualseg.reporting import figures
 from dualseg.reporting.contents import RunContents, find_examples, read_contents
-from dualseg.runs.folder import flatten
+from dualseg.runs.identity import flatten
 from dualseg.runs.reading import CASE_COLUMNS, METRICS, CaseRow
 from dualseg.runs.wandb_logger import STEP
 

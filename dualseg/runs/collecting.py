@@ -14,7 +14,8 @@ from dualseg.errors import DualsegError
 from dualseg.files import read_object
 from dualseg.record import ENSEMBLE, record_of
 from dualseg.runs.collapse import collapse
-from dualseg.runs.folder import RunFolder, identity
+from dualseg.runs.folder import RunFolder
+from dualseg.runs.identity import identity
 from dualseg.runs.reading import CASE_COLUMNS, METRICS, CaseRow, case_row, read_rows
 from dualseg.runs.tables import distance_unit
 

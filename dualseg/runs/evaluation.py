@@ -19,7 +19,8 @@ from dualseg.machine import bytes_of
 from dualseg.record import Roles
 from dualseg.runs.cases import images_of, refuse_trained, trained_on
 from dualseg.runs.code import code_hashes, user_code
-from dualseg.runs.folder import RunFolder, flatten, iteration_of, nearest
+from dualseg.runs.folder import RunFolder, iteration_of, nearest
+from dualseg.runs.identity import flatten
 from dualseg.runs.lock import LOCK, is_locked, writing
 from dualseg.runs.trusted import Trust
 

@@ -1,13 +1,10 @@
 """The run folder: where everything of one run lies (design.md, "A run folder"). No torch here: it must answer fast."""
 
 import difflib
-import hashlib
-import json
 import os
 import re
 import shutil
 from collections.abc import Mapping
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -19,67 +16,11 @@ from dualseg.names import check_folder_name
 from dualseg.runs.code import changed_code
 from dualseg.runs.config_file import read_config
 from dualseg.runs.defaults import with_defaults
+from dualseg.runs.identity import flatten, identity, run_name
 from dualseg.runs.lock import being_written, is_locked
 from dualseg.runs.replaced import holds_no_work, recover, set_aside
 
-# What may change without making it another run: where things lie, how it is watched, what hardware does it.
-NOT_IDENTITY = (
-    "name",
-    "output",
-    "study",
-    "scale",
-    "variant",
-    "overwrite",
-    "logger",
-    "data.root",
-    "data.source.root",
-    "data.num_workers",
-    "data.memory",
-    "trainer.accelerator",
-    "trainer.progress_bar",
-    "trainer.log_every",
-    "trainer.checkpoint_every",
-    "trainer.checkpoints_kept",
-)
-# Keys of configurations that came after the first runs -> the value that runs without them had; * stands for any name.
-# There they are no part of the identity, so that an older run folder is found and resumed.
-ADDED: dict[str, Any] = {"data.draw": 0, "weights_as": None}
 CHECKPOINT = re.compile(r"iteration-(\d+)\.ckpt")
-
-
-def flatten(config: Mapping[str, Any], prefix: str = "", separator: str = ".") -> dict[str, Any]:
-    """Nested mapping -> {"a.b": value}; lists are values."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        name = f"{prefix}{key}"
-        flat.update(
-            flatten(value, f"{name}{separator}", separator) if isinstance(value, Mapping) and value else {name: value}
-        )
-    return flat
-
-
-def identity(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The flattened configuration without what does not decide the result, or has come since and says nothing new."""
-    ignored = tuple(f"{key}." for key in NOT_IDENTITY)
-    return {
-        key: value
-        for key, value in flatten(config).items()
-        if key not in NOT_IDENTITY
-        and not key.startswith(ignored)
-        and not any(value == usual and fnmatchcase(key, added) for added, usual in ADDED.items())
-    }
-
-
-def run_name(config: Mapping[str, Any]) -> str:
-    """Readable and stable: <dataset>-<method>[-<objective>]-<networks>-<labels>-seed<seed>-<hash of the identity>."""
-    data, networks = config["data"], config["networks"]
-    labels = data["labeled"] if data["labeled_ratio"] is None else f"{100 * data['labeled_ratio']:g}pct"
-    parts = [data["name"], config["method"]["name"]]
-    if "objective" in config:
-        parts.append(config["objective"])
-    parts += ["-".join(n["architecture"] for n in networks.values()), f"{'all' if labels is None else labels}labels"]
-    digest = hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()[:8]
-    return "-".join([*parts, f"seed{config['seed']}", digest])
 
 
 class RunFolder:

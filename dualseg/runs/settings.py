@@ -17,7 +17,8 @@ from dualseg.data.volumes import VolumeSource
 from dualseg.errors import DualsegError
 from dualseg.machine import bytes_of
 from dualseg.names import check_folder_name, check_network_names, check_printable
-from dualseg.runs.folder import flatten, nearest
+from dualseg.runs.folder import nearest
+from dualseg.runs.identity import flatten
 
 WHOLE = {  # whole numbers and their least value; where the configuration leaves one null, null is fine
     "seed": 0,

@@ -5,7 +5,8 @@ from typing import Any
 
 from dualseg.files import read_json
 from dualseg.record import record_of
-from dualseg.runs.folder import RunFolder, flatten
+from dualseg.runs.folder import RunFolder
+from dualseg.runs.identity import flatten
 from dualseg.runs.reading import CaseRow, case_row, read_rows
 
 STAGES = ("validation", "test")

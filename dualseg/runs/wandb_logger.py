@@ -16,7 +16,8 @@ from pytorch_lightning.utilities import rank_zero_only
 from dualseg.errors import DualsegError
 from dualseg.files import read_json
 from dualseg.runs.curves import read_curves
-from dualseg.runs.folder import RunFolder, identity
+from dualseg.runs.folder import RunFolder
+from dualseg.runs.identity import identity
 
 STEP = "iteration"  # x axis of every curve
 TAG_LENGTH = 64  # W&B's limit

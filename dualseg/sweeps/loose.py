@@ -7,7 +7,8 @@ from typing import Any
 
 from dualseg.errors import DualsegError
 from dualseg.runs.collecting import Member
-from dualseg.runs.folder import RunFolder, identity
+from dualseg.runs.folder import RunFolder
+from dualseg.runs.identity import identity
 from dualseg.sweeps.study import Study, as_word
 
 

@@ -14,7 +14,7 @@ from pydicom.uid import generate_uid
 
 from dualseg.data.volumes import Image
 from dualseg.errors import DualsegError
-from dualseg.prediction.scans import find_scans
+from dualseg.prediction.inputs import find_scans
 
 RAS_OF_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 

@@ -11,7 +11,7 @@ from dualseg.data.dicom import Series, find_series, read_series
 from dualseg.data.dicom.headers import Slice, read_header
 from dualseg.errors import DualsegError
 from dualseg.files import files_below
-from dualseg.prediction.scans import find_scans
+from dualseg.prediction.inputs import find_scans
 
 AWKWARD = Path(pydicom.data.__file__).parent
 

@@ -275,7 +275,78 @@ def test_half_a_step_between_two_scans_of_other_private_b_values(tmp_path):
 def test_half_a_step_between_two_scans_that_number_their_slices_alike(tmp_path, second):
     write(tmp_path, V, InstanceNumber=lambda k: 1 + k)
     write(tmp_path, W, z=1, name="other", InstanceNumber=second)
-    refused(tmp_path, "InstanceNumber .* 2 times")
+    refused(tmp_path, "InstanceNumbers of the 16 slices .* 2 scans .*16 have")
+
+
+@pytest.mark.parametrize(
+    ("lengths", "number", "shared"),
+    [
+        ((8, 7), lambda k: 1 + k, 14),
+        ((7, 8), lambda k: 1 + k, 14),
+        ((8, 7), lambda k: 7 - k, 14),
+        ((8, 7), lambda k: 5 + k, 8),
+        ((8, 7), lambda k: 8 + k, 2),
+        ((8, 7), lambda k: 9 + k, 0),
+        ((8, 7), None, 0),
+    ],
+    ids=["alike", "the second longer", "falling", "half alike", "one alike", "continued", "none"],
+)
+def test_half_a_step_between_two_scans_of_other_lengths(tmp_path, lengths, number, shared):
+    first, second = lengths
+    write(tmp_path, V[:, :, :first], z=float(first < second))
+    write(tmp_path, W[:, :, :second], z=float(first > second), name="other", InstanceNumber=number)
+    same = f", {shared} have" if shared else ";"
+    refused(tmp_path, rf"IM0\.dcm: .*InstanceNumbers of the 15 slices .* 2 scans do{same}")
+
+
+def test_parts_of_a_step_between_scans(tmp_path):
+    """Three at a third of it; two of which one lacks its last slices, so that they are on no grid together."""
+    for number, (volume, slices) in enumerate([(V, 8), (W, 7), (V + 1, 7)]):
+        write(tmp_path / "three", volume[:, :, :slices], z=2 * number / 3, name=f"{number}-")
+    refused(tmp_path / "three", "0-0.dcm: .*InstanceNumbers of the 22 slices .* 3 scans .*21 have")
+    write(tmp_path / "short", V)
+    write(tmp_path / "short", W[:, :, :6], z=1, name="other")
+    refused(tmp_path / "short", "IM0.dcm: .*InstanceNumbers of the 14 slices .* 2 scans .*12 have")
+
+
+def test_numbers_of_one_scan_may_take_turns(tmp_path):
+    """Odd slices after even ones, no thicker than their distance; stations of other lengths one after the other."""
+    write(tmp_path / "turns", V, InstanceNumber=lambda k: 1 + k // 2 + 4 * (k % 2))
+    write(tmp_path / "stations", V, InstanceNumber=lambda k: 1 + k % 5)
+    for folder in ("turns", "stations"):
+        volumes(tmp_path / folder, V)
+
+
+@pytest.mark.parametrize("slices", [8, 6, 1])
+def test_scans_at_the_same_places_that_differ_in_their_numbers(tmp_path, slices):
+    write(tmp_path, V)
+    write(tmp_path, W[:, :, :slices], name="other", InstanceNumber=lambda k: 20 + k)
+    refused(tmp_path, "other0.dcm: lies where .*IM0.dcm does")
+    assert len(find_series(tmp_path).left_out["repeated slice"]) == slices
+
+
+@pytest.mark.parametrize("places", [(2, 3, 4), (0, 2, 4, 6), (7,)])
+def test_a_few_places_once_more_by_another_type(tmp_path, places):
+    write(tmp_path, V, ImageType=["ORIGINAL", "PRIMARY", "AXIAL"])
+    for k in places:
+        kind = {"ImageType": ["DERIVED", "SECONDARY", "MPR"]}
+        write(tmp_path, W[:, :, k : k + 1], z=2 * k, name=f"other{k}-", **kind)
+    whole, rest = read(tmp_path)
+    np.testing.assert_array_equal(whole, V)
+    assert re.search(rf"other{places[0]}-0\.dcm: is of {len(places)} slices .* has 8", str(rest))
+
+
+def test_a_localizer_in_the_series_is_no_slice_of_it(tmp_path):
+    """Of another plane it is told apart; of the same it is noticed, unless it lies where the next slice would."""
+    across = [0, 1, 0, 0, 0, -1]
+    write(tmp_path / "planes", V)
+    write(tmp_path / "planes", W[:, :, :1], name="scout", ImageOrientationPatient=across)
+    volumes(tmp_path / "planes", V)
+    assert [path.name for path in find_series(tmp_path / "planes").left_out["single slice"]] == ["scout0.dcm"]
+    for number, (z, slices, step) in enumerate([(1, 1, 2), (-30, 1, 2), (-60, 3, 10)]):
+        write(tmp_path / str(number), V)
+        write(tmp_path / str(number), W[:, :, :slices], z=z, step=step, name="scout")
+        refused(tmp_path / str(number), "scout|IM0.dcm: ")
 
 
 # --- positions

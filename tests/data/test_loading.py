@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from dualseg import train
 from dualseg.data import loading
@@ -22,6 +23,12 @@ from dualseg.errors import DualsegError
 
 pytestmark = pytest.mark.timeout(120)
 MIB = 2**20
+
+
+@pytest.fixture(autouse=True)
+def quick_answers(monkeypatch):
+    """torch looks after its workers every five seconds."""
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.2,))
 
 
 class Doing(Dataset[int]):

@@ -3,12 +3,15 @@
 import json
 import struct
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from folder_layouts import write_nnunet
+from torch.nn import functional as F
 
 import dualseg.data.folder
 from dualseg.data import Folder, LeftAtrium, Phantom, SemiSupervisedDataModule
@@ -17,6 +20,7 @@ from dualseg.data.formats import read_grid, read_volume
 from dualseg.data.left_atrium import case_list
 from dualseg.data.memory import BASE_BYTES, COPIES, MemoryCheck, size_of, size_problems
 from dualseg.data.problems import VolumeError
+from dualseg.data.reading import VolumeReader
 from dualseg.data.splits import Split
 from dualseg.data.volumes import Grid, Image, VolumeSource
 from dualseg.errors import DualsegError
@@ -164,6 +168,39 @@ def test_smaller_volumes_take_less(root):
     for memory in (whole, half):
         memory.foresee(source.train_cases, source.unlabeled_cases)
     assert half.held - BASE_BYTES == pytest.approx((whole.held - BASE_BYTES) / 8, rel=0.01)
+
+
+@pytest.mark.parametrize(("downsample", "shape"), [(1.7, (11, 7, 5)), (2, (8, 6, 4)), (1.1, (9, 8, 3))])
+def test_a_label_shrinks_to_the_class_that_covers_most(downsample, shape):
+    """By all shares at once; the lower class where two are even."""
+    label = torch.from_numpy(np.random.default_rng(0).integers(0, 3, shape) * 2)
+    names = [f"class{k}" for k in range(6)]
+    reader = VolumeReader(SimpleNamespace(class_names=names), downsample)
+    size = [max(1, round(n / downsample)) for n in shape]
+    shares = F.interpolate(F.one_hot(label, 6).movedim(-1, 0)[None].float(), size, mode="area")[0]
+    shrunk = reader.shrink_label(label)
+    assert shrunk.dtype == label.dtype and torch.equal(shrunk, shares.argmax(dim=0))
+    largest = shares.max(dim=0).values
+    assert downsample != 2 or ((shares == largest).sum(dim=0) > 1).any(), "some are even"
+
+
+def test_a_label_of_many_classes_shrinks_in_little_memory(largest_tensor):
+    label = torch.from_numpy(np.random.default_rng(0).integers(0, 300, (24, 24, 24)).astype(np.int16))
+    reader = VolumeReader(SimpleNamespace(class_names=list(range(300))), 2)
+    assert largest_tensor(lambda: reader.shrink_label(label)) <= 4 * label.numel()
+
+
+def test_the_estimate_of_shrinking_does_not_grow_with_classes(root):
+    few = Folder(root, spacing=[1, 1, 2])
+    many = Folder(root, spacing=[1, 1, 2])
+    many.class_names = tuple(map(str, range(200)))
+    reading = []
+    for source in (few, many):
+        memory = MemoryCheck(source, AMPLE, 2)
+        memory.foresee(source.train_cases)
+        reading.append(memory._reading())
+    size = max((size_of(few, case) for case in few.train_cases), key=lambda size: size.voxels)
+    assert reading[0] == reading[1] == pytest.approx(size.reading_bytes + 11 * size.voxels, abs=1)
 
 
 def test_an_evaluation_is_foreseen_beside_what_stays(root, read):

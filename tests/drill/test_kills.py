@@ -46,11 +46,8 @@ def yard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Yard]:
 
 def test_a_training_that_is_killed_three_times(yard: Yard) -> None:
     """While it makes the data, and at two later places."""
-    drill = training(yard.root)
-    expected = undisturbed(drill, yard.start)
-    assert (
-        problems(drill, yard.start, expected, expected.changes // 6, expected.changes // 2, expected.changes // 4) == []
-    )
+    changes = yard.expected.changes
+    assert problems(training(yard.root), yard.start, yard.expected, changes // 6, changes // 2, changes // 4) == []
 
 
 def assert_whole(drill: Drill, start: Start, kills: int) -> None:
@@ -60,16 +57,16 @@ def assert_whole(drill: Drill, start: Start, kills: int) -> None:
 
 
 def test_an_evaluation(yard: Yard) -> None:
-    assert_whole(of_a_run(yard.root, yard.trained)["evaluation"], yard.start, 4)
+    assert_whole(of_a_run(yard.root, yard.trained)["evaluation"], yard.start, 3)
 
 
 def test_a_prediction(yard: Yard) -> None:
-    assert_whole(of_a_run(yard.root, yard.trained)["prediction"], yard.start, 5)
+    assert_whole(of_a_run(yard.root, yard.trained)["prediction"], yard.start, 3)
 
 
 def test_a_preparation(yard: Yard) -> None:
-    assert_whole(preparation(yard.root), yard.start, 4)
+    assert_whole(preparation(yard.root), yard.start, 3)
 
 
 def test_a_study(yard: Yard) -> None:
-    assert_whole(study(yard.root, yard.trained), yard.start, 4)
+    assert_whole(study(yard.root, yard.trained), yard.start, 3)

@@ -44,5 +44,9 @@ def test_an_evaluation_takes_more_with_more_of_everything():
     for more in ({"networks": 3}, {"classes": 5}, {"batch_size": 8}, {"channels": 2}, {"own": 2 * 10**6}):
         assert needs(**more) > usual, more
     assert needs(seen=8 * 10**6) > usual > needs(on_cpu=False)
+    # of few classes the feature maps of a window take most, of many their scores
+    small = {"seen": 1, "own": 1}
+    assert needs(classes=2, **small) == pytest.approx(needs(classes=10, **small), rel=0.01)
+    assert needs(classes=300, **small) >= 4 * 16**3 * 4 * 300 * 3
     # stacked probabilities and their mean alone
     assert usual > 4 * 2 * (2 + 1) * 10**6

@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from dualseg.cli import conf_dir
-from dualseg.runs.folder import flatten
+from dualseg.runs.identity import flatten
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -161,3 +161,10 @@ def test_empty_labeled_half(num_classes):
     m = confident_disagreement(p, p)
     assert m.shape == (0, *SPATIAL)
     assert_connected_zero(rectification(p, torch.zeros(0, *SPATIAL, dtype=torch.long), m), leaf)
+
+
+def test_many_classes_take_no_more_than_their_probabilities(largest_tensor):
+    p = torch.rand(1, 300, 4, 4, 4)
+    label = torch.randint(300, (1, 4, 4, 4))
+    disagreement = torch.ones(1, 4, 4, 4, dtype=torch.bool)
+    assert largest_tensor(lambda: rectification(p, label, disagreement)) <= p.nbytes

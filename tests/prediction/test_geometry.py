@@ -11,6 +11,7 @@ from predict_toys import BALLS, random_affine, save, scene, world, write_run
 
 AFFINES = 200
 SHEARED = 40
+WIDE = [32, 32, 32]  # few windows; how they are cut has tests of its own
 
 
 def same_grid(scan: Path, label: Path) -> None:
@@ -56,7 +57,8 @@ def test_round_trip_of_200_random_affines(predict, tmp_path) -> None:
         path = tmp_path / "in" / f"scan{index:03d}.nii"
         save(path, image, affine, code=int(rng.integers(1, 5)))
         cases[path] = affine, shape, truth
-    outcome = predict(f"input={tmp_path / 'in'}")
+    run = write_run(tmp_path / "wide", patch_size=WIDE, stride=WIDE)
+    outcome = predict(f"run={run}", f"input={tmp_path / 'in'}")
     assert outcome.code == 0, outcome.err
     flips, by_nibabel, by_itk = set(), [], []
     for path, (affine, shape, truth) in cases.items():
@@ -90,7 +92,8 @@ def test_round_trip_of_sheared_affines(predict, tmp_path) -> None:
         path = tmp_path / "in" / f"scan{index:03d}.nii.gz"
         save(path, image, affine)
         cases[path] = affine, shape, truth
-    assert predict(f"input={tmp_path / 'in'}").code == 0
+    run = write_run(tmp_path / "wide", patch_size=WIDE, stride=WIDE)
+    assert predict(f"run={run}", f"input={tmp_path / 'in'}").code == 0
     by_nibabel = []
     for path, (affine, shape, truth) in cases.items():
         out = tmp_path / "out" / "labels" / path.name

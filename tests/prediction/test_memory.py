@@ -22,6 +22,7 @@ from dualseg.data.volumes import Grid, Image, VolumeSource
 from dualseg.data.voxels import read_voxels
 from dualseg.errors import DualsegError
 from dualseg.inference import SlidingWindow
+from dualseg.inference.bars import bar_bytes
 from dualseg.inference.predictor import Member, Predictor
 from dualseg.prediction import scans
 from dualseg.reporting.viewer.display import display_copy
@@ -92,7 +93,8 @@ def test_a_scan_that_preparing_makes_too_large_is_refused_before(tmp_path: Path)
     predictor = Predictor([member], 3, torch.device("cpu"))
     thick, thin = body((1, 1, 4)), body((1, 1, 1))
     needed, less = (predictor.needs(Grid(SHAPE, scan.affine)) for scan in (thick, thin))
-    assert needed - less == COPIES * 3 * thin.array.nbytes
+    bars = [bar_bytes(window, 3, scale * thin.array.size) for scale in (4, 1)]
+    assert needed - less == COPIES * 3 * thin.array.nbytes + bars[0] - bars[1]
     with pytest.raises(
         DualsegError, match=r"thick\.nii: 48 x 40 x 20 voxels, 0\.154 million .*1 x 1 x 4 mm, take .*memory=\.\.\."
     ):
@@ -101,6 +103,25 @@ def test_a_scan_that_preparing_makes_too_large_is_refused_before(tmp_path: Path)
     assert predictor(thick, "thick.nii", needed, tmp_path).label.shape == SHAPE
     assert predictor(thin, "thin.nii", needed - 1, tmp_path).label.shape == SHAPE
     assert calls == ["thick.nii", "thin.nii"]
+
+
+def test_many_classes_take_more() -> None:
+    """At the least: logits and probabilities of the windows of a pass, a bar and MONAI's sum of it; or one slice."""
+
+    def needs(classes: int, shape: tuple[int, int, int], patch: int = 16, networks: int = 1) -> int:
+        window = SlidingWindow((patch, patch, patch), (8, 8, 8), batch_size=4)
+        member = Member(nothing, lambda grid: 32**3, {f"n{k}": Threshold(1, 3) for k in range(networks)}, window)
+        return Predictor([member], classes, torch.device("cpu")).needs(Grid(shape, np.eye(4)))
+
+    def nothing(scan: Image, where: str) -> Image:
+        raise AssertionError
+
+    windows = 2 * 4 * 300 * 4 * 16**3 + 2 * 4 * 300 * 16 * 16 * 32
+    assert needs(300, (32, 32, 32)) - needs(2, (32, 32, 32)) > 0.75 * windows
+    assert needs(2, (32, 32, 32)) - needs(2, (32, 32, 32), patch=8) < 10**7, "feature maps, not scores"
+    thin = needs(300, (64, 512, 1)) - needs(2, (64, 512, 1))
+    assert thin > 3 * 4 * 300 * 64 * 512 - 10**7
+    assert needs(300, (64, 512, 1), networks=2) - needs(300, (64, 512, 1)) == 3 * 4 * 300 * 64 * 512
 
 
 @pytest.mark.parametrize("kind", ["NIfTI", "compressed", "metres", "DICOM"])

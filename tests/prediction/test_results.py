@@ -23,8 +23,8 @@ from dualseg.data.volumes import Grid, Image
 from dualseg.errors import DualsegError
 from dualseg.inference import SlidingWindow
 from dualseg.inference.predictor import MAPS, Member, Predictor
+from dualseg.prediction.inputs import find_scans
 from dualseg.prediction.review import Row, reasons_to_look
-from dualseg.prediction.scans import find_scans
 
 AFFINE = np.array([[0, -2.0, 0, 30], [1.5, 0, 0, -7], [0, 0, -2.5, 11], [0, 0, 0, 1]])
 SHAPE = (42, 30, 25)

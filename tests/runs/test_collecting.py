@@ -11,7 +11,8 @@ import yaml
 
 from dualseg.errors import DualsegError
 from dualseg.runs.collecting import RESULT_COLUMNS, Member, read_run
-from dualseg.runs.folder import RunFolder, identity
+from dualseg.runs.folder import RunFolder
+from dualseg.runs.identity import identity
 from dualseg.runs.tidy import StudyTables
 
 DICE = {"a": [0.8, 0.7], "b": [0.7, 0.7], "ensemble": [0.9, 0.8]}

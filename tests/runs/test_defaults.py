@@ -11,9 +11,10 @@ from hydra import compose, initialize_config_dir
 from dualseg.cli import conf_dir
 from dualseg.errors import DualsegError
 from dualseg.files import write_json
-from dualseg.runs import folder as run_folder
+from dualseg.runs import identity as run_identity
 from dualseg.runs.defaults import with_defaults
-from dualseg.runs.folder import RunFolder, flatten, identity, run_name
+from dualseg.runs.folder import RunFolder
+from dualseg.runs.identity import flatten, identity, run_name
 from dualseg.runs.settings import resolve
 
 # what no default can stand for: it says which default it is, or there is none
@@ -128,7 +129,8 @@ def test_a_key_that_is_left_out_on_purpose_is_no_default(older):
 
 def test_a_key_of_a_newer_version_changes_no_name_where_it_has_its_default(older, monkeypatch):
     run, config = older
-    monkeypatch.setattr(run_folder, "ADDED", {**run_folder.ADDED, "trainer.compile": False, "networks.*.norm": "batch"})
+    added = {**run_identity.ADDED, "trainer.compile": False, "networks.*.norm": "batch"}
+    monkeypatch.setattr(run_identity, "ADDED", added)
     newer = copy.deepcopy(config)
     newer["trainer"]["compile"] = False
     newer["networks"]["a"]["norm"] = newer["networks"]["b"]["norm"] = "batch"
@@ -156,7 +158,7 @@ def test_a_key_of_a_newer_version_changes_no_name_where_it_has_its_default(older
 def test_names_of_finished_runs_stay(overrides, name):
     assert run_name(composed(*overrides)) == name, (
         "A key is new, or a default another one, and every run of before would be started anew. List a new key in "
-        "dualseg.runs.folder.ADDED, with the value that runs without it had; write the new name here only where a "
+        "dualseg.runs.identity.ADDED, with the value that runs without it had; write the new name here only where a "
         "default was changed on purpose."
     )
 
@@ -167,6 +169,6 @@ def test_a_new_key_is_listed_so_that_names_stay(method):
     new = sorted(identity(composed(f"method={method}")).keys() - known)
     assert not new, (
         f"{', '.join(new)}: new in conf/, so that every automatic run name changes and finished runs are started anew. "
-        "List it in dualseg.runs.folder.ADDED with its default, which must do what runs without it did (or in "
+        "List it in dualseg.runs.identity.ADDED with its default, which must do what runs without it did (or in "
         "NOT_IDENTITY, where it never decides a result)."
     )

@@ -18,7 +18,8 @@ from omegaconf import OmegaConf
 from dualseg.cli import conf_dir
 from dualseg.errors import DualsegError
 from dualseg.files import read_json, replacing, write_json, write_text
-from dualseg.runs.folder import ADDED, NOT_IDENTITY, RunFolder, flatten, identity, iteration_of, run_name
+from dualseg.runs.folder import RunFolder, iteration_of
+from dualseg.runs.identity import ADDED, NOT_IDENTITY, flatten, identity, run_name
 from dualseg.runs.settings import resolve
 from dualseg.train import train
 

@@ -20,7 +20,7 @@ from submitit.core.utils import JobPaths, cloudpickle_dump
 from dualseg import train
 from dualseg.cli import conf_dir
 from dualseg.errors import DualsegError, Interrupted
-from dualseg.runs.folder import run_name
+from dualseg.runs.identity import run_name
 from dualseg.runs.settings import resolve
 from dualseg.sweeps import slurm
 from dualseg.sweeps.slurm import Processes, in_task, job_states, launch

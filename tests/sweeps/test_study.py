@@ -14,7 +14,7 @@ from hydra import compose, initialize_config_dir
 from dualseg.cli import conf_dir
 from dualseg.errors import DualsegError
 from dualseg.methods import DualNetwork
-from dualseg.runs.folder import identity
+from dualseg.runs.identity import identity
 from dualseg.runs.settings import check_data, resolve
 from dualseg.sweeps.index import Job
 from dualseg.sweeps.study import read_study, study_names, study_of

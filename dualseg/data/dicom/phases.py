@@ -25,6 +25,7 @@ _IN_BLOCKS = (
     *("SliceThickness", "SeriesNumber", "SeriesDescription", "ContrastBolusAgent"),
 )
 _NUMBERS = ("InversionTime", "FlipAngle", "KVP", "SliceThickness")  # as echo times: small differences are none
+_OVERLAPPING = 1.5  # of the distance of slices: so thick are those of scans that lie half a step apart
 _LEAST_OVERLAP = 0.5  # of the extents of two phases
 
 
@@ -63,7 +64,9 @@ def volumes_among(slices: list[Slice]) -> list[Part]:
         ]
     # perhaps files that repeat others under names of their own, which only pixels can tell
     once, doubles = _once(slices, same_instance=False)
-    return [_part(once, doubles)]
+    part = _part(once, doubles)
+    apart = _numbered_apart(stack_of(once)) if part.problem and not part.mixed else ""
+    return [part._replace(problem=apart or part.problem)]
 
 
 def _once(slices: Sequence[Slice], same_instance: bool) -> tuple[list[Slice], list[tuple[Path, Path]]]:
@@ -108,7 +111,7 @@ def _mixed(stack: Stack) -> str:
                 f"{after}: its {name} is another than that of the slice before it ({before.name}), so that two scans "
                 f"seem to be in one series; {SORT}."
             )
-    return _numbered_twice(stack.slices)
+    return _numbered_apart(stack)
 
 
 def _take_turns(values: Sequence[Hashable], lone: bool) -> bool:
@@ -118,22 +121,55 @@ def _take_turns(values: Sequence[Hashable], lone: bool) -> bool:
     return sum(a != b for a, b in pairwise(told)) >= max(2, len(set(told)))
 
 
-def _numbered_twice(slices: Sequence[Slice]) -> str:
-    """The problem where each InstanceNumber occurs as often, and more than once, and not in one block after another."""
-    numbers = [_number(own.number) for own in slices]
-    counts = Counter(numbers)
-    times = counts[numbers[0]]
-    if times == 1 or len(counts) == 1 or {*counts.values()} != {times}:
+def _numbered_apart(stack: Stack) -> str:
+    """The problem where the InstanceNumbers are those of several scans whose slices take turns."""
+    numbers = [_number(own.number) for own in stack.slices]
+    counts = Counter(number for number in numbers if number is not None)
+    times = max(counts.values(), default=0)
+    if len({*numbers}) == 1 or (times and _monotone_runs(numbers) <= times):  # one block after another
         return ""
-    if all(isinstance(number, float) for number in numbers):
-        steps = np.diff(np.reshape(np.array(numbers, float), (times, -1)), axis=1)
-        if ((steps > 0).all(axis=1) | (steps < 0).all(axis=1)).all():
-            return ""
-    again = numbers.index(numbers[0], 1)
+    again = sum(count for count in counts.values() if count > 1)
+    scans = times if again > len(numbers) / 2 else _turns(stack, numbers)
+    if scans < 2:
+        return ""
+    same = f", {again} have the number of another" if again else ""
     return (
-        f"{slices[again].path}: has the InstanceNumber of {slices[0].path.name}, as each of their series has {times} "
-        f"times, so that {times} scans seem to be in one series; {SORT}."
+        f"{min(own.path for own in stack.slices)}: the InstanceNumbers of the {len(numbers)} slices of its series take "
+        f"turns as those of {scans} scans do{same}; {SORT}."
     )
+
+
+def _monotone_runs(numbers: Sequence[Hashable]) -> float:
+    """The blocks of growing or of falling numbers that follow each other; infinity where some are no numbers."""
+    runs, way = 1, 0.0
+    for before, after in pairwise(numbers):
+        if not (isinstance(before, float) and isinstance(after, float)):
+            return np.inf
+        step = np.sign(after - before)
+        if step == 0 or way not in (0, step):
+            runs, way = runs + 1, 0.0
+        else:
+            way = step
+    return runs
+
+
+def _turns(stack: Stack, numbers: Sequence[Hashable]) -> int:
+    """How many scans take turns slice by slice, by numbers that most slices have alone; 0: none do.
+
+    In one scan odd slices may have been acquired after even ones, but then slices are no thicker than their distance.
+    """
+    thick = [_number(own.traits[TRAITS.index("SliceThickness")]) for own in stack.slices]
+    known = [value for value in thick if isinstance(value, float)]
+    overlap = bool(known) and np.median(known) > _OVERLAPPING * np.linalg.norm(stack.affine[:3, 2])
+    for scans in range(2, len(numbers) // 3 + 1):
+        turns = [numbers[first::scans] for first in range(scans)]
+        bare = [{number is None for number in own} for own in turns]
+        if {True} in bare and {False} in bare and {True, False} not in bare:
+            return scans
+        shared = len({number for own in turns for number in {*own}}) < sum(len({*own}) for own in turns)
+        if (shared or overlap) and all(_monotone_runs(own) == 1 for own in turns):
+            return scans
+    return 0
 
 
 def _number(value: Hashable) -> Hashable:

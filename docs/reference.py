@@ -10,13 +10,15 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 from hydra.utils import get_object
 
 from dualseg.data import SemiSupervisedDataModule
 from dualseg.exporting import words as export
+from dualseg.methods import SegmentationMethod
 from dualseg.prediction import words as predict
 from dualseg.preparation import words as prepare
 from dualseg.runs import settings
@@ -125,14 +127,12 @@ def unlisted(taken_by: Any, listed: set[str]) -> list[Key]:
     ]
 
 
-def takes(path: str) -> str:
-    """What dualseg/runs/settings.py checks of a key."""
+def takes(path: str, taken_by: Any = None) -> str:
+    """What dualseg/runs/settings.py checks of a key; of a method's, what its constructor is written to take."""
     said = ""
-    if settings.TERM_WEIGHT.fullmatch(path):
-        said = "number, at least 0"
-    elif path in settings.WHOLE:
+    if path in settings.WHOLE:
         said = f"whole number, at least {settings.WHOLE[path]}"
-    elif path in settings.SWITCHES or path.endswith(".enabled"):
+    elif path in settings.SWITCHES:
         said = "true, false"
     elif path in settings.CHOICES:
         said = ", ".join(settings.CHOICES[path])
@@ -142,9 +142,24 @@ def takes(path: str) -> str:
         said = f"number, at least {settings.NUMBERS[path]:g}"
     elif path in settings.SIZES:
         said = "size such as 8GiB"
-    elif path in settings.POSITIVE:
-        said = "number above 0"
+    elif path.startswith("method.terms."):
+        said = {"weight": "number, at least 0", "enabled": "true, false"}.get(path.rpartition(".")[2], "")
+    elif inspect.isclass(taken_by) and issubclass(taken_by, SegmentationMethod):
+        return typed(taken_by, path.rpartition(".")[2])
     return f"{said}, null" if said and path in settings.NULLABLE else said
+
+
+def typed(taken_by: type, argument: str) -> str:
+    """The values of an argument, by its annotation."""
+    for owner in inspect.getmro(taken_by):
+        hint = get_type_hints(owner.__init__).get(argument) if "__init__" in vars(owner) else None
+        if hint is not None:
+            kinds = get_args(hint) if get_origin(hint) is not Literal and get_args(hint) else (hint,)
+            words = {float: "number", int: "whole number", bool: "true, false", NoneType: "null"}
+            return ", ".join(
+                ", ".join(get_args(kind)) if get_origin(kind) is Literal else words.get(kind, "") for kind in kinds
+            )
+    return ""
 
 
 def description_of(keys: list[Key]) -> str:
@@ -183,7 +198,7 @@ def rows_of(found: dict[str, list[tuple[str, Key]]], options: int) -> list[str]:
         everywhere = len(defaults) == 1 and (len(entries) == options or entries[0][0] == "default")
         shown = "; ".join(default_of(value, [] if everywhere else who) for value, who in defaults.items())
         meaning = description_of([key for _, key in entries])
-        rows.append(f"| `{path}` | {cell(shown)} | {cell(takes(path))} | {cell(meaning)} |")
+        rows.append(f"| `{path}` | {cell(shown)} | {cell(takes(path, entries[0][1].taken_by))} | {cell(meaning)} |")
     return rows
 
 

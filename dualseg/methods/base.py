@@ -18,6 +18,7 @@ from dualseg.data.batch import Batch
 from dualseg.errors import DualsegError
 from dualseg.inference import SlidingWindow
 from dualseg.losses import supervised_ce, supervised_dice
+from dualseg.methods.arguments import at_least, positive
 from dualseg.methods.averages import Average, averaged_copy, move
 from dualseg.methods.evaluation import NetworkEvaluation
 from dualseg.methods.extra import ExtraTerm
@@ -49,7 +50,8 @@ class SegmentationMethod(NetworkEvaluation):
             experiments/la_main shows what that does.
         terms: name -> {"weight", "ramp", "enabled"}; what is not named keeps its default (`TERMS`). Under another name
             an `ExtraTerm` is added.
-        rampup_iterations: length of the ramp `start`; None is a tenth of the run, 0 is no ramp.
+        rampup_iterations: length of the ramp `start`, or below 1 its share of the run; None is a tenth of the run, 0 is
+            no ramp.
         seed: of dropout and of what a method draws.
 
     Attributes:
@@ -82,7 +84,7 @@ class SegmentationMethod(NetworkEvaluation):
         lr_schedule: Schedule | None = None,
         gradient_clip_norm: float | None = 10.0,
         terms: Mapping[str, Mapping[str, Any] | ExtraTerm] | None = None,
-        rampup_iterations: int | None = None,
+        rampup_iterations: float | None = None,
         seed: int = 0,
         distance_unit: Literal["voxel", "mm"] = "voxel",
         regions: Mapping[str, Sequence[int]] | None = None,
@@ -104,6 +106,9 @@ class SegmentationMethod(NetworkEvaluation):
             roles_of(noted, self.takes, type(self).__name__),
         )
         self.automatic_optimization = False
+        positive("method.gradient_clip_norm", gradient_clip_norm, "null for no limit")
+        if rampup_iterations is not None:
+            at_least("method.rampup_iterations", rampup_iterations, 0)
         self.optimizer = optimizer
         self.lr_schedule = lr_schedule or step_decay()
         self.gradient_clip_norm = gradient_clip_norm
@@ -166,8 +171,8 @@ class SegmentationMethod(NetworkEvaluation):
 
     def ramp(self, kind: Literal["none", "start", "run"]) -> float:
         """The ramp of that kind at this time."""
-        length = self._time.total // 10 if self.rampup_iterations is None else self.rampup_iterations
-        return self._time.ramp(kind, length)
+        length = 0.1 if self.rampup_iterations is None else self.rampup_iterations
+        return self._time.ramp(kind, int(length if length >= 1 else length * self._time.total))
 
     def supervised(self, network: str, view: View, label: Tensor) -> Iterator[LossTerm]:
         """The terms `supervised_ce` and `supervised_dice` of a network's view of labeled patches.

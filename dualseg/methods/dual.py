@@ -4,7 +4,7 @@ Equations, names and their order are those of method.md, sections 3 (described) 
 """
 
 from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,7 +31,9 @@ from dualseg.losses import (
 from dualseg.losses.contrast import Contrast
 from dualseg.losses.entropy_filtered import Fusion
 from dualseg.losses.masked import mean
+from dualseg.methods.arguments import at_least, fraction, one_of, positive
 from dualseg.methods.base import SegmentationMethod
+from dualseg.methods.extra import feature_channels
 from dualseg.methods.terms import LossTerm, Term, Time
 from dualseg.methods.view import View
 
@@ -88,14 +90,16 @@ class DualNetwork(SegmentationMethod):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        _one_of("objective", objective, ("described", "released"))
-        _one_of("method.fusion", fusion, ("mean", "union"))
-        _one_of("method.contrast", contrast, ("infonce", "distance"))
+        one_of("objective", objective, ("described", "released"))
+        one_of("method.fusion", fusion, ("mean", "union"))
+        one_of("method.contrast", contrast, ("infonce", "distance"))
         if fusion == "union" and len(self.class_names) > 2:
             raise DualsegError(f"method.fusion=union is defined for 2 classes, not {len(self.class_names)}; use mean.")
-        for key, value in (("keep_fraction", keep_fraction), ("prototype_momentum", prototype_momentum)):
-            if not 0 <= value <= 1:
-                raise DualsegError(f"method.{key}={value}: give a value from 0 to 1.")
+        fraction("method.confidence", confidence)
+        fraction("method.keep_fraction", keep_fraction)
+        fraction("method.prototype_momentum", prototype_momentum)
+        positive("method.temperature", temperature)
+        at_least("method.margin", margin, 0)
         self.described = objective == "described"
         self.confidence = confidence
         self.keep_fraction = keep_fraction
@@ -104,13 +108,9 @@ class DualNetwork(SegmentationMethod):
         self.temperature, self.margin = temperature, margin
         self.prototype_momentum = prototype_momentum
         if prototype_momentum > 0:
-            for name, network in self.networks.items():
-                if not hasattr(network, "feature_channels"):
-                    raise DualsegError(
-                        f"networks.{name}: method.prototype_momentum > 0 needs the network's attribute "
-                        f"feature_channels (int), the channels of its features; {type(network).__name__} has none."
-                    )
-                vectors = torch.zeros(len(self.class_names), cast(int, network.feature_channels))
+            for name in self.takes:
+                channels = feature_channels(self, name, "method.prototype_momentum > 0")
+                vectors = torch.zeros(len(self.class_names), channels)
                 self.register_buffer(f"prototypes_{name}", vectors)
                 self.register_buffer(f"prototypes_{name}_present", torch.zeros(len(self.class_names), dtype=torch.bool))
 
@@ -223,8 +223,3 @@ class DualNetwork(SegmentationMethod):
             yield self.term("uncertainty", "a", uncertainty(divergence))
         if self.on("cosine"):
             yield self.term("cosine", None, cosine(a.p, b.p))
-
-
-def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise DualsegError(f"{key}={value}: give one of {', '.join(allowed)}.")

@@ -1,7 +1,6 @@
 """The named terms of an objective: their defaults, what a configuration changes, their values in an iteration."""
 
 import difflib
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -9,6 +8,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from dualseg.errors import DualsegError
+from dualseg.methods.arguments import at_least, one_of
 from dualseg.methods.schedules import gaussian_rampup
 
 On = Literal["labeled", "unlabeled", "both"]
@@ -32,10 +32,8 @@ class Term:
     enabled: bool = True
 
     def __post_init__(self) -> None:
-        if isinstance(self.weight, bool) or not isinstance(self.weight, int | float) or not 0 <= self.weight < math.inf:
-            raise DualsegError(f"weight={self.weight}: give a number of at least 0.")
-        if self.ramp not in ("none", "start", "run"):
-            raise DualsegError(f"ramp={self.ramp}: give none, start or run.")
+        at_least("weight", self.weight, 0)
+        one_of("ramp", self.ramp, ("none", "start", "run"))
         if type(self.enabled) is not bool:  # a string such as off would count as true
             raise DualsegError(f"enabled={self.enabled}: give true or false.")
 
@@ -86,7 +84,11 @@ def configured(
     Raises:
         DualsegError: no such term or setting, a setting that cannot be, or every term is off.
     """
+    if not isinstance(changes, Mapping):
+        raise DualsegError(f"method.terms={changes}: write method.terms.cosine.enabled=false, for example.")
     for name, change in changes.items():
+        if not isinstance(change, Mapping):
+            raise DualsegError(f"method.terms.{name}={change}: write method.terms.{name}.enabled=false or .weight=...")
         if name not in defaults:
             near = difflib.get_close_matches(name, defaults, n=1)
             hint = f"did you mean {near[0]}?" if near else f"the terms are {', '.join(defaults)}."

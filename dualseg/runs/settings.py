@@ -39,7 +39,7 @@ WHOLE = {  # whole numbers and their least value; where the configuration leaves
     "trainer.threads": 1,
     "trainer.validate_every": 1,
 }
-SWITCHES = (  # and every method.terms.*.enabled
+SWITCHES = (
     "overwrite",
     "logger.offline",
     "trainer.channels_last",
@@ -53,16 +53,10 @@ NUMBERS = {
     "optimizer.weight_decay": 0.0,
     "lr_schedule.factor": 0.0,
     "lr_schedule.power": 0.0,
-    "method.margin": 0.0,
-    "method.rampup_iterations": 0.0,
 }
-POSITIVE = ("method.gradient_clip_norm", "method.temperature")  # a norm of 0 would clip every gradient to nothing
 FRACTIONS = (
     "dropout",
     "optimizer.momentum",
-    "method.confidence",
-    "method.keep_fraction",
-    "method.prototype_momentum",
 )
 SIZES = ("data.memory",)
 NULLABLE = (
@@ -71,8 +65,6 @@ NULLABLE = (
     "data.memory",
     "trainer.threads",
     "trainer.validate_every",
-    "method.gradient_clip_norm",
-    "method.rampup_iterations",
 )
 # top-level keys of groups, beside those of conf/train.yaml itself
 NODES = ("data", "method", "networks", "optimizer", "lr_schedule", "trainer", "logger", "batch", "objective")
@@ -80,11 +72,7 @@ IN_PATHS = ("name", "study", "scale", "variant")  # folders are named after them
 SHOWN = re.compile(r"(data|method)\.name|networks\.[\w-]+\.architecture")  # in tables
 FOR_SCANS = ("seed", "data.patch_size", "data.downsample", "inference.batch_size", "trainer.channels_last")
 PATHS = ("data.root", "data.source.splits", "data.source.unlabeled")
-TERM_WEIGHT = re.compile(r"method\.terms\.\w+\.weight")
 CHOICES = {
-    "objective": ("described", "released"),
-    "method.fusion": ("mean", "union"),
-    "method.contrast": ("infonce", "distance"),
     "inference.distance_unit": ("voxel", "mm"),
     "trainer.precision": ("32-true", "bf16-mixed", "16-mixed"),
 }
@@ -159,7 +147,6 @@ def check(settings: Mapping[str, Any]) -> None:
     """Raises: DualsegError naming the first key whose value cannot work."""
     check_network_names("networks", settings["networks"])
     _check_values(settings)
-    _check_terms(settings["method"].get("terms"))
     stages = settings["evaluate_on"]
     if not isinstance(stages, list) or any(stage not in ("validation", "test") for stage in stages):
         raise DualsegError(f"evaluate_on={stages}: give a list of validation and test, for example [test].")
@@ -202,12 +189,9 @@ def _check_values(settings: Mapping[str, Any]) -> None:
             continue
         if key in WHOLE and (type(value) is not int or value < WHOLE[key]):
             raise DualsegError(f"{key}={value}: give a whole number of at least {WHOLE[key]}.")
-        least = 0.0 if TERM_WEIGHT.fullmatch(key) else NUMBERS.get(key)
+        least = NUMBERS.get(key)
         if least is not None and not (_is_number(value) and value >= least):
             raise DualsegError(f"{key}={value}: give a number of at least {least:g}.")
-        if key in POSITIVE and not (_is_number(value) and value > 0):
-            or_null = ", or null for no limit" if key in NULLABLE else ""
-            raise DualsegError(f"{key}={value}: give a number above 0{or_null}.")
         if key in FRACTIONS and not (_is_number(value) and 0 <= value <= 1):
             raise DualsegError(f"{key}={value}: give a number from 0 to 1.")
         if key == "lr_schedule.milestones" and not (isinstance(value, list) and all(map(_is_milestone, value))):
@@ -216,7 +200,7 @@ def _check_values(settings: Mapping[str, Any]) -> None:
         if key == "trainer.devices" and not _is_devices(value):
             mend = "give a number of at least 1, -1 or auto for all there are, or a list of their indices such as [0,1]"
             raise DualsegError(f"{key}={value}: {mend}.")
-        if (key in SWITCHES or key.endswith(".enabled")) and type(value) is not bool:
+        if key in SWITCHES and type(value) is not bool:
             raise DualsegError(f"{key}={value}: give true or false.")  # a string such as off would count as true
         if key in SIZES:
             bytes_of(key, value)
@@ -227,18 +211,6 @@ def _check_values(settings: Mapping[str, Any]) -> None:
 def _check_sizes(key: str, sizes: Any) -> None:
     if not isinstance(sizes, list) or len(sizes) != 3 or any(type(size) is not int for size in sizes):
         raise DualsegError(f"{key}={sizes}: give three whole numbers, for example [112,112,80].")
-
-
-def _check_terms(terms: Any) -> None:
-    if terms is None:
-        return
-    if not isinstance(terms, dict):
-        raise DualsegError(f"method.terms={terms}: write method.terms.cosine.enabled=false, for example.")
-    for name, setting in terms.items():
-        if not isinstance(setting, dict):
-            raise DualsegError(f"method.terms.{name}={setting}: write method.terms.{name}.enabled=false or .weight=...")
-    if terms and not any(setting.get("enabled", True) for setting in terms.values()):
-        raise DualsegError("method.terms: every term is off, so there is nothing to train on; leave one enabled.")
 
 
 def _is_number(value: Any) -> bool:

@@ -1,0 +1,36 @@
+"""Values of a method's arguments, checked by the constructor that takes them; messages name the configuration's key."""
+
+import math
+from collections.abc import Collection
+from typing import Any
+
+from dualseg.errors import DualsegError
+
+
+def is_number(value: Any) -> bool:
+    """Neither true or false, which Python counts as numbers, nor infinite or NaN."""
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def one_of(key: str, value: Any, options: Collection[str]) -> None:
+    """Raises: DualsegError unless `value` is one of `options`."""
+    if value not in options:
+        raise DualsegError(f"{key}={value}: choose from {', '.join(options)}.")
+
+
+def fraction(key: str, value: Any) -> None:
+    """Raises: DualsegError unless `value` is a number from 0 to 1."""
+    if not (is_number(value) and 0 <= value <= 1):
+        raise DualsegError(f"{key}={value}: give a number from 0 to 1.")
+
+
+def positive(key: str, value: Any, or_null: str = "") -> None:
+    """Raises: DualsegError unless `value` is a number above 0, or None where `or_null` says what that means."""
+    if not (is_number(value) and value > 0) and not (or_null and value is None):
+        raise DualsegError(f"{key}={value}: give a number above 0{f', or {or_null}' if or_null else ''}.")
+
+
+def at_least(key: str, value: Any, least: float) -> None:
+    """Raises: DualsegError unless `value` is a number of at least `least`."""
+    if not (is_number(value) and value >= least):
+        raise DualsegError(f"{key}={value}: give a number of at least {least:g}.")

@@ -44,7 +44,7 @@ class Average:
         """
         if variant not in ("described", "averaged_buffers"):
             raise DualsegError(f"method.variant={variant}: give one of described, averaged_buffers.")
-        if not 0 <= decay <= 1:
+        if not isinstance(decay, int | float) or not 0 <= decay <= 1:
             raise DualsegError(f"method.decay={decay}: give a number from 0 to 1.")
         return cls(of, decay, warmup, buffers=variant == "averaged_buffers")
 

@@ -56,7 +56,7 @@ class BidirectionalCopyPaste(SegmentationMethod):
     }
 
     def __init__(self, *args: Any, variant: Variant = "described", pretraining: float = 0.25, **kwargs: Any) -> None:
-        if not 0 <= pretraining <= 1:
+        if not isinstance(pretraining, int | float) or not 0 <= pretraining <= 1:
             raise DualsegError(f"method.pretraining={pretraining}: give a share of the run, from 0 to 1.")
         self.averages = {"teacher": Average.teacher("a", variant, warmup=False)}
         self.pretraining = pretraining

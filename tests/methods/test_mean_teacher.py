@@ -142,7 +142,11 @@ def test_every_term_is_live():
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"variant": "own"}, r"method\.variant=own"), ({"decay": 1.2}, r"method\.decay=1\.2")],
+    [
+        ({"variant": "own"}, r"method\.variant=own"),
+        ({"decay": 1.2}, r"method\.decay=1\.2"),
+        ({"decay": "slow"}, r"method\.decay=slow"),
+    ],
 )
 def test_an_impossible_argument_is_refused(settings, message):
     with pytest.raises(DualsegError, match=message):

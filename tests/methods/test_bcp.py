@@ -283,4 +283,4 @@ def test_the_time_of_the_largest_component_is_a_curve():
     method.log_curves = curves.update
     cpu_trainer(4, log_every_n_steps=1).fit(method, volumes_data())
     assert 0 < curves["time/largest_component"] < 1
-    assert method.record_name == "a"
+    assert method.roles.record == "a"

@@ -86,4 +86,4 @@ def test_every_term_is_live_and_the_ensemble_stands_for_the_run():
     rows = audit(method, [batch_of(3)], 10)
     assert {(row.term, row.network) for row in rows} == {(n, i) for n in method.TERMS for i in "ab"}
     assert {row.verdict for row in rows} == {"live"}
-    assert method.record_name == "ensemble"
+    assert method.roles.record == "ensemble"

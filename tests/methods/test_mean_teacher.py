@@ -121,7 +121,7 @@ def test_the_forms_of_the_average(settings, decays, training):
         averaged = decay * before["norm.running_var"] + (1 - decay) * student["norm.running_var"]
         assert torch.allclose(after["norm.running_var"], averaged) == (not training)
     assert {mode for _, mode in method.networks["teacher"].seen} == {training}
-    assert method.record_name == "a"
+    assert method.roles.record == "a"
 
 
 @pytest.mark.parametrize(("labeled", "unlabeled"), [(2, 0), (0, 2), (1, 3)])

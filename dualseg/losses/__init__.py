@@ -5,6 +5,7 @@ from dualseg.losses.cosine import cosine
 from dualseg.losses.cross_pseudo import cross_pseudo
 from dualseg.losses.entropy_filtered import entropy, entropy_filtered, fuse, linear_quantile, reliable_voxels
 from dualseg.losses.rectification import confident_disagreement, rectification
+from dualseg.losses.region import region_ce, region_dice
 from dualseg.losses.supervised import supervised_ce, supervised_dice
 from dualseg.losses.uncertainty import kl_divergence, uncertainty
 
@@ -23,6 +24,8 @@ __all__ = [
     "kl_divergence",
     "linear_quantile",
     "rectification",
+    "region_ce",
+    "region_dice",
     "reliable_voxels",
     "supervised_ce",
     "supervised_dice",

@@ -2,6 +2,7 @@
 
 from dualseg.methods.averages import Average
 from dualseg.methods.base import SegmentationMethod
+from dualseg.methods.bcp import BidirectionalCopyPaste
 from dualseg.methods.cps import CrossPseudoSupervision
 from dualseg.methods.dual import DualNetwork
 from dualseg.methods.evaluation import NetworkEvaluation
@@ -12,6 +13,7 @@ from dualseg.methods.view import View
 
 __all__ = [
     "Average",
+    "BidirectionalCopyPaste",
     "CrossPseudoSupervision",
     "DualNetwork",
     "LossTerm",

@@ -2,9 +2,14 @@
 
 import copy
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
+
+from dualseg.errors import DualsegError
+
+Variant = Literal["described", "averaged_buffers"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,28 @@ class Average:
     decay: float = 0.99
     warmup: bool = True
     buffers: bool = False
+
+    @classmethod
+    def teacher(cls, of: str, variant: Variant, decay: float = 0.99, warmup: bool = True) -> "Average":
+        """A teacher in one of the two forms that are in use.
+
+        Args:
+            variant: `described`: its weights are averaged, its BatchNorm statistics are its own, so it runs in training
+                mode (SSL4MIS, UA-MT, BCP); `averaged_buffers`: both are averaged, and it runs in evaluation mode.
+
+        Raises:
+            DualsegError: another variant, or a decay outside 0 to 1.
+        """
+        if variant not in ("described", "averaged_buffers"):
+            raise DualsegError(f"method.variant={variant}: give one of described, averaged_buffers.")
+        if not isinstance(decay, int | float) or not 0 <= decay <= 1:
+            raise DualsegError(f"method.decay={decay}: give a number from 0 to 1.")
+        return cls(of, decay, warmup, buffers=variant == "averaged_buffers")
+
+    @property
+    def mode(self) -> Literal["eval", "train"]:
+        """The mode for `watch` in which its BatchNorm statistics fit: evaluation needs averaged ones."""
+        return "eval" if self.buffers else "train"
 
 
 def averaged_copy(network: nn.Module) -> nn.Module:

@@ -1,7 +1,7 @@
 """What all training methods share: one optimizer, one step an iteration, logged loss terms, averages, checks."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, cast
@@ -155,8 +155,9 @@ class SegmentationMethod(NetworkEvaluation):
                 mend = f"give at least 1, or switch off what has none: {off}"
                 raise DualsegError(f"batch.{role}=0: leaves no patch for {', '.join(without)}; {mend}.")
 
-    def moving_averages(self, time: Time) -> Iterable[str]:
-        """The averages that move after this iteration's step; all of them, unless a method says otherwise."""
+    def moving_averages(self, time: Time) -> Mapping[str, Average]:
+        """The averages that move after this iteration's step, and how; all, as `averages` says, unless a method knows
+        better."""
         return self.averages
 
     # What it writes it with
@@ -254,8 +255,7 @@ class SegmentationMethod(NetworkEvaluation):
         self.manual_backward(total)
         optimizer.step()
         cast(LambdaLR, self.lr_schedulers()).step()
-        for name in self.moving_averages(time):
-            average = self.averages[name]
+        for name, average in self.moving_averages(time).items():
             move(self.networks[name], self.networks[average.of], average, time.iteration)
         if time.iteration == 0 or (time.iteration + 1) % self.log_every == 0:
             self._log(terms, total.detach(), rate)

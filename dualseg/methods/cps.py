@@ -1,4 +1,4 @@
-"""Cross pseudo supervision (Chen et al., CVPR 2021), in 3-D as SSL4MIS has it (field.md 2.5)."""
+"""Cross pseudo supervision (Chen et al., CVPR 2021), in 3-D."""
 
 from collections.abc import Iterator
 
@@ -9,12 +9,19 @@ from dualseg.methods.terms import LossTerm, Term, Time
 
 
 class CrossPseudoSupervision(SegmentationMethod):
-    """1/2 (CE + Dice) on the labeled patches + w(t) CE(z_i, argmax p_j) on the unlabeled ones, w up to 0.1.
+    """Two networks, each with the other's classes as labels (CPS, Chen et al., CVPR 2021; in 3-D as in SSL4MIS).
 
-    Pseudo-labels on the unlabeled patches alone, as in the public code (the paper has them on labeled ones too). The
-    two networks start from different weights; any pair can stand here.
+        L_i = 1/2 (CE + Dice)(p_i, y) on labeled patches + w(t) CE(z_i, argmax p_j) on unlabeled ones, i != j
 
-    Differences: the ramp is smooth, over the whole run; the ensemble stands for the run, where they test network 1.
+    with w(t) up to 0.1 over the whole run. Both networks see the same patches; no gradient goes through a label.
+
+    Differences: pseudo-labels on the unlabeled patches alone, as in SSL4MIS (the paper: on the labeled ones too); any
+    two networks (theirs: one architecture, initialised in two ways); a smooth ramp (theirs moves every 150 iterations);
+    the Dice of this framework, over the foreground classes with squared denominators (theirs: the background too); the
+    ensemble stands for the run (theirs: network 1); the learning rate follows the run's `lr_schedule` (theirs:
+    polynomial).
+
+    Arguments as `SegmentationMethod`.
     """
 
     takes = ("a", "b")

@@ -1,18 +1,20 @@
 """Box masks: which voxels of a patch come from another one."""
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 
-def _boxes(start: Tensor, stop: Tensor, size: Sequence[int]) -> Tensor:
-    """(N, 3) first voxels and the ones after the last -> (N, W, H, D) bool."""
-    inside = torch.ones(len(start), 1, 1, 1, dtype=torch.bool, device=start.device)
+def _boxes(start: Sequence[Tensor], stop: Sequence[Tensor], size: Sequence[int]) -> Tensor:
+    """For each axis the (N,) first voxels and the ones after the last -> (N, W, H, D) bool."""
+    count, device = len(start[0]), start[0].device
+    inside = torch.ones(count, 1, 1, 1, dtype=torch.bool, device=device)
     for axis, length in enumerate(size):
-        places = torch.arange(length, device=start.device)
-        along = (places >= start[:, axis, None]) & (places < stop[:, axis, None])
-        inside = inside & along.view(len(start), *(length if k == axis else 1 for k in range(3)))
+        places = torch.arange(length, device=device)
+        along = (places >= start[axis][:, None]) & (places < stop[axis][:, None])
+        inside = inside & along.view(count, *(length if k == axis else 1 for k in range(3)))
     return inside
 
 
@@ -29,10 +31,11 @@ def contiguous_box(
     Returns:
         (N, W, H, D) bool, true inside.
     """
-    sides = torch.tensor([int(share * length) for length in size], device=device)
-    room = torch.tensor(list(size), device=device) - sides
-    start = (torch.rand(count, 3, device=device) * room).floor()
-    return _boxes(start, start + sides, size)
+    place = torch.rand(count, 3, device=device)
+    sides = [int(share * length) for length in size]
+    # axis by axis: a tensor made of a list would wait for the device
+    start = [(place[:, k] * (size[k] - side)).floor() for k, side in enumerate(sides)]
+    return _boxes(start, [first + side for first, side in zip(start, sides, strict=True)], size)
 
 
 def cutmix_boxes(
@@ -53,10 +56,10 @@ def cutmix_boxes(
     Returns:
         (N, W, H, D) bool, true inside.
     """
-    full = torch.tensor([float(length) for length in size], device=device)
     low, high = volume
-    v = (low + (high - low) * torch.rand(count, device=device)) * full.prod()
+    v = (low + (high - low) * torch.rand(count, device=device)) * math.prod(size)
     r = aspect[0] + (aspect[1] - aspect[0]) * torch.rand(count, device=device)
-    sides = torch.stack([v / r, v * r, v], dim=1).pow(1 / 3).round().minimum(full)
-    start = (torch.rand(count, 3, device=device) * (full - sides + 1)).floor()
-    return _boxes(start, start + sides, size)
+    sides = [side.pow(1 / 3).round().clamp(max=size[k]) for k, side in enumerate((v / r, v * r, v))]
+    place = torch.rand(count, 3, device=device)
+    start = [(place[:, k] * (size[k] - side + 1)).floor() for k, side in enumerate(sides)]
+    return _boxes(start, [first + side for first, side in zip(start, sides, strict=True)], size)

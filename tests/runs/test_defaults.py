@@ -163,7 +163,7 @@ def test_names_of_finished_runs_stay(overrides, name):
     )
 
 
-@pytest.mark.parametrize("method", sorted(path.stem for path in (conf_dir() / "method").glob("*.yaml")))
+@pytest.mark.parametrize("method", ["dual", "dual_gentle", "supervised"])  # of which there are runs with these names
 def test_a_new_key_is_listed_so_that_names_stay(method):
     known = {f"{start}{key}" for start, keys in KEYS_OF_NAMES.items() for key in keys.split()}
     new = sorted(identity(composed(f"method={method}")).keys() - known)

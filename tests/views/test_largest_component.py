@@ -28,18 +28,28 @@ def components(mask):
 def test_each_patch_keeps_its_own():
     label = torch.randint(0, 9, (3, 9, 8, 7), generator=torch.Generator().manual_seed(0))
     label = label.where(label < 3, 0)
-    cleaned = largest_component(label, iter([1, 2]))
+    cleaned, seconds = largest_component(label, iter([1, 2]))
     for before, after in zip(label.numpy(), cleaned.numpy(), strict=True):
         for value in (1, 2):
             largest = max(map(len, components(before == value)))
             (kept,) = components(after == value)
             assert len(kept) == largest and all(before[v] == value for v in kept)
-    assert cleaned.dtype == torch.int64
+    assert cleaned.dtype == torch.int64 and seconds > 0
+    assert label.max() == 2 and not torch.equal(cleaned, label), "the argument stays"
 
 
 def test_other_classes_and_empty_patches_stay():
     label = torch.zeros(2, 6, 6, 6, dtype=torch.long)
     label[0, 0, 0, 0] = label[0, 3:, 3:, 3:] = 2
     label[0, 0, 5, 5] = 1
-    assert torch.equal(largest_component(label, [1]), label)
-    assert largest_component(label, [2])[0, 0, 0, 0] == 0
+    assert torch.equal(largest_component(label, [1]).label, label)
+    assert largest_component(label, [2]).label[0, 0, 0, 0] == 0
+
+
+def test_labels_beyond_a_byte():
+    label = torch.zeros(1, 6, 6, 6, dtype=torch.long)
+    label[0, 0, 0, 0] = label[0, 3:, 3:, 3:] = 300
+    label[0, 0, 5, 5] = 300 - 256
+    cleaned = largest_component(label, range(1, 301)).label
+    assert cleaned[0, 0, 0, 0] == 0
+    assert (cleaned[0, 3:, 3:, 3:] == 300).all() and cleaned[0, 0, 5, 5] == 44

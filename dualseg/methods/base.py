@@ -227,6 +227,11 @@ class SegmentationMethod(NetworkEvaluation):
                 if extra.setting.enabled:
                     terms += extra.terms(self, name, batch, time)
         self._image, self._seen = None, {}  # their memory is the backward pass's
+        if not terms:
+            on = ", ".join(name for name, term in self.terms.items() if term.enabled)
+            raise DualsegError(
+                f"method.terms: none of {on} has a value at iteration {time.iteration}; switch on one that has."
+            )
         return terms
 
     def trained(self) -> dict[str, nn.Module]:

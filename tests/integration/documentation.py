@@ -14,7 +14,7 @@ OWN_FILES = {  # file -> the blocks that it is made of: page, marker
     "my_conf/data/mine.yaml": [("docs/data.md", "own-config")],
     "my_conf/experiment/quick.yaml": [("docs/configuration.md", "own-experiment")],
     "my_conf/method/low_entropy.yaml": [("docs/change-one-thing.md", "my-loss-config")],
-    "my_conf/method/cps.yaml": [("docs/change-one-thing.md", "my-method-config")],
+    "my_conf/method/pi_model.yaml": [("docs/change-one-thing.md", "my-method-config")],
     "my_conf/network/basic_unet.yaml": [("docs/change-one-thing.md", "my-network")],
 }
 

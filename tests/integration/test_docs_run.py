@@ -65,10 +65,13 @@ def test_the_commands_of_a_page_run(page: Path, work: Path, command: Callable[..
 
 
 def test_ones_own_loss_and_method_have_their_curves(work: Path, command: Callable[..., Any]) -> None:
-    for method, terms in (("low_entropy", ["low_entropy", "cosine"]), ("cps", ["supervised_ce", "cross_pseudo"])):
+    for method, networks, terms in (
+        ("low_entropy", "ab", ["low_entropy", "cosine"]),
+        ("pi_model", "a", ["supervised_ce", "consistency"]),
+    ):
         run(["dualseg-train", "--config-dir", "my_conf", f"method={method}", f"name={method}"], work, command)
         curves = (work / "runs" / method / "logs" / "curves.csv").read_text()
-        assert all(f"loss/{network}/{term}," in curves for network in "ab" for term in terms)
+        assert all(f"loss/{network}/{term}," in curves for network in networks for term in terms)
 
 
 def test_the_added_term_is_the_entropy_of_the_unlabeled_half(work: Path) -> None:

@@ -4,16 +4,22 @@ from dualseg.methods.averages import Average
 from dualseg.methods.base import SegmentationMethod
 from dualseg.methods.cps import CrossPseudoSupervision
 from dualseg.methods.dual import DualNetwork
+from dualseg.methods.erda import ERDA
 from dualseg.methods.evaluation import NetworkEvaluation
+from dualseg.methods.extra import ExtraTerm
+from dualseg.methods.guided_contrast import GuidedContrast
 from dualseg.methods.mean_teacher import MeanTeacher
 from dualseg.methods.supervised import Supervised
 from dualseg.methods.terms import LossTerm, Term, Time
 from dualseg.methods.view import View
 
 __all__ = [
+    "ERDA",
     "Average",
     "CrossPseudoSupervision",
     "DualNetwork",
+    "ExtraTerm",
+    "GuidedContrast",
     "LossTerm",
     "MeanTeacher",
     "NetworkEvaluation",

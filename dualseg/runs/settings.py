@@ -237,8 +237,6 @@ def _check_terms(terms: Any) -> None:
     for name, setting in terms.items():
         if not isinstance(setting, dict):
             raise DualsegError(f"method.terms.{name}={setting}: write method.terms.{name}.enabled=false or .weight=...")
-    if terms and not any(setting.get("enabled", True) for setting in terms.values()):
-        raise DualsegError("method.terms: every term is off, so there is nothing to train on; leave one enabled.")
 
 
 def _is_number(value: Any) -> bool:

@@ -117,7 +117,7 @@ def guided_contrast(a: Seen, b: Seen, negatives: Negatives, temperature: float) 
     own = torch.arange(len(a.e), device=a.e.device)[:, None]
     allowed = negatives.there & (negatives.label != a.label[:, None]) & (negatives.voxel != own)
     others = (a.e @ negatives.e.T / temperature).masked_fill(~allowed, -torch.inf)
-    return masked_mean(-torch.cat([positive, others], dim=1).log_softmax(dim=1)[:, 0], b.sure)
+    return masked_mean(torch.cat([positive, others], dim=1).logsumexp(dim=1) - positive[:, 0], b.sure)
 
 
 @torch.no_grad()

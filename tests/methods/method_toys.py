@@ -178,7 +178,11 @@ def whole_and_resumed(
     make: Callable[[], SegmentationMethod], folder: Path, iterations: int = 6, at: int = 3
 ) -> tuple[SegmentationMethod, SegmentationMethod]:
     """The method trained at once, and another one that goes on from a checkpoint of the first `at` iterations."""
-    whole, first, second = make(), make(), make()
+    made = []
+    for _ in range(3):
+        torch.manual_seed(0)
+        made.append(make())
+    whole, first, second = made
     path = folder / f"{at}.ckpt"
     cpu_trainer(iterations).fit(whole, volumes_data())
     cpu_trainer(iterations, callbacks=[StopAt(at, path)]).fit(first, volumes_data())

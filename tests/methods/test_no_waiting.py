@@ -16,6 +16,7 @@ aten = torch.ops.aten
 WAITING = {aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.is_nonzero, aten.equal, aten.unique_dim}
 INDEXING = {aten.index, aten.index_put, aten.index_put_, aten._unsafe_index}
 METHODS = sorted(path.stem for path in (conf_dir() / "method").glob("*.yaml"))
+WITH_TERMS = ("mean_teacher +term=[erda,guided_contrast]", "cps +term=guided_contrast")
 
 
 class NoWaiting(TorchDispatchMode):
@@ -46,9 +47,10 @@ def test_the_mode_sees_each_kind_of_waiting():
         x[torch.tensor([0, 2])].where(x[:2] > 0, 0.0).sort()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [*METHODS, *WITH_TERMS])
 def test_an_iteration_between_two_points_of_the_curves(method, tmp_path, phantom):
-    words = [f"method={method}", "base_channels=4", "trainer.accelerator=cpu", "trainer.threads=1", "evaluate_on=[]"]
+    words = [*f"method={method}".split(), "base_channels=4", "trainer.accelerator=cpu", "trainer.threads=1"]
+    words += ["evaluate_on=[]"]
     words += ["trainer.max_iterations=4", "trainer.log_every=100", "trainer.progress_bar=false", "data.labeled=2"]
     words += ["data.patch_size=[16,16,16]", "data.stride=[16,16,16]", f"data.root={phantom.root}"]
     words += [f"+data.source.{key}={value}" for key, value in (("train", 6), ("test", 2), ("shape", "[40,36,32]"))]

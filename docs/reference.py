@@ -29,8 +29,9 @@ CONF = ROOT / "conf"
 PAGE = ROOT / "docs" / "reference.md"
 GROUPS = (
     "data", "augmentation", "method", "networks", "network", "optimizer", "lr_schedule", "trainer", "logger",
-    "launcher", "experiment", "sweep",
+    "launcher", "experiment", "sweep", "term",
 )  # fmt: skip
+ADDED = ("term",)  # no default chooses from them, so that their options come with a +
 WHOLE_SETTINGS = ("experiment", "sweep")  # their files override keys of other groups, and have none of their own
 PLUMBING = ("defaults", "_target_", "_partial_", "override /hydra/launcher")
 PACKAGE = re.compile(r"^# @package (\S+)$", re.MULTILINE)
@@ -210,7 +211,8 @@ def group_of(group: str) -> list[str]:
         raise ValueError(f"conf/{group}/{bare[0]}: begin with a comment that says what it is")
     choices = [file for file in files if (group, file.stem) != ("data", "default")]  # that one is a part of the others
     lines = [f"## {group}", "", "| option | is |", "| --- | --- |"]
-    lines += [f"| `{group}={file.stem}` | {cell(summary_of(file))} |" for file in choices]
+    plus = "+" if group in ADDED else ""
+    lines += [f"| `{plus}{group}={file.stem}` | {cell(summary_of(file))} |" for file in choices]
     if group in WHOLE_SETTINGS:
         return lines
     found: dict[str, list[tuple[str, Key]]] = {}

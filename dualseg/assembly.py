@@ -11,6 +11,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning_fabric.plugins.environments import ClusterEnvironment, LightningEnvironment, SLURMEnvironment
 from monai.transforms import MapTransform
@@ -24,7 +25,7 @@ from dualseg.data.volumes import VolumeSource
 from dualseg.errors import DualsegError
 from dualseg.inference import SlidingWindow
 from dualseg.inference.predictor import Member, Predictor
-from dualseg.methods import NetworkEvaluation, SegmentationMethod
+from dualseg.methods import ExtraTerm, NetworkEvaluation, SegmentationMethod
 from dualseg.processes import is_slurm_task
 from dualseg.record import ENSEMBLE, Roles, roles_of
 from dualseg.runs.callbacks import Checkpoints, FormerRun, ProgressBar, RunTime, ScoredVolumes, SliceWriter, Throughput
@@ -113,6 +114,8 @@ def build_sliding_window(config: Config, mirror: bool = False) -> SlidingWindow:
 def build_method(config: Config, source: VolumeSource) -> SegmentationMethod:
     """`method` with its `networks`, `optimizer` and `lr_schedule`."""
     settings = {k: v for k, v in config["method"].items() if k != "name"}
+    if "terms" in settings:
+        settings["terms"] = {name: _term(name, term) for name, term in settings["terms"].items()}
     with naming_keys_of("optimizer", config["optimizer"]):
         optimizer = instantiate(config["optimizer"])
         if isinstance(optimizer, partial):  # called in the fit, when it is too late for an answer
@@ -136,6 +139,20 @@ def build_method(config: Config, source: VolumeSource) -> SegmentationMethod:
         )
     method.check_batch(config["batch"]["labeled"], config["batch"]["unlabeled"])
     return method
+
+
+def _term(name: str, setting: Config) -> Config | ExtraTerm:
+    """A term of the method's own as it is set; one that is added to them (`+term=NAME`), built."""
+    if "_target_" not in setting:
+        return setting
+    key = f"method.terms.{name}"
+    try:
+        with naming_keys_of(key, setting):
+            return instantiate(setting)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, DualsegError):
+            raise DualsegError(f"{key}.{error.__cause__}") from error
+        raise
 
 
 def build_trainer(

@@ -191,7 +191,7 @@ def explain(error: BaseException) -> str:
         if full_key and "Missing mandatory value" in str(cause):
             return f"{full_key} is required and has no default; give {full_key}=..."
         if full_key and "is not in struct" in str(cause):
-            return f"{full_key}: no such configuration key.{_near_key(str(full_key))}"
+            return f"{full_key}: no such configuration key.{_near_term() or _near_key(str(full_key))}"
     option = re.search(r"(?:Could not find|In '[^']+': Could not find) '([^']+)'", text)
     if option:
         group, _, name = option.group(1).rpartition("/")
@@ -241,15 +241,30 @@ def _near_key(key: str) -> str:
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         try:
-            overrides = [*_group_choices(), f"hydra.searchpath=[{search}]"]
+            choices = [choice for choice in _group_choices() if not choice.startswith(f"{key}=")]
+            overrides = [*choices, f"hydra.searchpath=[{search}]"]
             config = compose("train", overrides=overrides, return_hydra_config=True)
         except HydraException:
             return ""
     known: Any = OmegaConf.to_container(config, resolve=False)
     groups = known.pop("hydra")["runtime"]["choices"]
+    is_group = any((conf / key).is_dir() for conf in _conf_dirs())
+    if is_group and not any(group.partition("@")[0] == key for group in groups):  # no default chooses from it
+        return f" Write +{key}=..."
     flat = list(flatten(known))
     prefixes = {k.rsplit(".", n)[0] for k in flat for n in range(1, k.count(".") + 1)}
     return nearest(key, [*flat, *prefixes, *groups])
+
+
+def _near_term() -> str:
+    """How to add the term whose keys the command line sets, where it does not."""
+    added = [word for word in sys.argv[1:] if word.startswith("+term=")]
+    for word in sys.argv[1:]:
+        name = re.match(r"method\.terms\.([\w-]+)\.\w+=", word)
+        known = name and any((conf / "term" / f"{name[1]}.yaml").is_file() for conf in _conf_dirs())
+        if name and known and not any(name[1] in choice for choice in added):
+            return f" Add +term={name[1]}."
+    return ""
 
 
 def _near_option(group: str, name: str) -> str:

@@ -5,17 +5,23 @@ from dualseg.methods.base import SegmentationMethod
 from dualseg.methods.bcp import BidirectionalCopyPaste
 from dualseg.methods.cps import CrossPseudoSupervision
 from dualseg.methods.dual import DualNetwork
+from dualseg.methods.erda import ERDA
 from dualseg.methods.evaluation import NetworkEvaluation
+from dualseg.methods.extra import ExtraTerm
+from dualseg.methods.guided_contrast import GuidedContrast
 from dualseg.methods.mean_teacher import MeanTeacher
 from dualseg.methods.supervised import Supervised
 from dualseg.methods.terms import LossTerm, Term, Time
 from dualseg.methods.view import View
 
 __all__ = [
+    "ERDA",
     "Average",
     "BidirectionalCopyPaste",
     "CrossPseudoSupervision",
     "DualNetwork",
+    "ExtraTerm",
+    "GuidedContrast",
     "LossTerm",
     "MeanTeacher",
     "NetworkEvaluation",

@@ -80,7 +80,7 @@ def audit(method: SegmentationMethod, batches: list[Batch], max_iterations: int)
         for (term, network), values in norms.items()
     ]
     present = {row.term for row in rows}
-    absent = [AuditRow(term, None, {}, 0, "absent") for term in method.TERMS if term not in present]
+    absent = [AuditRow(term, None, {}, 0, "absent") for term in method.terms if term not in present]
     return rows + absent
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar, TypeGuard, cast
 
-from torch import nn
+from torch import Tensor, nn
 
 from dualseg.data.batch import Batch
 from dualseg.errors import DualsegError
@@ -20,10 +21,16 @@ class ExtraTerm(nn.Module, ABC):
     """A term beside a method's own, with the modules it needs: subclass it and write `build` and `terms`.
 
     A configuration adds it as `method.terms.NAME: {_target_: ..., weight: ...}`. Its parameters are trained, clipped,
-    saved and resumed as a head of the method; a prototype or another state is a buffer.
+    saved and resumed as a head of the method; a prototype or another state is a buffer. With several processes every
+    parameter must get a gradient in every iteration, if only 0.
 
     Args:
-        weight, ramp, enabled: see `Term`.
+        weight: what the term is multiplied by, at the full ramp.
+        ramp: of the weight: none; start, over the first rampup_iterations; run, over the whole run.
+        enabled: whether it is part of the objective.
+
+    Raises:
+        DualsegError: one of them cannot be. The message begins with KEY=VALUE, without `method.terms.NAME`.
     """
 
     on: ClassVar[On] = "unlabeled"
@@ -38,7 +45,7 @@ class ExtraTerm(nn.Module, ABC):
 
     @abstractmethod
     def terms(self, method: SegmentationMethod, name: str, batch: Batch, time: Time) -> Iterator[LossTerm]:
-        """The term of each network: `method.term(name, ...)`, on `method.view(network)`."""
+        """The term of each network of `method.takes`: `method.term(name, ...)`, on `method.view(network)`."""
 
 
 def feature_channels(method: SegmentationMethod, network: str, needed_by: str) -> int:
@@ -54,3 +61,26 @@ def feature_channels(method: SegmentationMethod, network: str, needed_by: str) -
             f"its features; {type(module).__name__} has none."
         )
     return cast(int, module.feature_channels)
+
+
+def voxel_rows(volumes: Tensor, voxels: Tensor) -> Tensor:
+    """What (N, C, W, H, D) holds at voxels, flat indices (m,) into N W H D: (m, C) float32."""
+    flat = volumes.flatten(2)
+    size = flat.shape[2]
+    return flat[voxels // size, :, voxels % size].float()
+
+
+def check_positive(key: str, value: object) -> None:
+    """Raises: DualsegError where a setting is no number above 0."""
+    if not (_is_number(value) and value > 0):
+        raise DualsegError(f"{key}={value}: give a number above 0.")
+
+
+def check_between(key: str, value: object, least: float, most: float) -> None:
+    """Raises: DualsegError where a setting is no number from `least` to `most`."""
+    if not (_is_number(value) and least <= value <= most):
+        raise DualsegError(f"{key}={value}: give a number from {least:g} to {most:g}.")
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return type(value) in (int, float) and math.isfinite(cast(float, value))

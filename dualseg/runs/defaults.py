@@ -22,7 +22,9 @@ def with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
     defaults = {key: value for key, value in _file("train").items() if key not in NOT_OF_A_RUN}
     defaults |= {"logger": None, "trainer": _file("trainer/default")}
     method = _option("method", config.get("method"), ("name", "_target_"), inside="method")
-    defaults |= method
+    terms = _value(config, "method.terms")
+    added = {name: _added_term(own) for name, own in terms.items()} if isinstance(terms, Mapping) else {}
+    defaults |= _over({"method": {"terms": added}}, method)
     for group in ("optimizer", "lr_schedule"):
         defaults[group] = _option(group, config.get(group), ("_target_",))
     data, networks = config.get("data"), config.get("networks")
@@ -73,6 +75,14 @@ def _option(group: str, own: Any, keys: tuple[str, ...], inside: str | None = No
         if all(node.get(key) == own.get(key) for key in keys):
             return option
     return {}
+
+
+def _added_term(own: Any) -> Mapping[str, Any]:
+    """What conf/term has for a term that was added to a method's own; empty for one of these."""
+    if not isinstance(own, Mapping) or "_target_" not in own:
+        return {}
+    added = (term for option in _options("term") for term in option.values())
+    return next((term for term in added if term["_target_"] == own["_target_"]), {})
 
 
 @cache

@@ -1,7 +1,8 @@
 """Small things to test methods with: networks that return stored tensors, tiny networks, volumes in memory."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from dualseg.data import SemiSupervisedDataModule
 from dualseg.data.batch import Batch
 from dualseg.data.volumes import Image, VolumeSource
 from dualseg.inference import SlidingWindow
-from dualseg.methods import DualNetwork
+from dualseg.methods import DualNetwork, LossTerm, SegmentationMethod, Time
 from dualseg.networks import SegmentationOutput
 
 SHAPE = (16, 14, 12)  # 2,688 voxels a sample: the contrast draws several of the unreliable ones
@@ -48,6 +49,21 @@ class Tiny(nn.Module):
         return SegmentationOutput(self.head(features), features)
 
 
+class Normed(nn.Module):
+    """A convolution with BatchNorm, whose statistics move, before the last one; no dropout."""
+
+    feature_channels = 4
+
+    def __init__(self, in_channels: int = 1, num_classes: int = 2) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv3d(in_channels, 4, 3, padding=1), nn.BatchNorm3d(4), nn.ReLU())
+        self.head = nn.Conv3d(4, num_classes, 1)
+
+    def forward(self, image: Tensor) -> SegmentationOutput:
+        features = self.body(image)
+        return SegmentationOutput(self.head(features), features)
+
+
 class Volumes(VolumeSource):
     """Noise with a bright block for each foreground class, in memory."""
 
@@ -72,6 +88,17 @@ class Volumes(VolumeSource):
     def read_image(self, case: str) -> Image:
         noise = 0.5 * self._rng(case).standard_normal((self.channels, *self.shape))
         return Image((noise + self.read_label(case)).astype(np.float32), np.diag([1.0, 1.5, 2.0, 1.0]))
+
+
+class Bare(SegmentationMethod):
+    """One network without a term: what is switched on stands alone."""
+
+    def objective(self, batch: Batch, time: Time) -> Iterator[LossTerm]:
+        yield from ()
+
+
+class BarePair(Bare):
+    takes = ("a", "b")
 
 
 def outputs(num_classes: int, seed: int = 0, samples: int = 4) -> dict[str, tuple[Tensor, Tensor]]:
@@ -133,6 +160,41 @@ def cpu_trainer(iterations: int, **settings: Any) -> pl.Trainer:
             **settings,
         }
     )
+
+
+class StopAt(pl.Callback):
+    """Saves a checkpoint before that iteration and stops the fit, as a kill does: nothing more happens."""
+
+    def __init__(self, iteration: int, path: Path) -> None:
+        self.iteration, self.path = iteration, path
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *args: Any) -> None:
+        if trainer.global_step == self.iteration:
+            trainer.save_checkpoint(self.path)
+            raise StopIteration
+
+
+def whole_and_resumed(
+    make: Callable[[], SegmentationMethod], folder: Path, iterations: int = 6, at: int = 3
+) -> tuple[SegmentationMethod, SegmentationMethod]:
+    """The method trained at once, and another one that goes on from a checkpoint of the first `at` iterations."""
+    made = []
+    for _ in range(3):
+        torch.manual_seed(0)
+        made.append(make())
+    whole, first, second = made
+    path = folder / f"{at}.ckpt"
+    cpu_trainer(iterations).fit(whole, volumes_data())
+    cpu_trainer(iterations, callbacks=[StopAt(at, path)]).fit(first, volumes_data())
+    cpu_trainer(iterations).fit(second, volumes_data(), ckpt_path=path, weights_only=True)
+    assert second.trainer.global_step == iterations
+    return whole, second
+
+
+def differing(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> list[str]:
+    """Names of what is not the same to the last bit."""
+    assert first.keys() == second.keys()
+    return [name for name in first if not torch.equal(first[name], second[name])]
 
 
 plain_sgd = partial(torch.optim.SGD, lr=1.0)

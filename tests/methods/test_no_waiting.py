@@ -22,6 +22,7 @@ WAITING = {aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.is_n
 INDEXING = {aten.index, aten.index_put, aten.index_put_, aten._unsafe_index}
 READING = {"item", "tolist", "numpy", "cpu", "__array__", "__bool__", "__float__", "__int__", "__index__"}
 METHODS = sorted(path.stem for path in (conf_dir() / "method").glob("*.yaml"))
+WITH_TERMS = ("mean_teacher +term=[erda,guided_contrast]", "cps +term=guided_contrast")
 
 
 def allowed() -> bool:
@@ -88,9 +89,10 @@ def test_the_mode_sees_each_kind_of_waiting():
         largest_component(torch.ones(1, 2, 2, 2, dtype=torch.long), [1])
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [*METHODS, *WITH_TERMS])
 def test_an_iteration_between_two_points_of_the_curves(method, tmp_path, phantom):
-    words = [f"method={method}", "base_channels=4", "trainer.accelerator=cpu", "trainer.threads=1", "evaluate_on=[]"]
+    words = [*f"method={method}".split(), "base_channels=4", "trainer.accelerator=cpu", "trainer.threads=1"]
+    words += ["evaluate_on=[]"]
     words += ["trainer.max_iterations=4", "trainer.log_every=100", "trainer.progress_bar=false", "data.labeled=2"]
     words += ["data.patch_size=[16,16,16]", "data.stride=[16,16,16]", f"data.root={phantom.root}"]
     words += [f"+data.source.{key}={value}" for key, value in (("train", 6), ("test", 2), ("shape", "[40,36,32]"))]

@@ -63,6 +63,8 @@ def without(config: dict[str, Any], key: str) -> dict[str, Any]:
     [
         (),
         ("data=folder", "method=supervised"),
+        ("method=mean_teacher", "+term=[erda,guided_contrast]"),
+        ("+term=erda",),
         ("data=brats", "method=dual_gentle", "networks=segresnet_vnet", "lr_schedule=polynomial"),
     ],
 )

@@ -25,7 +25,7 @@ from dualseg.data.volumes import VolumeSource
 from dualseg.errors import DualsegError
 from dualseg.inference import SlidingWindow
 from dualseg.inference.predictor import Member, Predictor
-from dualseg.methods import ExtraTerm, NetworkEvaluation, SegmentationMethod
+from dualseg.methods import NetworkEvaluation, SegmentationMethod
 from dualseg.processes import is_slurm_task
 from dualseg.record import ENSEMBLE, Roles, roles_of
 from dualseg.runs.callbacks import Checkpoints, FormerRun, ProgressBar, RunTime, ScoredVolumes, SliceWriter, Throughput
@@ -114,7 +114,7 @@ def build_sliding_window(config: Config, mirror: bool = False) -> SlidingWindow:
 def build_method(config: Config, source: VolumeSource) -> SegmentationMethod:
     """`method` with its `networks`, `optimizer` and `lr_schedule`."""
     settings = {k: v for k, v in config["method"].items() if k != "name"}
-    if "terms" in settings:
+    if isinstance(settings.get("terms"), Mapping):
         settings["terms"] = {name: _term(name, term) for name, term in settings["terms"].items()}
     with naming_keys_of("optimizer", config["optimizer"]):
         optimizer = instantiate(config["optimizer"])
@@ -141,9 +141,9 @@ def build_method(config: Config, source: VolumeSource) -> SegmentationMethod:
     return method
 
 
-def _term(name: str, setting: Config) -> Config | ExtraTerm:
+def _term(name: str, setting: Any) -> Any:
     """A term of the method's own as it is set; one that is added to them (`+term=NAME`), built."""
-    if "_target_" not in setting:
+    if not isinstance(setting, Mapping) or "_target_" not in setting:
         return setting
     key = f"method.terms.{name}"
     try:

@@ -96,7 +96,6 @@ def test_help_answers_at_once(tmp_path, module, said):
         ("train", ["data=la", "data.root=.", "data.labeled=81"], "data.labeled=81"),
         ("train", ["data=la", "data.root=.", "data.labeled=80"], "leaves no unlabeled volume"),
         ("train", ["data.patch_size=[48,48,33]"], "multiples of 16"),
-        ("train", ["networks=vnet"], "networks"),
         ("train", ["trainer.devices=0"], "trainer.devices=0: give a number of at least 1"),
         ("train", ["lr_schedule.milestones=[0,5000]"], "lr_schedule.milestones=[0, 5000]: give a list of iterations"),
         ("train", ["weights=none.ckpt"], "weights=none.ckpt: no such checkpoint; give a checkpoints/iteration-"),

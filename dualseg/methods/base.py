@@ -235,7 +235,13 @@ class SegmentationMethod(NetworkEvaluation):
         return terms
 
     def trained(self) -> dict[str, nn.Module]:
-        """What gradients reach: the networks of `takes`, and the heads."""
+        """What gradients reach: the networks of `takes`, and the heads.
+
+        Raises:
+            DualsegError: a head is named as a network is.
+        """
+        if twice := self.networks.keys() & self.heads.keys():
+            raise DualsegError(f"{type(self).__name__}: a head and a network are named {', '.join(sorted(twice))}.")
         return {name: self.networks[name] for name in self.takes} | dict(self.heads.items())
 
     def configure_optimizers(self) -> Any:

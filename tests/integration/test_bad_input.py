@@ -585,7 +585,7 @@ def test_the_disk_is_full_while_curves_are_written(command, tiny, phantom, runs,
 
 
 def test_a_loss_that_is_not_finite(command, tiny, phantom, runs, monkeypatch):
-    real = dualseg.methods.dual.supervised_ce
+    real = dualseg.methods.base.supervised_ce
     calls = []
 
     def poisoned(log_p, label):
@@ -593,7 +593,7 @@ def test_a_loss_that_is_not_finite(command, tiny, phantom, runs, monkeypatch):
         # two networks a call each: the fifth call is network a's in iteration 2
         return real(log_p, label) * (float("nan") if len(calls) == 5 else 1.0)
 
-    monkeypatch.setattr(dualseg.methods.dual, "supervised_ce", poisoned)
+    monkeypatch.setattr(dualseg.methods.base, "supervised_ce", poisoned)
     words = [*tiny(phantom.root, runs), "trainer.max_iterations=4", "trainer.checkpoint_every=1"]
     outcome = command(train.main, *words)
     message = outcome.complains("loss not finite at iteration 2", "a/supervised_ce", "Lower optimizer.lr")

@@ -7,6 +7,7 @@ from pathlib import Path
 import nibabel as nib
 import pytest
 import torch
+from hydra.utils import get_object
 
 import dualseg.audit
 import dualseg.evaluate
@@ -46,6 +47,9 @@ def test_a_method_through_all_commands(
 
     whole = RunFolder(tmp_path / "whole")
     ran(dualseg.train.main, *words, *length, "name=whole")
+    own = whole.config()["method"]
+    if "terms" in own:  # each can be changed by its name, without a +
+        assert list(own["terms"]) == list(get_object(own["_target_"]).TERMS)
     metrics = json.loads(whole.metrics_file.read_text())
     checkpoint = read_checkpoint(whole.checkpoint())
 

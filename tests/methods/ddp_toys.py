@@ -19,8 +19,8 @@ class Noting(Alternating):
 
     averages = {"teacher": Average("a", decay=0.9, buffers=True), **Alternating.averages}
 
-    def moving_averages(self, time: Time) -> list[str]:
-        return ["teacher", *super().moving_averages(time)]
+    def moving_averages(self, time: Time) -> dict[str, Average]:
+        return {"teacher": self.averages["teacher"], **super().moving_averages(time)}
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         super().training_step(batch, batch_idx)

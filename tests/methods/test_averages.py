@@ -51,8 +51,9 @@ class Alternating(Teacher):
 
     averages = {"even": Average("a", decay=0.8, warmup=False), "odd": Average("a", decay=0.8, warmup=False)}
 
-    def moving_averages(self, time: Time) -> list[str]:
-        return [("even", "odd")[time.iteration % 2]]
+    def moving_averages(self, time: Time) -> dict[str, Average]:
+        name = ("even", "odd")[time.iteration % 2]
+        return {name: self.averages[name]}
 
 
 class States(pl.Callback):

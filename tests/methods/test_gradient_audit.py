@@ -14,7 +14,7 @@ import dualseg.audit
 from dualseg.data import Phantom
 from dualseg.data.batch import Batch
 from dualseg.errors import DualsegError
-from dualseg.methods import DualNetwork, LossTerm, SegmentationMethod, Term, Time, dual
+from dualseg.methods import DualNetwork, LossTerm, SegmentationMethod, Term, Time, base, dual
 from dualseg.methods.audit import AuditRow, audit
 from dualseg.reporting.audit_table import audit_table
 
@@ -89,13 +89,14 @@ def test_weights_do_not_change():
 )
 def test_a_detached_term_turns_red_and_no_other(objective, name, monkeypatch):
     """The mutation: each loss function in turn returns a value that is cut off the graph."""
-    original: Callable[..., torch.Tensor] = getattr(dual, name)
+    module = base if name.startswith("supervised") else dual
+    original: Callable[..., torch.Tensor] = getattr(module, name)
 
     def detached(*args, **kwargs):
         value = original(*args, **kwargs)
         return (value[0].detach(), *value[1:]) if isinstance(value, tuple) else value.detach()
 
-    monkeypatch.setattr(dual, name, detached)
+    monkeypatch.setattr(module, name, detached)
     rows = audited(objective=objective)
     for key, verdict in verdicts(rows).items():
         expected = "live" if key in OBJECTIVES[objective] else "absent"

@@ -98,7 +98,7 @@ def test_help_answers_at_once(tmp_path, module, said):
         ("train", ["data.patch_size=[48,48,33]"], "multiples of 16"),
         ("train", ["trainer.devices=0"], "trainer.devices=0: give a number of at least 1"),
         ("train", ["lr_schedule.milestones=[0,5000]"], "lr_schedule.milestones=[0, 5000]: give a list of iterations"),
-        ("train", ["weights=none.ckpt"], "weights=none.ckpt: no such checkpoint; give a checkpoints/iteration-"),
+        ("train", ["weights=none.ckpt"], "weights=none.ckpt: no such checkpoint; give a run folder"),
         ("audit", ["weights=none.ckpt"], "weights=none.ckpt: no such checkpoint"),
         ("train", ["+data.source.foo=1"], "data.source.foo: no such configuration key"),
         ("audit", ["data.labelled=4"], "Did you mean data.labeled?"),

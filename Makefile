@@ -1,6 +1,6 @@
 # Every target makes .venv and installs the pinned dependencies first, if they are missing or their list has changed.
 .DEFAULT_GOAL := help
-STUDIES := la-main la-label-count la-ablation la-networks pancreas-main brats-main
+STUDIES := la-main la-label-count la-ablation la-networks la-seed pancreas-main brats-main
 .PHONY: help demo test test-slurm drill check bench $(STUDIES) reproduce tables clean
 
 PYTHON ?= python3
@@ -61,6 +61,7 @@ la-main: $(INSTALLED) ## study: the method against its bounds on Left Atrium (LA
 la-label-count: $(INSTALLED) ## study: how many labels it takes (same words)
 la-ablation: $(INSTALLED) ## study: what each term is worth (same words)
 la-networks: $(INSTALLED) ## study: which pair of networks (same words)
+la-seed: $(INSTALLED) ## study: every method beside supervised training (same words)
 pancreas-main: $(INSTALLED) ## study: Pancreas-CT at 10 and 20 % of the labels (same words, PANCREAS_ROOT=)
 brats-main: $(INSTALLED) ## study: BraTS-2019 at 10 and 20 % of the labels (same words, BRATS_ROOT=)
 

@@ -48,7 +48,9 @@ class FusedPseudoLabels(NamedTuple):
 
 
 class DualNetwork(SegmentationMethod):
-    """The paper's method: networks `a` and `b` on the same patches, one total, one backward, both stepped.
+    """Two networks that teach each other with uncertainty-guided pseudo-labels (Lu et al., arXiv:2509.13084).
+
+    Networks `a` and `b` on the same patches, one total, one backward, both stepped; docs/method.md has the equations.
 
     Args:
         objective: `described` (the paper's text) or `released` (what the authors' script optimises, without ramps).

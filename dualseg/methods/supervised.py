@@ -8,7 +8,10 @@ from dualseg.methods.terms import LossTerm, Term, Time
 
 
 class Supervised(SegmentationMethod):
-    """CE + Dice of network `a` on the labeled patches. Arguments as `SegmentationMethod`."""
+    """Cross-entropy and Dice of network `a` on the labeled patches: the baseline.
+
+    Arguments as `SegmentationMethod`.
+    """
 
     TERMS = {"supervised_ce": Term("labeled"), "supervised_dice": Term("labeled")}
 

@@ -22,6 +22,7 @@ class Study:
         seeds: of every variant.
         variants: row of the table -> {key or group: value} that is changed for it.
         ensembles: row of the table -> the variants whose runs are evaluated together for it.
+        after: variant -> the variant whose run of the same seed it starts from (`weights=`).
         against: row -> the row that it is compared with; empty: no comparison.
         notes: what a reader of the table has to know of its rows; a sentence each.
     """
@@ -33,6 +34,7 @@ class Study:
     ensembles: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     against: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    after: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def rows(self) -> tuple[str, ...]:
@@ -44,6 +46,10 @@ class Study:
         content = asdict(self)
         del content["name"]
         return content
+
+    def stage(self, variant: str) -> int:
+        """How many runs, one after the other, a run of `variant` needs before it."""
+        return 1 + self.stage(self.after[variant]) if variant in self.after else 0
 
     def words(self, variant: str, scale: str) -> list[str]:
         """The words of a command line that make `variant`, its seed excepted."""
@@ -109,10 +115,22 @@ def study_of(name: str, sweep: Mapping[str, Any]) -> Study:
     for reference in (*(v for group in ensembles.values() for v in group), *against, *against.values()):
         if reference not in rows:
             raise DualsegError(f"sweep {name}: {reference} is none of its variants.{nearest(reference, rows)}")
+    after = dict(sweep.get("after") or {})
+    for variant in (*after, *after.values()):
+        if variant not in variants:
+            raise DualsegError(
+                f"sweep {name}: after: {variant} is none of its variants.{nearest(variant, [*variants])}"
+            )
+    for variant in after:
+        chain = [variant]
+        while chain[-1] in after:
+            chain.append(after[chain[-1]])
+            if chain[-1] in chain[:-1]:
+                raise DualsegError(f"sweep {name}: after: {' starts from '.join(chain)}; one of them must be first.")
     notes = sweep.get("notes") or []
     if not isinstance(notes, list | tuple) or not all(isinstance(note, str) for note in notes):
         raise DualsegError(f"sweep {name}: notes: give a list of sentences.")
     seeds = tuple(sweep["seeds"])
     return Study(
-        name, dict(sweep["experiments"]), seeds, variants, ensembles, dict(against), tuple(map(_one_line, notes))
+        name, dict(sweep["experiments"]), seeds, variants, ensembles, dict(against), tuple(map(_one_line, notes)), after
     )

@@ -4,13 +4,13 @@ import itertools
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 from dualseg.errors import DualsegError
 from dualseg.processes import processes_of, python_of
-from dualseg.runs.folder import nearest
+from dualseg.runs.folder import RunFolder, nearest
 from dualseg.runs.lock import is_locked
 from dualseg.runs.settings import check_data, resolve
 from dualseg.runs.trusted import to_trust
@@ -26,10 +26,12 @@ OF_A_STUDY = ("study", "scale", "variant")  # words that a study's rows bring th
 
 @dataclass(frozen=True)
 class Combination:
-    """The words of one run, and what tells it from the others."""
+    """The words of one run, and what tells it from the others; of a study its variant, and the words beside that's."""
 
     words: tuple[str, ...]
     label: str
+    variant: str | None = None
+    given: tuple[str, ...] = ()
 
 
 def sweep(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
@@ -54,6 +56,8 @@ def sweep(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
         study = study_of(config.study, cast(dict[str, Any], OmegaConf.to_container(config.sweep, resolve=True)))
         combinations = _of_study(study, config.scale, overrides)
     launcher = [word for word in arguments if word.startswith("launcher=")]  # hydra.launcher.* fits no other one
+    if study:
+        combinations = [_after_its_origin(sweeper, study, config.scale, one, launcher) for one in combinations]
     settings = [_settings(sweeper, combination, launcher) for combination in combinations]
     jobs = [Job.of(own, one.words, one.label) for own, one in zip(settings, combinations, strict=True)]
     _check_folders(jobs, config.output)
@@ -78,11 +82,14 @@ def sweep(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
     for job in waiting:
         target.forget_failure(job.run)  # a failure of an earlier launch
     with Monitor(target, jobs, config.scale):
-        if waiting:
+        for stage in sorted({_stage(study, job) for job in waiting}):  # each starts from runs of those before
+            ready = [job for job in waiting if _stage(study, job) == stage]
+            if stage:
+                ready = [job for job in ready if not _lacks_its_origin(target, job)]
             where = f"hydra.sweep.dir={target.path}"  # by which a job finds its sweep
-            words = [[*job.words, *launcher, where] for job in waiting]
-            returned = sweeper.launcher.launch(words, initial_job_idx=0)
-            for job, one in zip(waiting, returned, strict=True):
+            words = [[*job.words, *launcher, where] for job in ready]
+            returned = sweeper.launcher.launch(words, initial_job_idx=0) if ready else []
+            for job, one in zip(ready, returned, strict=True):
                 _note_loss(target, job, one)
     elsewhere = [job.label for job in jobs if target.state(job) == "running"]
     failures = [problem for job in jobs if (problem := _problem(target, job))]
@@ -131,10 +138,39 @@ def _of_study(study: Study, scale: str, overrides: Sequence[Any]) -> list[Combin
     seeds = given.get("seed") or [f"seed={seed}" for seed in study.seeds]
     rest = [choices[0] for choices in own.values()]
     return [
-        Combination((*study.words(variant, scale), seed, *rest), f"{variant} {seed.replace('=', ' ')}")
+        Combination(
+            (*study.words(variant, scale), seed, *rest), f"{variant} {seed.replace('=', ' ')}", variant, (seed, *rest)
+        )
         for seed in seeds
         for variant in variants
     ]
+
+
+def _after_its_origin(
+    sweeper: Any, study: Study, scale: str, combination: Combination, launcher: Sequence[str]
+) -> Combination:
+    """With the word by which the run starts from that of the variant it comes after, where it comes after one."""
+    variant = study.after.get(combination.variant or "")
+    if variant is None:
+        return combination
+    words = (*study.words(variant, scale), *combination.given)
+    first = replace(combination, words=words, variant=variant)
+    first = _after_its_origin(sweeper, study, scale, first, launcher)
+    origin = RunFolder.of(_settings(sweeper, first, launcher)).path
+    return replace(combination, words=(*combination.words, f"weights={origin}"))
+
+
+def _stage(study: Study | None, job: Job) -> int:
+    return study.stage(job.variant) if study and job.variant else 0
+
+
+def _lacks_its_origin(target: Sweep, job: Job) -> bool:
+    """The run that this one starts from is not finished; that is its failure then."""
+    origin = next(word.partition("=")[2] for word in job.words if word.startswith("weights="))
+    if RunFolder(origin).finished:
+        return False
+    target.record_failure(job.run, f"It starts from {origin}, which is not finished; train that one first.")
+    return True
 
 
 def _choices(override: Any) -> list[str]:

@@ -1,4 +1,4 @@
-"""docs/reference.md is what docs/reference.py writes, and has every key that the configuration has."""
+"""docs/reference.md and docs/methods.md are what their scripts write; the first has every key of the configuration."""
 
 import importlib.util
 from pathlib import Path
@@ -14,13 +14,22 @@ from dualseg.runs.identity import flatten
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("reference", ROOT / "docs" / "reference.py")
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    return load("reference")
+
+
+def test_the_page_of_methods_is_up_to_date() -> None:
+    methods = load("methods")
+    assert methods.PAGE.read_text() == methods.page(), "run .venv/bin/python docs/methods.py"
 
 
 def test_the_page_is_up_to_date(script: ModuleType) -> None:

@@ -20,7 +20,7 @@ from dualseg.sweeps.index import Job
 from dualseg.sweeps.study import read_study, study_names, study_of
 
 ROOT = Path(__file__).resolve().parents[2]
-STUDIES = ["brats_main", "la_ablation", "la_label_count", "la_main", "la_networks", "pancreas_main"]
+STUDIES = ["brats_main", "la_ablation", "la_label_count", "la_main", "la_networks", "la_seed", "pancreas_main"]
 SCALES = [(name, scale) for name in STUDIES for scale in ("cpu", "full")]
 GENTLE = ("cross_pseudo", "uncertainty", "entropy_filtered", "cosine")  # a tenth of their weight at scale=cpu
 ALIASES = {"objective": ("method.objective",)}  # keys that take their value from another one

@@ -424,3 +424,40 @@ def test_an_ensemble_that_another_sweep_evaluates_is_left_to_it(train, launches,
     monkeypatch.setattr("dualseg.sweeps.sweeper.subprocess.run", lambda *_, **__: pytest.fail("evaluated twice"))
     with writing(tmp_path / "runs/toy-cpu-pair-seed0"):
         assert train("sweep=toy", "seed=0").code == 0
+
+
+def test_a_variant_starts_from_the_run_of_another_one(train, launches: Launches, tmp_path: Path) -> None:
+    text = TOY_STUDY.replace("  against: full\n", "  after: {full: without_contrast, without_contrast: supervised}\n")
+    (tmp_path / "conf" / "sweep" / "toy.yaml").write_text(text)
+    outcome = train("sweep=toy")
+    assert outcome.code == 0, outcome.err
+    stages = ["supervised", "supervised", "without_contrast", "without_contrast", "full", "full"]
+    assert [variant for variant, _ in launches.labels()] == stages
+    folders = {}
+    for index in (tmp_path / "runs" / "sweeps").glob("*/sweep.json"):
+        folders = {(job["variant"], job["seed"]): job["run"] for job in json.loads(index.read_text())["jobs"]}
+    for words in launches.words:
+        given = dict(word.split("=", 1) for word in words if "=" in word)
+        before = {"full": "without_contrast", "without_contrast": "supervised"}.get(given["variant"])
+        expected = str(tmp_path / "runs" / folders[before, int(given["seed"])]) if before else None
+        assert given.get("weights") == expected
+
+
+def test_a_run_whose_origin_is_not_finished_is_not_started(train, launches: Launches, tmp_path: Path) -> None:
+    (tmp_path / "conf" / "sweep" / "toy.yaml").write_text(
+        TOY_STUDY.replace("against: full", "after: {full: supervised}")
+    )
+    launches.becomes = lambda words: Ending(1 if "variant=supervised" in words and "seed=1" in words else 0)
+    outcome = train("sweep=toy", "variant=full,supervised")
+    assert outcome.code == 1
+    assert ("full", "1") not in launches.labels() and ("full", "0") in launches.labels()
+    assert "full seed 1: It starts from" in outcome.err and "not finished" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("after", "said"),
+    [("{full: none}", "none is none of its variants"), ("{full: supervised, supervised: full}", "first")],
+)
+def test_variants_that_cannot_come_one_after_another(train, tmp_path: Path, after: str, said: str) -> None:
+    (tmp_path / "conf" / "sweep" / "toy.yaml").write_text(TOY_STUDY.replace("against: full", f"after: {after}"))
+    train("sweep=toy").complains("sweep toy: after", said)

@@ -4,6 +4,7 @@ from dualseg.losses.contrast import Drawn, Prototypes, class_prototypes, contras
 from dualseg.losses.cosine import cosine
 from dualseg.losses.cross_pseudo import cross_pseudo
 from dualseg.losses.entropy_filtered import entropy, entropy_filtered, fuse, linear_quantile, reliable_voxels
+from dualseg.losses.prototype_distance import prototype_distance
 from dualseg.losses.rectification import confident_disagreement, rectification
 from dualseg.losses.region import region_ce, region_dice
 from dualseg.losses.supervised import supervised_ce, supervised_dice
@@ -23,6 +24,7 @@ __all__ = [
     "fuse",
     "kl_divergence",
     "linear_quantile",
+    "prototype_distance",
     "rectification",
     "region_ce",
     "region_dice",

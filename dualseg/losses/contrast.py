@@ -29,6 +29,22 @@ class Prototypes(NamedTuple):
         return Prototypes(vectors, self.present | new.present)
 
 
+def members_of(features: Tensor, fused: Tensor, reliable: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Feature vectors in rows of voxels, (N W H, D, F) float32, and which are members of class k: (N W H, K, D) bool.
+
+    A member of class k is a voxel of R with yhat_fused = k. Sum over a row, then over rows with `sum`, which adds up
+    pairwise: one running float32 sum over millions of voxels would lose digits.
+
+    Args:
+        features: (N, F, W, H, D).
+        fused: (N, W, H, D) int64.
+        reliable: (N, W, H, D) bool, R.
+    """
+    rows = features.movedim(1, -1).flatten(0, 2).float()  # of channels-last features a view
+    group = fused.where(reliable, -1).view(rows.shape[:2])
+    return rows, torch.stack([group == k for k in range(num_classes)], dim=1)
+
+
 @torch.no_grad()
 def class_prototypes(features: Tensor, fused: Tensor, reliable: Tensor, num_classes: int) -> Prototypes:
     """c_k: normalised mean, over the voxels of R with yhat_fused = k, of the L2-normalised features; no gradient.
@@ -40,11 +56,8 @@ def class_prototypes(features: Tensor, fused: Tensor, reliable: Tensor, num_clas
         fused: (N_u, W, H, D) int64.
         reliable: (N_u, W, H, D) bool, R.
     """
-    rows = features.movedim(1, -1).flatten(0, 2).float()  # (N_u W H, D, F); of channels-last features a view
+    rows, members = members_of(features, fused, reliable, num_classes)
     lengths = torch.linalg.vector_norm(rows, dim=2).clamp(min=NORM_EPS)
-    group = fused.where(reliable, -1).view_as(lengths)
-    members = torch.stack([group == k for k in range(num_classes)], dim=1)
-    # row by row, then `sum`, which adds up pairwise: one running float32 sum over millions of voxels would lose digits
     sums = (members / lengths[:, None] @ rows).sum(dim=0)
     counts = members.sum(dim=(0, 2)).to(rows.dtype)
     sums_and_counts = torch.cat([sums, counts[:, None]], dim=1)
@@ -63,7 +76,7 @@ class Drawn(NamedTuple):
 
 
 @torch.no_grad()
-def draw_voxels(unreliable: Tensor) -> Drawn:
+def draw_voxels(unreliable: Tensor, wanted: Tensor | None = None) -> Drawn:
     """min(4096, floor(1 % of the unreliable voxels)) of them, uniform, without replacement.
 
     The size of the result depends on the shape alone, so that no GPU is waited for: the voxels with the smallest of
@@ -72,13 +85,23 @@ def draw_voxels(unreliable: Tensor) -> Drawn:
 
     Args:
         unreliable: bool, any shape.
+        wanted: scalar int64, how many instead of 1 % of them; never more than there are.
     """
     flat = unreliable.flatten()
     at_most = min(MAX_DRAWN, len(flat) // 100)
     numbers = torch.rand(flat.shape, device=flat.device).where(flat, 1.0)  # rand is below 1
     voxels = numbers.topk(at_most, largest=False).indices  # in ascending order of the numbers
-    wanted = flat.sum() // 100
+    wanted = flat.sum() // 100 if wanted is None else wanted.minimum(flat.sum())
     return Drawn(voxels, torch.arange(at_most, device=flat.device) < wanted)
+
+
+def directions(features: Tensor, voxels: Tensor) -> Tensor:
+    """L2-normalised features (N, F, W, H, D) of some voxels, flat indices (n,) -> (n, F) float32."""
+    found = features.movedim(1, -1).reshape(-1, features.shape[1])[voxels].float()
+    # a voxel whose features dropout left all zero has no direction: no gradient, rather than 1 / eps, which float16
+    # cannot hold
+    found = found.where((found != 0).any(dim=1, keepdim=True), 0.0)
+    return F.normalize(found, dim=1, eps=NORM_EPS)
 
 
 def contrast(
@@ -107,11 +130,7 @@ def contrast(
     """
     own = predicted.flatten()[drawn.voxels]
     counts = drawn.counts & prototypes.present[own] & (prototypes.present.sum() >= 2)
-    voxel_features = features.movedim(1, -1).reshape(-1, features.shape[1])[drawn.voxels].float()
-    # a voxel whose features dropout left all zero has no direction: no gradient, rather than 1 / eps, which float16
-    # cannot hold
-    voxel_features = voxel_features.where((voxel_features != 0).any(dim=1, keepdim=True), 0.0)
-    f = F.normalize(voxel_features, dim=1, eps=NORM_EPS)
+    f = directions(features, drawn.voxels)
     if kind == "infonce":
         logits = (f @ prototypes.vectors.T / temperature).masked_fill(~prototypes.present, -torch.inf)
         # of voxels that do not count no logit is infinite, so that none of their gradients is NaN

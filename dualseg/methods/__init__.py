@@ -4,12 +4,13 @@ from dualseg.methods.averages import Average
 from dualseg.methods.base import SegmentationMethod
 from dualseg.methods.bcp import BidirectionalCopyPaste
 from dualseg.methods.cps import CrossPseudoSupervision
-from dualseg.methods.dual import DualNetwork
+from dualseg.methods.dual import DualNetwork, TwoNetworks
 from dualseg.methods.erda import ERDA
 from dualseg.methods.evaluation import NetworkEvaluation
 from dualseg.methods.extra import ExtraTerm
 from dualseg.methods.guided_contrast import GuidedContrast
 from dualseg.methods.mean_teacher import MeanTeacher
+from dualseg.methods.ssl_contrastive import SSLContrastive
 from dualseg.methods.supervised import Supervised
 from dualseg.methods.terms import LossTerm, Term, Time
 from dualseg.methods.view import View
@@ -25,9 +26,11 @@ __all__ = [
     "LossTerm",
     "MeanTeacher",
     "NetworkEvaluation",
+    "SSLContrastive",
     "SegmentationMethod",
     "Supervised",
     "Term",
     "Time",
+    "TwoNetworks",
     "View",
 ]

@@ -34,3 +34,15 @@ def at_least(key: str, value: Any, least: float) -> None:
     """Raises: DualsegError unless `value` is a number of at least `least`."""
     if not (is_number(value) and value >= least):
         raise DualsegError(f"{key}={value}: give a number of at least {least:g}.")
+
+
+def count(key: str, value: Any) -> None:
+    """Raises: DualsegError unless `value` is a whole number above 0."""
+    if not (type(value) is int and value > 0):
+        raise DualsegError(f"{key}={value}: give a whole number above 0.")
+
+
+def switch(key: str, value: Any) -> None:
+    """Raises: DualsegError unless `value` is true or false: a string such as off would count as true."""
+    if type(value) is not bool:
+        raise DualsegError(f"{key}={value}: give true or false.")

@@ -3,6 +3,7 @@
 Equations, names and their order are those of method.md, sections 3 (described) and 4 (released).
 """
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
@@ -47,36 +48,21 @@ class FusedPseudoLabels(NamedTuple):
     reliable: Tensor
 
 
-class DualNetwork(SegmentationMethod):
-    """Two networks that teach each other with uncertainty-guided pseudo-labels (Lu et al., arXiv:2509.13084).
-
-    Networks `a` and `b` on the same patches, one total, one backward, both stepped; docs/method.md has the equations.
+class TwoNetworks(SegmentationMethod):
+    """What `dual` shares with its ancestors: networks `a` and `b` on the same patches, one total, both stepped.
 
     Args:
         objective: `described` (the paper's text) or `released` (what the authors' script optimises, without ramps).
         confidence: threshold of the confident predictions C_i (rectification).
         keep_fraction: quantile of the entropy filter; 0.8 drops the most uncertain fifth.
         fusion: pseudo-label of the entropy-filtered term: argmax of the `mean`, or `union` of the foregrounds (K = 2).
-        contrast: `infonce` or `distance`.
-        temperature, margin: of the one and of the other.
-        prototype_momentum: 0 takes each batch's own prototypes.
-        others: see `SegmentationMethod`; the ramp `start` is w(t), the ramp `run` lambda_c(t) / 0.1.
+        others: see `SegmentationMethod`.
 
     Raises:
-        DualsegError: unknown objective, fusion or contrast; `union` with K > 2.
+        DualsegError: unknown objective or fusion; `union` with K > 2.
     """
 
     takes = ("a", "b")
-    TERMS = {
-        "supervised_ce": Term("labeled"),
-        "supervised_dice": Term("labeled"),
-        "rectification": Term("labeled", weight=0.5),  # alpha
-        "cross_pseudo": Term("unlabeled", ramp="start"),
-        "uncertainty": Term("unlabeled", ramp="start"),
-        "entropy_filtered": Term("unlabeled", ramp="start"),
-        "cosine": Term("unlabeled", ramp="start"),
-        "contrast": Term("unlabeled", weight=0.1, ramp="run"),  # lambda_c at full ramp
-    }
 
     def __init__(
         self,
@@ -85,36 +71,25 @@ class DualNetwork(SegmentationMethod):
         confidence: float = 0.6,
         keep_fraction: float = 0.8,
         fusion: Fusion = "mean",
-        contrast: Contrast = "infonce",
-        temperature: float = 0.1,
-        margin: float = 1.0,
-        prototype_momentum: float = 0.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         one_of("objective", objective, ("described", "released"))
         one_of("method.fusion", fusion, ("mean", "union"))
-        one_of("method.contrast", contrast, ("infonce", "distance"))
         if fusion == "union" and len(self.class_names) > 2:
             raise DualsegError(f"method.fusion=union is defined for 2 classes, not {len(self.class_names)}; use mean.")
         fraction("method.confidence", confidence)
         fraction("method.keep_fraction", keep_fraction)
-        fraction("method.prototype_momentum", prototype_momentum)
-        positive("method.temperature", temperature)
-        at_least("method.margin", margin, 0)
         self.described = objective == "described"
         self.confidence = confidence
         self.keep_fraction = keep_fraction
         self.fusion = fusion
-        self.contrast = contrast
-        self.temperature, self.margin = temperature, margin
-        self.prototype_momentum = prototype_momentum
-        if prototype_momentum > 0:
-            for name in self.takes:
-                channels = feature_channels(self, name, "method.prototype_momentum > 0")
-                vectors = torch.zeros(len(self.class_names), channels)
-                self.register_buffer(f"prototypes_{name}", vectors)
-                self.register_buffer(f"prototypes_{name}_present", torch.zeros(len(self.class_names), dtype=torch.bool))
+
+    @abstractmethod
+    def contrast_terms(
+        self, views: dict[str, View], label: Tensor, pseudo: FusedPseudoLabels | None
+    ) -> Iterator[LossTerm]:
+        """lambda_c(t) L_c,i on the unlabeled half of the views, which are of the whole batch."""
 
     def objective(self, batch: Batch, time: Time) -> Iterator[LossTerm]:
         views = {name: self.see(name, batch.image) for name in self.takes}
@@ -127,7 +102,7 @@ class DualNetwork(SegmentationMethod):
         if self.described:
             pseudo = self._fused_pseudo_labels(unlabeled)
             yield from self.consistency_terms(unlabeled, pseudo)
-            yield from self._contrast(views, n, pseudo)
+            yield from self.contrast_terms(views, batch.label, pseudo)
         else:
             yield from self._released(views)
 
@@ -182,7 +157,71 @@ class DualNetwork(SegmentationMethod):
             if self.on("cosine"):
                 yield self.term("cosine", i, cosine(view.p, other.p.detach()))
 
-    def _contrast(self, views: dict[str, View], labeled: int, pseudo: FusedPseudoLabels | None) -> Iterator[LossTerm]:
+    def _released(self, views: dict[str, View]) -> Iterator[LossTerm]:
+        """mean(exp(-D) CE(z_A, argmax z_B)) + mean(D) + mean(1 - cos(p_A, p_B)) over the whole batch, no ramp."""
+        a, b = views["a"], views["b"]
+        divergence = kl_divergence(a.log_p, b.log_p) if self.on("uncertainty") else None
+        if self.on("cross_pseudo"):
+            yield self.term("cross_pseudo", "a", cross_pseudo(a.log_p, b.predicted, divergence))
+        if divergence is not None:
+            yield self.term("uncertainty", "a", uncertainty(divergence))
+        if self.on("cosine"):
+            yield self.term("cosine", None, cosine(a.p, b.p))
+
+
+class DualNetwork(TwoNetworks):
+    """Two networks that teach each other with uncertainty-guided pseudo-labels (Lu et al., arXiv:2509.13084).
+
+    Networks `a` and `b` on the same patches, one total, one backward, both stepped; docs/method.md has the equations.
+
+    Args:
+        contrast: `infonce` or `distance`.
+        temperature, margin: of the one and of the other.
+        prototype_momentum: 0 takes each batch's own prototypes.
+        others: see `TwoNetworks` and `SegmentationMethod`; the ramp `start` is w(t), the ramp `run` lambda_c(t) / 0.1.
+
+    Raises:
+        DualsegError: unknown contrast; a momentum that cannot be.
+    """
+
+    TERMS = {
+        "supervised_ce": Term("labeled"),
+        "supervised_dice": Term("labeled"),
+        "rectification": Term("labeled", weight=0.5),  # alpha
+        "cross_pseudo": Term("unlabeled", ramp="start"),
+        "uncertainty": Term("unlabeled", ramp="start"),
+        "entropy_filtered": Term("unlabeled", ramp="start"),
+        "cosine": Term("unlabeled", ramp="start"),
+        "contrast": Term("unlabeled", weight=0.1, ramp="run"),  # lambda_c at full ramp
+    }
+
+    def __init__(
+        self,
+        *args: Any,
+        contrast: Contrast = "infonce",
+        temperature: float = 0.1,
+        margin: float = 1.0,
+        prototype_momentum: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        one_of("method.contrast", contrast, ("infonce", "distance"))
+        fraction("method.prototype_momentum", prototype_momentum)
+        positive("method.temperature", temperature)
+        at_least("method.margin", margin, 0)
+        self.contrast = contrast
+        self.temperature, self.margin = temperature, margin
+        self.prototype_momentum = prototype_momentum
+        if prototype_momentum > 0:
+            for name in self.takes:
+                channels = feature_channels(self, name, "method.prototype_momentum > 0")
+                vectors = torch.zeros(len(self.class_names), channels)
+                self.register_buffer(f"prototypes_{name}", vectors)
+                self.register_buffer(f"prototypes_{name}_present", torch.zeros(len(self.class_names), dtype=torch.bool))
+
+    def contrast_terms(
+        self, views: dict[str, View], label: Tensor, pseudo: FusedPseudoLabels | None
+    ) -> Iterator[LossTerm]:
         """lambda_c(t) L_c,i on the unlabeled half.
 
         Voxels are picked from the whole batch's features: picked from a half, their gradient would be padded to the
@@ -190,6 +229,7 @@ class DualNetwork(SegmentationMethod):
         """
         if not self.on("contrast") or pseudo is None:
             return
+        labeled = len(label)
         for i, view in views.items():
             unlabeled = view.features[labeled:]
             prototypes = class_prototypes(unlabeled, pseudo.label, pseudo.reliable, len(self.class_names))
@@ -214,14 +254,3 @@ class DualNetwork(SegmentationMethod):
         vectors.copy_(updated.vectors)
         present.copy_(updated.present)
         return updated
-
-    def _released(self, views: dict[str, View]) -> Iterator[LossTerm]:
-        """mean(exp(-D) CE(z_A, argmax z_B)) + mean(D) + mean(1 - cos(p_A, p_B)) over the whole batch, no ramp."""
-        a, b = views["a"], views["b"]
-        divergence = kl_divergence(a.log_p, b.log_p) if self.on("uncertainty") else None
-        if self.on("cross_pseudo"):
-            yield self.term("cross_pseudo", "a", cross_pseudo(a.log_p, b.predicted, divergence))
-        if divergence is not None:
-            yield self.term("uncertainty", "a", uncertainty(divergence))
-        if self.on("cosine"):
-            yield self.term("cosine", None, cosine(a.p, b.p))

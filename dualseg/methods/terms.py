@@ -8,7 +8,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from dualseg.errors import DualsegError
-from dualseg.methods.arguments import at_least, one_of
+from dualseg.methods.arguments import at_least, one_of, switch
 from dualseg.methods.schedules import gaussian_rampup
 
 On = Literal["labeled", "unlabeled", "both"]
@@ -34,8 +34,7 @@ class Term:
     def __post_init__(self) -> None:
         at_least("weight", self.weight, 0)
         one_of("ramp", self.ramp, ("none", "start", "run"))
-        if type(self.enabled) is not bool:  # a string such as off would count as true
-            raise DualsegError(f"enabled={self.enabled}: give true or false.")
+        switch("enabled", self.enabled)
 
 
 @dataclass(frozen=True)

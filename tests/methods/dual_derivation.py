@@ -144,6 +144,34 @@ def contrast(features: np.ndarray, z: np.ndarray, drawn: np.ndarray, c: dict[int
     return float(np.mean(losses)) if losses else 0.0
 
 
+def distance(x: np.ndarray, y: np.ndarray) -> float:
+    return float(np.linalg.norm(x / np.linalg.norm(x) - y / np.linalg.norm(y)))
+
+
+def prototype_distance(
+    features: np.ndarray,
+    z: np.ndarray,
+    reliable: np.ndarray,
+    fused: np.ndarray,
+    drawn: tuple[np.ndarray, np.ndarray],
+    margin: float | None,
+) -> float:
+    """SSL-contrastive's L_c; `drawn`: of the foreground, of the background; without a margin the classes are pulled."""
+    rows = np.moveaxis(features, 1, -1).reshape(-1, features.shape[1])
+    kept, label, predicted = reliable.ravel(), fused.ravel(), z.argmax(axis=1).ravel()
+    c = {}
+    for k in range(z.shape[1]):
+        members = [row for row, r, y in zip(rows, kept, label, strict=True) if r and y == k]
+        if members:
+            c[k] = np.mean(members, axis=0)
+    apart = [distance(c[k], c[m]) for k in c for m in c if k < m]
+    total = float(np.mean([d if margin is None else max(0.0, margin - d) for d in apart])) if apart else 0.0
+    for voxels in drawn:
+        pulled = [distance(rows[v], c[predicted[v]]) for v in voxels if predicted[v] in c]
+        total += float(np.mean(pulled)) if pulled else 0.0
+    return total
+
+
 def ramp(t: int, length: int) -> float:
     return 1.0 if length == 0 else math.exp(-5 * (1 - min(t, length) / length) ** 2)
 

@@ -118,12 +118,20 @@ def stored_batch(num_classes: int, seed: int = 0, labeled: int = 2, samples: int
     return Batch(torch.zeros(samples, 1, *SHAPE), label, [f"case_{i}" for i in range(samples)])
 
 
-def stored_dual(stored: Mapping[str, tuple[Tensor, Tensor]], **settings: Any) -> DualNetwork:
-    """The dual method on `Stored` networks."""
+def stored_method(
+    method: type[SegmentationMethod], stored: Mapping[str, tuple[Tensor, Tensor]], **settings: Any
+) -> Any:
+    """A method on `Stored` networks."""
     num_classes = stored["a"][0].shape[1]
     names = ("background", "atrium", "ventricle", "aorta")[:num_classes]
     window = SlidingWindow((16, 16, 16), (8, 8, 8), memory_format=torch.contiguous_format)
-    return DualNetwork({i: Stored(*output) for i, output in stored.items()}, names, window, **settings)
+    return method({i: Stored(*output) for i, output in stored.items()}, names, window, **settings)
+
+
+def stored_dual(stored: Mapping[str, tuple[Tensor, Tensor]], **settings: Any) -> DualNetwork:
+    """The dual method on `Stored` networks."""
+    found: DualNetwork = stored_method(DualNetwork, stored, **settings)
+    return found
 
 
 def tiny_parts(

@@ -10,6 +10,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import yaml
+from hydra.utils import get_class
 from method_toys import Stored, Tiny, Volumes, cpu_trainer, outputs, plain_sgd, stored_batch, stored_dual, tiny_parts
 from method_toys import volumes_data as data_of
 from torch import Tensor
@@ -411,13 +412,14 @@ def test_the_bar_shows_the_parts_of_the_loss_and_a_dice():
     assert progress(labeled, DualNetwork.TERMS) == {"loss": 1.25, "labeled": 1.25, "train_dice": 0.5}
 
 
-@pytest.mark.parametrize("name", ["dual", "supervised"])
+@pytest.mark.parametrize("name", ["dual", "ssl_contrastive", "supervised"])
 def test_a_notebook_and_the_command_have_the_same_defaults(name):
     settings = yaml.safe_load((conf_dir() / "method" / f"{name}.yaml").read_text())["method"]
-    method = {"dual": DualNetwork, "supervised": Supervised}[name]
+    method = get_class(settings["_target_"])
     defaults = {
         key: parameter.default
-        for owner in (SegmentationMethod, method)
+        for owner in reversed(method.__mro__)
+        if issubclass(owner, SegmentationMethod)
         for key, parameter in inspect.signature(owner.__init__).parameters.items()
     }
     for key, value in settings.items():

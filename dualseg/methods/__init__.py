@@ -5,6 +5,7 @@ from dualseg.methods.base import SegmentationMethod
 from dualseg.methods.bcp import BidirectionalCopyPaste
 from dualseg.methods.cps import CrossPseudoSupervision
 from dualseg.methods.dual import DualNetwork, TwoNetworks
+from dualseg.methods.dual_isbi import DualISBI
 from dualseg.methods.erda import ERDA
 from dualseg.methods.evaluation import NetworkEvaluation
 from dualseg.methods.extra import ExtraTerm
@@ -20,6 +21,7 @@ __all__ = [
     "Average",
     "BidirectionalCopyPaste",
     "CrossPseudoSupervision",
+    "DualISBI",
     "DualNetwork",
     "ExtraTerm",
     "GuidedContrast",

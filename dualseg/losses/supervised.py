@@ -5,14 +5,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def supervised_ce(log_p: Tensor, label: Tensor) -> Tensor:
+def supervised_ce(log_p: Tensor, label: Tensor, weight: Tensor | None = None) -> Tensor:
     """CE(z, y), mean over voxels.
 
     Args:
         log_p: (N, K, W, H, D) float32, log-softmax of the logits.
         label: (N, W, H, D) int64, values 0..K-1.
+        weight: (K,) of the classes; the mean is then one with these weights.
     """
-    return F.nll_loss(log_p, label) if len(label) else log_p[:0].sum()
+    return F.nll_loss(log_p, label, weight) if len(label) else log_p[:0].sum()
 
 
 def supervised_dice(p: Tensor, label: Tensor, eps: float = 1e-5) -> Tensor:

@@ -11,6 +11,7 @@ from dualseg.methods.evaluation import NetworkEvaluation
 from dualseg.methods.extra import ExtraTerm
 from dualseg.methods.guided_contrast import GuidedContrast
 from dualseg.methods.mean_teacher import MeanTeacher
+from dualseg.methods.rcps import RCPS
 from dualseg.methods.ssl_contrastive import SSLContrastive
 from dualseg.methods.supervised import Supervised
 from dualseg.methods.terms import LossTerm, Term, Time
@@ -18,6 +19,7 @@ from dualseg.methods.view import View
 
 __all__ = [
     "ERDA",
+    "RCPS",
     "Average",
     "BidirectionalCopyPaste",
     "CrossPseudoSupervision",

@@ -16,16 +16,18 @@ class View:
     Attributes:
         log_p: (N, K, W, H, D) log-softmax of the logits.
         features: (N, F, W, H, D), as the network gives them.
+        logits: (N, K, W, H, D), as the network gives them.
         others: further outputs of the network by name, (N, ...) each.
     """
 
     log_p: Tensor
     features: Tensor
+    logits: Tensor
     others: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, output: SegmentationOutput) -> "View":
-        return cls(output.logits.float().log_softmax(dim=1), output.features, output.others)
+        return cls(output.logits.float().log_softmax(dim=1), output.features, output.logits, output.others)
 
     @cached_property
     def p(self) -> Tensor:
@@ -51,11 +53,12 @@ class View:
         `labeled, unlabeled = view.split(n, len(view) - n)`
         """
         lengths = list(sizes)
-        log_p, p, features = (tensor.split(lengths) for tensor in (self.log_p, self.p, self.features))
+        own = (self.log_p, self.p, self.features, self.logits)
+        log_p, p, features, logits = (tensor.split(lengths) for tensor in own)
         others = {name: tensor.split(lengths) for name, tensor in self.others.items()}
         parts = []
         for k in range(len(lengths)):
-            part = View(log_p[k], features[k], {name: tensors[k] for name, tensors in others.items()})
+            part = View(log_p[k], features[k], logits[k], {name: tensors[k] for name, tensors in others.items()})
             part.__dict__["p"] = p[k]  # computed once, for all parts
             parts.append(part)
         return tuple(parts)

@@ -94,3 +94,14 @@ def test_empty_labeled_half(num_classes):
     assert_connected_zero(supervised_ce(leaf.log_softmax(1), label), leaf)
     leaf.grad = None
     assert_connected_zero(supervised_dice(leaf.softmax(1), label), leaf)
+
+
+def test_cross_entropy_with_weights_of_classes():
+    logits, label = random_logits(7, 2), random_labels(8, 2)
+    weights = [1.0 if y == 0 else 10.0 for y in flat(label)]
+    losses = [
+        w * cross_entropy(z, y)
+        for w, z, y in zip(weights, logits.movedim(1, -1).reshape(-1, 2).tolist(), flat(label), strict=True)
+    ]
+    value = supervised_ce(logits.log_softmax(1), label, torch.tensor([1.0, 10.0]).to(logits.dtype))
+    assert value.item() == pytest.approx(math.fsum(losses) / math.fsum(weights), rel=1e-5)

@@ -1,0 +1,16 @@
+"""Features at a coarser grid than the network gives them."""
+
+from torch import Tensor
+
+
+def block_mean(tensor: Tensor, stride: int) -> Tensor:
+    """Means of blocks of stride x stride x stride voxels, (N, C, W, H, D) -> (N, C, W // stride, ...).
+
+    Voxels at the end of a side that fill no block are left out; a side shorter than a block is one block. Unlike
+    torch's pooling its gradient is deterministic on a GPU.
+    """
+    for axis in (2, 3, 4):
+        size = min(stride, tensor.shape[axis])
+        count = tensor.shape[axis] // size
+        tensor = tensor.narrow(axis, 0, count * size).unflatten(axis, (count, size)).mean(dim=axis + 1)
+    return tensor

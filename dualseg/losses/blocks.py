@@ -14,3 +14,12 @@ def block_mean(tensor: Tensor, stride: int) -> Tensor:
         count = tensor.shape[axis] // size
         tensor = tensor.narrow(axis, 0, count * size).unflatten(axis, (count, size)).mean(dim=axis + 1)
     return tensor
+
+
+def block_centre(label: Tensor, stride: int) -> Tensor:
+    """The voxel in the middle of each block of `block_mean`, (N, W, H, D) -> (N, W // stride, ...)."""
+    for axis in (1, 2, 3):
+        size = min(stride, label.shape[axis])
+        count = label.shape[axis] // size
+        label = label.narrow(axis, 0, count * size).unflatten(axis, (count, size)).select(axis + 1, size // 2)
+    return label

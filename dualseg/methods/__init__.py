@@ -12,6 +12,7 @@ from dualseg.methods.extra import ExtraTerm
 from dualseg.methods.guided_contrast import GuidedContrast
 from dualseg.methods.mean_teacher import MeanTeacher
 from dualseg.methods.rcps import RCPS
+from dualseg.methods.semsim import SemSim
 from dualseg.methods.ssl_contrastive import SSLContrastive
 from dualseg.methods.supervised import Supervised
 from dualseg.methods.terms import LossTerm, Term, Time
@@ -32,6 +33,7 @@ __all__ = [
     "NetworkEvaluation",
     "SSLContrastive",
     "SegmentationMethod",
+    "SemSim",
     "Supervised",
     "Term",
     "Time",

@@ -412,7 +412,7 @@ def test_the_bar_shows_the_parts_of_the_loss_and_a_dice():
     assert progress(labeled, DualNetwork.TERMS) == {"loss": 1.25, "labeled": 1.25, "train_dice": 0.5}
 
 
-@pytest.mark.parametrize("name", ["dual", "dual_isbi", "rcps", "ssl_contrastive", "supervised"])
+@pytest.mark.parametrize("name", ["dual", "dual_isbi", "rcps", "semsim", "ssl_contrastive", "supervised"])
 def test_a_notebook_and_the_command_have_the_same_defaults(name):
     settings = yaml.safe_load((conf_dir() / "method" / f"{name}.yaml").read_text())["method"]
     method = get_class(settings["_target_"])

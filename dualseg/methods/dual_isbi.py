@@ -13,7 +13,7 @@ class DualISBI(SSLContrastive):
     + mean D_i + mean (1 - cos(p_i, p_j)) + lambda(t) L_c,i, with D_i = KL(sg p_j || p_i). `SSLContrastive` has yhat, R
     and L_c; `method=dual` is the journal version. `objective=released` is that of `method=dual`: the same script.
 
-    Differences: those of `SSLContrastive`. The pseudo-label terms have weight 1 from the start, as written. The cosine
+    Differences: those of `ssl_contrastive`. The pseudo-label terms have weight 1 from the start, as written. The cosine
     is symmetric; each network is trained by it once, as in the script.
 
     Args:

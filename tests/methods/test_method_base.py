@@ -426,7 +426,7 @@ def test_a_notebook_and_the_command_have_the_same_defaults(name):
         if key in ("name", "_target_"):
             continue
         if key == "terms":
-            assert value == {n: {"enabled": t.enabled, "weight": t.weight} for n, t in DualNetwork.TERMS.items()}
+            assert value == {n: {"enabled": t.enabled, "weight": t.weight} for n, t in method.TERMS.items()}
         elif key == "objective":
             assert defaults[key] == "described"
         else:

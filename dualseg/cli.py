@@ -192,6 +192,8 @@ def explain(error: BaseException) -> str:
             return f"{full_key} is required and has no default; give {full_key}=..."
         if full_key and "is not in struct" in str(cause):
             return f"{full_key}: no such configuration key.{_near_term() or _near_key(str(full_key))}"
+    if target := re.match(r"Error locating target '([^']+)'", text):
+        return f"{target[1]}: {_why_not_imported(target[1], causes[-1])}"
     option = re.search(r"(?:Could not find|In '[^']+': Could not find) '([^']+)'", text)
     if option:
         group, _, name = option.group(1).rpartition("/")
@@ -201,6 +203,21 @@ def explain(error: BaseException) -> str:
         key = group_key.group(1) or group_key.group(2)
         return f"{key}: no such configuration key.{_near_key(key)}"
     return " ".join(line.strip() for line in text.splitlines() if line.strip() and "full stack trace" not in line)
+
+
+def _why_not_imported(target: str, error: BaseException) -> str:
+    """What is wrong with code of the user's own that Hydra could not import: it says itself only that it could not."""
+    from dualseg.runs.folder import nearest
+
+    module, _, name = target.rpartition(".")
+    missing = error.name if isinstance(error, ModuleNotFoundError) else None
+    if missing == target and module in sys.modules:
+        return f"{module} has no {name}.{nearest(name, dir(sys.modules[module]))}"
+    if missing and target.startswith(f"{missing}."):
+        return f"no module {missing} is found; is its folder in PYTHONPATH?"
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    where = "" if isinstance(error, SyntaxError) else f" ({Path(place.filename).name}, line {place.lineno})"
+    return f"cannot be imported: {type(error).__name__}: {error}{where}"
 
 
 def _own_conf_dirs() -> list[Path]:
@@ -253,7 +270,19 @@ def _near_key(key: str) -> str:
         return f" Write +{key}=..."
     flat = list(flatten(known))
     prefixes = {k.rsplit(".", n)[0] for k in flat for n in range(1, k.count(".") + 1)}
-    return nearest(key, [*flat, *prefixes, *groups])
+    return nearest(key, [*flat, *prefixes, *groups]) + _with_plus(key, known)
+
+
+def _with_plus(key: str, known: dict[str, Any]) -> str:
+    """How to set an argument of code other than dualseg's, for which a file need not name all that it takes."""
+    word = next((word for word in sys.argv[1:] if word.startswith((f"{key}=", f"{key}."))), None)
+    node: Any = known
+    target = None
+    for part in key.split(".")[:-1]:
+        node = node.get(part) if isinstance(node, dict) else None
+        if isinstance(node, dict):
+            target = node.get("_target_", target)
+    return f" If {target} takes it: +{word}" if word and target and not target.startswith("dualseg.") else ""
 
 
 def _near_term() -> str:

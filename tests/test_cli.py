@@ -9,7 +9,8 @@ import sys
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from hydra.errors import ConfigCompositionException, InstantiationException
+from hydra.errors import ConfigCompositionException, HydraException, InstantiationException
+from hydra.utils import instantiate
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from dualseg import audit, check, cli, evaluate, export, predict, prepare, report, train
@@ -128,6 +129,37 @@ def test_suggestions_know_options_of_ones_own(command, tmp_path, monkeypatch, fl
     own.mkdir(parents=True)
     (own / "warm.yaml").write_text("_target_: mine.warm\nwarmth: 3\n")
     command(train.main, *flag, *words).complains(said)
+
+
+@pytest.mark.parametrize("word", ["method.threshold=0.9", "method.terms.low.weight=0.2", "method.terms.cosine.to=1"])
+def test_a_key_that_the_file_of_a_method_of_ones_own_does_not_name(command, tmp_path, monkeypatch, word):
+    """The nearest key is rarely the one that is meant; with a + the method itself says whether it takes it."""
+    monkeypatch.chdir(tmp_path)
+    own = tmp_path / "conf" / "method"
+    own.mkdir(parents=True)
+    (own / "mine.yaml").write_text("# @package _global_\ndefaults: [dual]\nmethod: {_target_: mine.Method}\n")
+    command(train.main, "--config-dir=conf", "method=mine", word).complains(f" If mine.Method takes it: +{word}")
+    assert "takes it" not in command(train.main, "method=dual", word).err
+
+
+@pytest.mark.parametrize(
+    ("module", "text", "said"),
+    [
+        ("absent", None, "absent.Method: no module absent is found; is its folder in PYTHONPATH?"),
+        ("misspelt", "class Methods: pass", "misspelt.Method: misspelt has no Method. Did you mean Methods?"),
+        ("uses", "import re\nfrom re import fund", "ImportError: cannot import name 'fund' from 're'"),
+        ("uses_too", "import re\nfrom re import fund", "(uses_too.py, line 2)"),
+        ("needs", "import needed_by_it", "needs.Method: cannot be imported: ModuleNotFoundError: No module named"),
+        ("spoilt", "\n\nclass Method", "SyntaxError: expected ':' (spoilt.py, line 3)"),
+    ],
+)
+def test_code_of_ones_own_that_cannot_be_imported(tmp_path, monkeypatch, module, text, said):
+    monkeypatch.syspath_prepend(tmp_path)
+    if text is not None:
+        (tmp_path / f"{module}.py").write_text(text)
+    with pytest.raises(HydraException) as raised:
+        instantiate({"_target_": f"{module}.Method"})
+    assert said in cli.explain(raised.value)
 
 
 @pytest.mark.parametrize("method", [path.stem for path in (cli.conf_dir() / "method").glob("*.yaml")])

@@ -12,6 +12,7 @@ from doc_toys import commands_of_make, toy_words, why_not, write_data
 from documentation import DOCS, commands_of, write_own_files
 
 import dualseg.audit
+import dualseg.views
 from dualseg.data.batch import Batch
 from dualseg.methods import LossTerm, Time
 
@@ -67,11 +68,18 @@ def test_the_commands_of_a_page_run(page: Path, work: Path, command: Callable[..
 def test_ones_own_loss_and_method_have_their_curves(work: Path, command: Callable[..., Any]) -> None:
     for method, networks, terms in (
         ("low_entropy", "ab", ["low_entropy", "cosine"]),
-        ("pi_model", "a", ["supervised_ce", "consistency"]),
+        ("pi_model", "a", ["consistency", "supervised_ce"]),
     ):
-        run(["dualseg-train", "--config-dir", "my_conf", f"method={method}", f"name={method}"], work, command)
+        weight = f"+method.terms.{terms[0]}.weight=0.2"  # the + as the page says
+        run(["dualseg-train", "--config-dir", "my_conf", f"method={method}", f"name={method}", weight], work, command)
         curves = (work / "runs" / method / "logs" / "curves.csv").read_text()
         assert all(f"loss/{network}/{term}," in curves for network in networks for term in terms)
+
+
+def test_the_views_that_are_named_are_there() -> None:
+    page = (DOCS[0].parent / "change-one-thing.md").read_text()
+    listed = re.search(r"`dualseg\.views` has what is done to patches: ([^.]*)\.", page)
+    assert listed and {*re.findall(r"`(\w+)`", listed[1]), "uniform"} == set(dualseg.views.__all__)
 
 
 def test_the_added_term_is_the_entropy_of_the_unlabeled_half(work: Path) -> None:

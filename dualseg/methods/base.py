@@ -202,8 +202,16 @@ class SegmentationMethod(NetworkEvaluation):
             self.see(network, self._image)
         return self._seen[network]
 
-    def watch(self, network: str, image: Tensor, mode: Literal["eval", "train"] = "eval") -> View:
-        """`see` without gradient; `train` keeps dropout and batch statistics, which `eval` does not."""
+    def watch(self, network: str, image: Tensor, mode: Literal["eval", "train"] | None = None) -> View:
+        """`see` without gradient.
+
+        Args:
+            network, image: as of `see`.
+            mode: `train` keeps dropout and batch statistics, `eval` does not; None: an average's own (`Average.mode`),
+                `eval` of another network.
+        """
+        if mode is None:
+            mode = self.averages[network].mode if network in self.averages else "eval"
         module = self.networks[network]
         before = module.training
         module.train(mode == "train")

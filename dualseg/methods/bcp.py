@@ -105,8 +105,7 @@ class BidirectionalCopyPaste(SegmentationMethod):
 
     def _pseudo_labels(self, halves: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The largest component of each class that the teacher predicts; it sees one half at a time."""
-        mode = self.averages["teacher"].mode
-        predicted = torch.cat([self.watch("teacher", image, mode).predicted for image in halves])
+        predicted = torch.cat([self.watch("teacher", image).predicted for image in halves])
         label, seconds = largest_component(predicted, range(1, len(self.class_names)))
         self.watched["time/largest_component"] = torch.tensor(seconds)
         return label.chunk(2)

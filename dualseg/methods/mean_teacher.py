@@ -53,6 +53,5 @@ class MeanTeacher(SegmentationMethod):
         labeled, unlabeled = view.split(n, len(view) - n)
         yield from self.supervised("a", labeled, batch.label)
         if self.on("consistency") and len(unlabeled):
-            noisy = noise(batch.unlabeled.image, std=0.1, limit=0.2)
-            teacher = self.watch("teacher", noisy, self.averages["teacher"].mode)
+            teacher = self.watch("teacher", noise(batch.unlabeled.image, std=0.1, limit=0.2))
             yield self.term("consistency", "a", mean((unlabeled.p - teacher.p).square()))

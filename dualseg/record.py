@@ -41,24 +41,40 @@ def roles_of(noted: Mapping[str, Any], networks: Collection[str], where: str) ->
     Raises:
         DualsegError: it notes what cannot be.
     """
-    averages, ensemble = noted.get("averages", {}), noted.get("ensemble", list(networks))
-    if averages:
-        check_network_names(f"{where}: averages", averages)
-    known = [*networks, *averages]
+    averages = averages_of(noted, where)
+    ensemble = noted.get("ensemble", list(networks))
     record = noted.get("record", ENSEMBLE if len(networks) > 1 else next(iter(networks)))
+    known = {*networks, *averages}
     good = (
         set(averages.values()) <= set(networks)
+        and not {*networks, ENSEMBLE} & averages.keys()
         and isinstance(ensemble, list)
-        and ensemble
-        and all(name in known for name in ensemble)
+        and all(isinstance(name, str) for name in (record, *ensemble))
+        and ensemble != []
+        and set(ensemble) <= known
+        and len(set(ensemble)) == len(ensemble)
         and (record in known or (record == ENSEMBLE and len(ensemble) > 1))
     )
     if not good:
         raise DualsegError(
-            f"{where}: says of its networks what does not fit config.yaml (averages {averages}, ensemble {ensemble}, "
-            f"record {record}; networks {sorted(networks)}); restore the files that the run wrote."
+            f"{where}: says of its networks what cannot be (averages {averages}, ensemble {ensemble}, record {record}; "
+            f"networks {sorted(networks)})."
         )
     return Roles(averages, tuple(ensemble), record)
+
+
+def averages_of(noted: Mapping[str, Any], where: str) -> dict[str, str]:
+    """Averaged network -> the network that it follows, as a checkpoint or metrics.json notes it under `averages`.
+
+    Raises:
+        DualsegError: it is no mapping of names to names.
+    """
+    averages = noted.get("averages", {})
+    if not isinstance(averages, dict) or not all(isinstance(name, str) for name in averages.values()):
+        raise DualsegError(f"{where}: averages: is no mapping of names to names of networks.")
+    if averages:
+        check_network_names(f"{where}: averages", averages)
+    return averages
 
 
 def record_of(noted: Any, networks: Collection[str]) -> str | None:

@@ -149,6 +149,8 @@ def _train(settings: dict[str, Any], folder: Any) -> None:
         folder.open(settings)
         write_json(folder.preprocessing_file, data.source.scan_record())
         manifest = {**provenance.describe(settings["seed"], facts), "started_from": before, "code": own_code}
+        if settings["weights"] and latest is None:
+            manifest["weights"] = weights.noted(settings["weights"])
         provenance.start(folder.manifest_file, manifest, resumed_at)
         if left := data.source.not_read:
             more = f" dualseg-check names {len(left) - 1} more such." if len(left) > 1 else ""

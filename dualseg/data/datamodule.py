@@ -23,8 +23,6 @@ from dualseg.data.volumes import VolumeSource
 from dualseg.errors import DualsegError
 from dualseg.machine import MemoryLimit
 
-LABELED, UNLABELED = 0, 1  # the two sample streams
-
 
 def _check_shares(processes: int, volumes: int) -> None:
     if processes > volumes:  # on every rank alike: with an empty share the others would wait for ever

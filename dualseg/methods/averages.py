@@ -22,8 +22,8 @@ class Average:
         of: name of the network that it follows.
         decay: d.
         warmup: let the average follow fast at first: a move at t = 0 is a copy.
-        buffers: average floating-point buffers (BatchNorm's statistics) as well; else they stay the average's own,
-            which moves them where it runs in training mode.
+        buffers: average floating-point buffers (BatchNorm's statistics) as well; else they are the average's own, which
+            moves them in training mode, and in an iteration in which it does not run in that mode, its network's.
     """
 
     of: str
@@ -62,7 +62,7 @@ def averaged_copy(network: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def move(average: nn.Module, network: nn.Module, setting: Average, iteration: int) -> None:
+def move(average: nn.Module, network: nn.Module, setting: Average, iteration: int, own_buffers: bool = True) -> None:
     """Move an average once.
 
     Args:
@@ -70,12 +70,18 @@ def move(average: nn.Module, network: nn.Module, setting: Average, iteration: in
         network: what it follows.
         setting: how.
         iteration: t, that of the step before.
+        own_buffers: without `setting.buffers`: leave its buffers as they are; else they become the network's.
     """
     decay = min(1 - 1 / (iteration + 1), setting.decay) if setting.warmup else setting.decay
     followed = network.state_dict()
     moved = {name for name, _ in average.named_parameters()}
+    copied = set()
     if setting.buffers:
         moved |= {name for name, buffer in average.named_buffers() if buffer.is_floating_point()}
+    elif not own_buffers:
+        copied = {name for name, _ in average.named_buffers()}
     for name, tensor in average.state_dict().items():
         if name in moved:
             tensor.lerp_(followed[name], 1 - decay)
+        elif name in copied:
+            tensor.copy_(followed[name])

@@ -94,16 +94,17 @@ class SegmentationMethod(NetworkEvaluation):
             raise DualsegError(
                 f"networks: {type(self).__name__} takes {wanted}, not {sorted(networks)}; choose another networks=..."
             )
+        notes = {"averages": {name: average.of for name, average in self.averages.items()}, "record": self.record}
+        noted = {key: value for key, value in notes.items() if value is not None}
+        roles = roles_of(noted, self.takes, type(self).__name__)
         copies = {name: averaged_copy(networks[average.of]) for name, average in self.averages.items()}
-        roles = {"averages": {name: average.of for name, average in self.averages.items()}, "record": self.record}
-        noted = {key: value for key, value in roles.items() if value is not None}
         super().__init__(
             {**networks, **copies},
             class_names,
             sliding_window,
             distance_unit,
             regions,
-            roles_of(noted, self.takes, type(self).__name__),
+            roles,
         )
         self.automatic_optimization = False
         positive("method.gradient_clip_norm", gradient_clip_norm, "null for no limit")
@@ -125,6 +126,7 @@ class SegmentationMethod(NetworkEvaluation):
         self._autocast = False
         self._image: Tensor | None = None
         self._seen: dict[str, View] = {}
+        self._in_training: set[str] = set()
         for name, extra in self.extras.items():
             if extra.setting.enabled:
                 extra.build(self)
@@ -213,6 +215,8 @@ class SegmentationMethod(NetworkEvaluation):
         if mode is None:
             mode = self.averages[network].mode if network in self.averages else "eval"
         module = self.networks[network]
+        if mode == "train":
+            self._in_training.add(network)
         before = module.training
         module.train(mode == "train")
         try:
@@ -228,7 +232,7 @@ class SegmentationMethod(NetworkEvaluation):
         self._time = time
         kind = batch.image.device.type
         self._autocast = torch.is_autocast_enabled(kind)
-        self._image, self._seen = batch.image, {}
+        self._image, self._seen, self._in_training = batch.image, {}, set()
         with torch.autocast(kind, enabled=False):
             terms = list(self.objective(batch, time))
             for name, extra in self.extras.items():
@@ -275,7 +279,7 @@ class SegmentationMethod(NetworkEvaluation):
         optimizer.step()
         cast(LambdaLR, self.lr_schedulers()).step()
         for name, average in self.moving_averages(time).items():
-            move(self.networks[name], self.networks[average.of], average, time.iteration)
+            move(self.networks[name], self.networks[average.of], average, time.iteration, name in self._in_training)
         if time.iteration == 0 or (time.iteration + 1) % self.log_every == 0:
             self._log(terms, total.detach(), rate)
 

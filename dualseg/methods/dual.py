@@ -5,6 +5,7 @@ Equations, names and their order are those of method.md, sections 3 (described) 
 
 from abc import abstractmethod
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -81,6 +82,9 @@ class TwoNetworks(SegmentationMethod):
         fraction("method.confidence", confidence)
         fraction("method.keep_fraction", keep_fraction)
         self.described = objective == "described"
+        if not self.described:  # the authors' script has no ramp; a term that was added keeps its own
+            plain = {name: replace(self.terms[name], ramp="none") for name in self.TERMS}
+            self.terms = {**self.terms, **plain}
         self.confidence = confidence
         self.keep_fraction = keep_fraction
         self.fusion = fusion
@@ -105,9 +109,6 @@ class TwoNetworks(SegmentationMethod):
             yield from self.contrast_terms(views, batch.label, pseudo)
         else:
             yield from self._released(views)
-
-    def ramp(self, kind: Literal["none", "start", "run"]) -> float:
-        return super().ramp(kind if self.described else "none")
 
     @torch.no_grad()
     def _foreground_shares(self, unlabeled: dict[str, View], label: Tensor) -> dict[str, Tensor]:

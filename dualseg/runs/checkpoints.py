@@ -117,9 +117,7 @@ def not_finite(state: Mapping[str, Any], parameters: Container[str]) -> str | No
     return None
 
 
-def check_finite(
-    path: Path, checkpoint: Mapping[str, Any], networks: Mapping[str, nn.Module], resume: bool = False
-) -> None:
+def _check_finite(path: Path, checkpoint: Mapping[str, Any], networks: Mapping[str, nn.Module], resume: bool) -> None:
     """Raises: DualsegError for weights that are not finite: they segment, without a word, as background alone."""
     parameters = {
         f"networks.{name}.{key}" for name, network in networks.items() for key, _ in network.named_parameters()
@@ -163,7 +161,7 @@ def check_architecture(
     checkpoint = checkpoint or read_checkpoint(path)
     if resume:
         _check_resumes(path, checkpoint)
-    check_finite(path, checkpoint, networks, resume)
+    _check_finite(path, checkpoint, networks, resume)
     states = network_states(checkpoint)
     if states.keys() != networks.keys():
         raise DualsegError(f"{path}: holds the networks {sorted(states)}, the configuration {sorted(networks)}.")

@@ -12,7 +12,7 @@ from typing import Any
 
 from dualseg.errors import DualsegError
 from dualseg.files import read_object
-from dualseg.record import ENSEMBLE, record_of
+from dualseg.record import ENSEMBLE, averages_of, record_of
 from dualseg.runs.collapse import collapse
 from dualseg.runs.folder import RunFolder
 from dualseg.runs.identity import identity
@@ -86,7 +86,7 @@ def read_run(study: str, member: Member) -> RunRows:
         for network, values in metrics.get(split, {}).items()
         if not trained or network == ENSEMBLE
     }
-    averages = metrics.get("averages", {})
+    averages = averages_of(metrics, str(folder.metrics_file))
     rows = _checked_cases(folder.cases_file, scores)
     data_file = (trained[0] if trained else folder).manifest_file
     own = {"variant": member.variant, "scale": member.scale, "seed": member.seed, "run": member.name}

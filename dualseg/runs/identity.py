@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 # What may change without making it another run: where things lie, how it is watched, what hardware does it.
@@ -45,12 +46,17 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     """The flattened configuration without what does not decide the result, or has come since and says nothing new."""
     ignored = tuple(f"{key}." for key in NOT_IDENTITY)
     return {
-        key: value
+        key: _name_of_run(value) if key == "weights" else value
         for key, value in flatten(config).items()
         if key not in NOT_IDENTITY
         and not key.startswith(ignored)
         and not any(value == usual and fnmatchcase(key, added) for added, usual in ADDED.items())
     }
+
+
+def _name_of_run(weights: Any) -> Any:
+    """A run folder by its name, wherever it lies; a checkpoint by its path, as it always was."""
+    return Path(weights).name if isinstance(weights, str) and not weights.endswith(".ckpt") else weights
 
 
 def run_name(config: Mapping[str, Any]) -> str:

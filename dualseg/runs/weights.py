@@ -1,13 +1,15 @@
 """Networks that start from those of another run: `weights=RUN`, and `weights_as` for what goes where."""
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from dualseg.errors import DualsegError
 from dualseg.methods import SegmentationMethod
+from dualseg.record import averages_of
 from dualseg.runs.cases import Record, trained_before
-from dualseg.runs.checkpoints import check_finite, check_same_shapes, network_states, read_checkpoint
+from dualseg.runs.checkpoints import check_same_shapes, network_states, not_finite, read_checkpoint
 from dualseg.runs.folder import RunFolder
 
 
@@ -35,13 +37,13 @@ def start_from(weights: str, method: SegmentationMethod, parts: Mapping[str, str
     path = checkpoint_of(weights)
     checkpoint = read_checkpoint(path)
     states = network_states(checkpoint)
-    check_finite(path, checkpoint, dict(method.networks.items()))
     if parts is None:
-        averages = checkpoint["dualseg"].get("averages", {})
-        if set(method.takes) != states.keys() - set(averages):
+        if set(method.takes) != states.keys() - averages_of(checkpoint["dualseg"], str(path)).keys():
+            first = sorted(states)[0]
+            example = ", ".join(f"{name}: {name if name in states else first}" for name in method.takes)
             raise DualsegError(
                 f"{path}: holds the networks {sorted(states)}, the configuration {sorted(method.takes)}; say what goes "
-                "where, for example weights_as={" + f"{method.takes[0]}: {sorted(states)[0]}" + "}."
+                f"where, for example weights_as={{{example}}}."
             )
         parts = {name: name for name in method.networks if name in states}
     for target, source in parts.items():
@@ -67,6 +69,8 @@ def _copy(
     if not given:
         raise DualsegError(f"weights_as: {path} has no {source}; it holds the networks {', '.join(sorted(states))}.")
     check_same_shapes(path, f"{source} as {target}", module.state_dict(), given)
+    if (broken := not_finite(given, {name for name, _ in module.named_parameters()})) is not None:
+        raise DualsegError(f"{path}: weights not finite: {source}.{broken} holds NaN or infinity; start from others.")
     module.load_state_dict(given)
 
 
@@ -78,3 +82,10 @@ def weights_trained_on(weights: str) -> list[Record]:
     """
     path = checkpoint_of(weights)
     return trained_before(str(path), read_checkpoint(path)["dualseg"].get("trained_on"))
+
+
+def noted(weights: str) -> dict[str, str]:
+    """Name and SHA-256 of the checkpoint that a run starts from, for manifest.json."""
+    path = checkpoint_of(weights)
+    with path.open("rb") as file:
+        return {"checkpoint": path.name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}

@@ -64,6 +64,10 @@ def as_word(value: Any) -> str:
     """A value as Hydra's command line takes it."""
     if value is None:
         return "null"
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{as_word(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(as_word(item) for item in value) + "]"
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

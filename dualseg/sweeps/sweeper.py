@@ -32,6 +32,7 @@ class Combination:
     label: str
     variant: str | None = None
     given: tuple[str, ...] = ()
+    origin: Path | None = None
 
 
 def sweep(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
@@ -61,6 +62,7 @@ def sweep(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
     settings = [_settings(sweeper, combination, launcher) for combination in combinations]
     jobs = [Job.of(own, one.words, one.label) for own, one in zip(settings, combinations, strict=True)]
     _check_folders(jobs, config.output)
+    origins = {job.run: one.origin for job, one in zip(jobs, combinations, strict=True)}
     every_word = sorted({word for combination in combinations for word in combination.words})
     target = Sweep.named(config.output, study.name if study else None, config.scale, every_word)
     if config.dry:
@@ -84,8 +86,7 @@ def sweep(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
     with Monitor(target, jobs, config.scale):
         for stage in sorted({_stage(study, job) for job in waiting}):  # each starts from runs of those before
             ready = [job for job in waiting if _stage(study, job) == stage]
-            if stage:
-                ready = [job for job in ready if not _lacks_its_origin(target, job)]
+            ready = [job for job in ready if not _lacks_its_origin(target, job, origins[job.run])]
             where = f"hydra.sweep.dir={target.path}"  # by which a job finds its sweep
             words = [[*job.words, *launcher, where] for job in ready]
             returned = sweeper.launcher.launch(words, initial_job_idx=0) if ready else []
@@ -129,6 +130,7 @@ def _of_study(study: Study, scale: str, overrides: Sequence[Any]) -> list[Combin
         if variant not in study.variants:
             raise DualsegError(f"variant={variant}: no such row of {study.name}.{nearest(variant, [*study.variants])}")
     changed = {key for changes in study.variants.values() for key in changes} | {"experiment", "name"}
+    changed |= {"weights"} if study.after else set()
     own = {key: choices for key, choices in given.items() if key not in (*FOR_THE_SWEEP, *OF_A_STUDY, "seed")}
     for key, choices in own.items():
         if key in changed:
@@ -157,17 +159,17 @@ def _after_its_origin(
     first = replace(combination, words=words, variant=variant)
     first = _after_its_origin(sweeper, study, scale, first, launcher)
     origin = RunFolder.of(_settings(sweeper, first, launcher)).path
-    return replace(combination, words=(*combination.words, f"weights={origin}"))
+    quoted = str(origin).replace("\\", "\\\\").replace("'", "\\'")
+    return replace(combination, words=(*combination.words, f"weights='{quoted}'"), origin=origin)
 
 
 def _stage(study: Study | None, job: Job) -> int:
     return study.stage(job.variant) if study and job.variant else 0
 
 
-def _lacks_its_origin(target: Sweep, job: Job) -> bool:
+def _lacks_its_origin(target: Sweep, job: Job, origin: Path | None) -> bool:
     """The run that this one starts from is not finished; that is its failure then."""
-    origin = next(word.partition("=")[2] for word in job.words if word.startswith("weights="))
-    if RunFolder(origin).finished:
+    if origin is None or RunFolder(origin).finished:
         return False
     target.record_failure(job.run, f"It starts from {origin}, which is not finished; train that one first.")
     return True

@@ -1,7 +1,7 @@
 """Every method of conf/method through all commands at toy size; a method added later is covered by being there."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
@@ -25,9 +25,6 @@ TOY = ["base_channels=2", "data.patch_size=[16,16,16]", "data.stride=[16,16,16]"
 
 
 def words_of(method: str, tiny: Callable[..., list[str]], phantom: Phantom, output: Path) -> list[str]:
-    own = [
-        word for word in tiny(phantom.root, output) if not word.startswith(("base_channels", "data.patch", "data.str"))
-    ]
     replaced = ("base_channels", "data.patch_size", "data.stride", "evaluate_on", "trainer.max_iterations")
     own = [word for word in tiny(phantom.root, output) if not word.startswith(replaced)]
     return [*own, *TOY, f"method={method}", "evaluate_on=[test]"]
@@ -94,5 +91,6 @@ def test_a_method_in_the_audit(
 
 
 def assert_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
-    different: Sequence[str] = [key for key in first if not torch.equal(first[key], second[key])]
-    assert first.keys() == second.keys() and not different
+    assert first.keys() == second.keys()
+    different = [key for key in first if not torch.equal(first[key], second[key])]
+    assert not different

@@ -4,6 +4,7 @@ tests/runs/test_checkpoints.py goes through every iteration in one process; here
 """
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -23,6 +24,7 @@ import dualseg.evaluate
 import dualseg.train
 from dualseg.data import Phantom, SemiSupervisedDataModule
 from dualseg.errors import DualsegError
+from dualseg.files import read_json
 from dualseg.methods import SegmentationMethod
 from dualseg.runs import checkpoints
 from dualseg.runs.checkpoints import network_states, read_checkpoint
@@ -238,6 +240,8 @@ def test_weights_start_another_run_from_this_ones_networks(whole, words, command
             if "running_" not in key and "num_batches" not in key:  # at rate 0 nothing else moves
                 assert torch.equal(value, network_states(origin)[name][key]), key
     assert run.config()["weights"] == str(given)
+    sha256 = hashlib.sha256(given.read_bytes()).hexdigest()
+    assert read_json(run.manifest_file)["weights"] == {"checkpoint": given.name, "sha256": sha256}
     arguments = [*arguments, "method=mean_teacher", "batch={labeled: 2, unlabeled: 2}", f"weights={whole.path}"]
     outcome = command(dualseg.train.main, *arguments, "networks=vnet", "name=plain")
     outcome.complains("['a', 'b']", "['a']", "weights_as={a: a}")

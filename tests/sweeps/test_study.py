@@ -198,6 +198,9 @@ def test_each_row_may_have_a_reference_of_its_own():
 
 
 def test_notes_are_a_list():
+    variants = {"one": {"weights_as": {"b": "a", "a.encoder": "a.encoder"}, "trainer.devices": [0, 1]}}
+    words = study_of("mine", {**SWEEP, "variants": variants, "against": {}}).words("one", "cpu")
+    assert {"weights_as={b:a,a.encoder:a.encoder}", "trainer.devices=[0,1]"} <= set(words)
     assert study_of("mine", {**SWEEP, "notes": ["one is\n odd."]}).notes == ("one is odd",)
     with pytest.raises(DualsegError, match="sweep mine: notes: give a list of sentences"):
         study_of("mine", {**SWEEP, "notes": "one is odd"})

@@ -439,8 +439,20 @@ def test_a_variant_starts_from_the_run_of_another_one(train, launches: Launches,
     for words in launches.words:
         given = dict(word.split("=", 1) for word in words if "=" in word)
         before = {"full": "without_contrast", "without_contrast": "supervised"}.get(given["variant"])
-        expected = str(tmp_path / "runs" / folders[before, int(given["seed"])]) if before else None
+        expected = f"'{tmp_path / 'runs' / folders[before, int(given['seed'])]}'" if before else None
         assert given.get("weights") == expected
+
+
+def test_a_study_whose_runs_start_from_others_is_the_same_in_another_place(train, launches: Launches, tmp_path) -> None:
+    text = TOY_STUDY.replace("against: full", "after: {full: supervised}")
+    (tmp_path / "conf" / "sweep" / "toy.yaml").write_text(text)
+    assert train("sweep=toy", "variant=full,supervised").code == 0
+    known = len(launches.words)
+    (tmp_path / "runs").rename(tmp_path / "it's moved, (2)")
+    launches.output = tmp_path / "it's moved, (2)"
+    outcome = train("sweep=toy", "variant=full,supervised", f"output='{tmp_path}/it\\'s moved, (2)'")
+    assert outcome.code == 0 and len(launches.words) == known, outcome.err
+    train("sweep=toy", "weights=x").complains("weights", "sets it for each of its rows")
 
 
 def test_a_run_whose_origin_is_not_finished_is_not_started(train, launches: Launches, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from dualseg.data.batch import Batch
 from dualseg.errors import DualsegError
 from dualseg.losses import region_ce, region_dice, supervised_ce
+from dualseg.methods.arguments import fraction
 from dualseg.methods.averages import Average, Variant
 from dualseg.methods.base import SegmentationMethod
 from dualseg.methods.terms import LossTerm, Term, Time
@@ -56,8 +57,7 @@ class BidirectionalCopyPaste(SegmentationMethod):
     }
 
     def __init__(self, *args: Any, variant: Variant = "described", pretraining: float = 0.25, **kwargs: Any) -> None:
-        if not isinstance(pretraining, int | float) or not 0 <= pretraining <= 1:
-            raise DualsegError(f"method.pretraining={pretraining}: give a share of the run, from 0 to 1.")
+        fraction("method.pretraining", pretraining)
         self.averages = {"teacher": Average.teacher("a", variant, warmup=False)}
         self.pretraining = pretraining
         super().__init__(*args, **kwargs)

@@ -10,9 +10,9 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 from dualseg.data.batch import Batch
-from dualseg.errors import DualsegError
 from dualseg.losses.masked import masked_mean
-from dualseg.methods.extra import ExtraTerm, check_between, check_positive, feature_channels, voxel_rows
+from dualseg.methods.arguments import at_least, fraction, positive, switch
+from dualseg.methods.extra import ExtraTerm, feature_channels, voxel_rows
 from dualseg.methods.terms import LossTerm, Ramp, Time
 
 if TYPE_CHECKING:
@@ -52,11 +52,10 @@ class ERDA(ExtraTerm):
         coadapt: bool = True,
     ) -> None:
         super().__init__(weight, ramp, enabled)
-        check_positive("temperature", temperature)
-        check_between("entropy_weight", entropy_weight, 0, 1000)
-        check_between("momentum", momentum, 0, 1)
-        if type(coadapt) is not bool:
-            raise DualsegError(f"coadapt={coadapt}: give true or false.")
+        positive("temperature", temperature)
+        at_least("entropy_weight", entropy_weight, 0)
+        fraction("momentum", momentum)
+        switch("coadapt", coadapt)
         self.temperature, self.entropy_weight, self.momentum, self.coadapt = (
             temperature, entropy_weight, momentum, coadapt,
         )  # fmt: skip

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from dualseg.data.batch import Batch
 from dualseg.losses.masked import masked_mean
-from dualseg.methods.extra import ExtraTerm, check_between, check_positive, feature_channels, voxel_rows
+from dualseg.methods.arguments import fraction, positive
+from dualseg.methods.extra import ExtraTerm, feature_channels, voxel_rows
 from dualseg.methods.terms import LossTerm, Ramp, Time
 from dualseg.views import contrast, gamma, noise, uniform
 
@@ -54,8 +55,8 @@ class GuidedContrast(ExtraTerm):
         confidence: float = 0.75,
     ) -> None:
         super().__init__(weight, ramp, enabled)
-        check_positive("temperature", temperature)
-        check_between("confidence", confidence, 0, 1)
+        positive("temperature", temperature)
+        fraction("confidence", confidence)
         self.temperature, self.confidence = temperature, confidence
         self.projectors = nn.ModuleDict()
         self.banks = nn.ModuleList()

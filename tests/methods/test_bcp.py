@@ -261,6 +261,7 @@ def test_without_labeled_patches_it_is_refused():
         ({"variant": "averaged"}, r"method\.variant=averaged: .*averaged_buffers"),
         ({"pretraining": 1.5}, r"method\.pretraining=1\.5"),
         ({"pretraining": "quarter"}, r"method\.pretraining=quarter"),
+        ({"pretraining": True}, r"method\.pretraining=True"),
     ],
 )
 def test_an_impossible_argument_is_refused(settings, message):

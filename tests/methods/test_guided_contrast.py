@@ -8,6 +8,7 @@ import torch
 from method_toys import Bare, BarePair, Stored, Tiny, tiny_parts
 from torch import Tensor
 
+from dualseg import views
 from dualseg.data.batch import Batch
 from dualseg.errors import DualsegError
 from dualseg.methods import GuidedContrast, Time
@@ -142,11 +143,27 @@ def test_with_one_network_the_other_view_is_a_second_pass_over_changed_intensiti
     assert int(term.support) == sum((view.confidence >= 0.6).sum() for view in views)
 
 
-def test_the_changed_view_is_another_and_finite():
-    image = batch_of().image
+@pytest.mark.parametrize(("name", "low", "high"), [("contrast", 0.5, 1.5), ("gamma", 0.7, 1.5), ("noise", None, None)])
+def test_the_changed_view_has_each_change_of_intensity(name, low, high, monkeypatch):
+    """All but one of them switched off: what is left, and its strengths."""
+    strengths = []
+
+    def noted(image: Tensor, *strength: Tensor, **settings: float) -> Tensor:
+        strengths.extend(strength)
+        return getattr(views, name)(image, *strength, **settings)
+
+    for other in ("contrast", "gamma", "noise"):
+        monkeypatch.setattr(module, other, noted if other == name else lambda image, *_, **__: image)
+    torch.manual_seed(0)
+    image = torch.randn(200, 1, 6, 6, 6) + 0.5
     changed = module._changed(image)
-    assert changed.shape == image.shape and changed.isfinite().all()
-    assert (changed != image).all()
+    if name == "noise":
+        assert float((changed - image).std()) == pytest.approx(0.1, rel=0.02)
+        return
+    (numbers,) = strengths
+    assert torch.equal(changed, getattr(views, name)(image, numbers))
+    slack = 0.05 * (high - low)
+    assert low <= numbers.min() < low + slack and high - slack < numbers.max() <= high
 
 
 @pytest.mark.parametrize("networks", ["a", "ab"])

@@ -21,7 +21,9 @@ class ExtraTerm(nn.Module, ABC):
 
     A configuration adds it as `method.terms.NAME: {_target_: ..., weight: ...}`. Its parameters are trained, clipped,
     saved and resumed as a head of the method; a prototype or another state is a buffer. With several processes every
-    parameter must get a gradient in every iteration, if only 0.
+    parameter must get a gradient in every iteration, if only 0. Under a method that gives its network mixed or changed
+    images (bcp, rcps, semsim), it costs one more pass of the whole batch, in training mode: `method.view` is of the
+    batch as it came.
 
     Args:
         weight: what the term is multiplied by, at the full ramp.

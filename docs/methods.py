@@ -49,6 +49,10 @@ def page() -> str:
     ]
     terms = [extra_row(file) for file in sorted((ROOT / "conf" / "term").glob("*.yaml"))]
     added = "| `+term=` | idea |\n| --- | --- |\n" + "\n".join(terms)
+    added += (
+        "\n\nUnder `bcp`, `rcps` and `semsim`, whose networks see mixed or changed images, an added term costs one "
+    )
+    added += "more pass of the whole batch, in training mode."
     head = "What differs from the papers and their public code:"
     return HEAD + "\n".join(rows) + "\n\n" + added + f"\n\n{head}\n\n" + "\n".join(notes)
 

@@ -2,12 +2,12 @@
 
 import copy
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import nn
 
-from dualseg.errors import DualsegError
+from dualseg.methods.arguments import fraction, one_of, switch
 
 Variant = Literal["described", "averaged_buffers"]
 
@@ -40,12 +40,11 @@ class Average:
                 mode (SSL4MIS, UA-MT, BCP); `averaged_buffers`: both are averaged, and it runs in evaluation mode.
 
         Raises:
-            DualsegError: another variant, or a decay outside 0 to 1.
+            DualsegError: another variant, a decay outside 0 to 1, or a warmup other than true or false.
         """
-        if variant not in ("described", "averaged_buffers"):
-            raise DualsegError(f"method.variant={variant}: give one of described, averaged_buffers.")
-        if not isinstance(decay, int | float) or not 0 <= decay <= 1:
-            raise DualsegError(f"method.decay={decay}: give a number from 0 to 1.")
+        one_of("method.variant", variant, get_args(Variant))
+        fraction("method.decay", decay)
+        switch("method.warmup", warmup)
         return cls(of, decay, warmup, buffers=variant == "averaged_buffers")
 
     @property

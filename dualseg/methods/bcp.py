@@ -10,6 +10,7 @@ from torch import Tensor
 from dualseg.data.batch import Batch
 from dualseg.errors import DualsegError
 from dualseg.losses import region_ce, region_dice, supervised_ce
+from dualseg.methods.arguments import fraction
 from dualseg.methods.averages import Average, Variant
 from dualseg.methods.base import SegmentationMethod
 from dualseg.methods.terms import LossTerm, Term, Time
@@ -35,7 +36,8 @@ class BidirectionalCopyPaste(SegmentationMethod):
     Differences: the two stages are one run with one optimizer and one schedule, and the last weights of each count,
     where the public code takes the best on the test cases; its schedule leaves no learning rate in the last half of the
     run, so that pre-training is a quarter of the live iterations, as here, rather than 2,000 of 17,000. The student
-    stands for the run, in both variants.
+    stands for the run, in both variants. The largest component is taken of every foreground class, so that a class of
+    two organs loses one (the paper's is binary).
 
     Args:
         variant: `described`: the teacher runs in training mode and its weights alone are averaged, with decay 0.99;
@@ -56,8 +58,7 @@ class BidirectionalCopyPaste(SegmentationMethod):
     }
 
     def __init__(self, *args: Any, variant: Variant = "described", pretraining: float = 0.25, **kwargs: Any) -> None:
-        if not isinstance(pretraining, int | float) or not 0 <= pretraining <= 1:
-            raise DualsegError(f"method.pretraining={pretraining}: give a share of the run, from 0 to 1.")
+        fraction("method.pretraining", pretraining)
         self.averages = {"teacher": Average.teacher("a", variant, warmup=False)}
         self.pretraining = pretraining
         super().__init__(*args, **kwargs)
@@ -81,10 +82,12 @@ class BidirectionalCopyPaste(SegmentationMethod):
             return
         most = max(len(labeled), len(unlabeled))
         x_labeled, y, x_unlabeled = _halves(most, labeled, batch.label, unlabeled)
-        pseudo = self._pseudo_labels(x_unlabeled)
         regions = (outside, ~outside)  # of the labeled patches
+        kinds = [("supervised", y, regions)]
+        if self.on("pseudo_ce", "pseudo_dice"):
+            kinds.append(("pseudo", self._pseudo_labels(x_unlabeled), regions[::-1]))
         views = [self.see("a", paste(*parts)) for parts in zip(x_labeled, x_unlabeled, regions, strict=True)]
-        for name, label, own in (("supervised", y, regions), ("pseudo", pseudo, regions[::-1])):
+        for name, label, own in kinds:
             parts = list(zip(views, label, own, strict=True))
             if self.on(f"{name}_ce"):
                 ce = [region_ce(view.log_p, target, region) for view, target, region in parts]

@@ -1,4 +1,4 @@
-"""ERDA (Tang et al., NeurIPS 2023, arXiv:2305.15832) as a term of any method (seed.md 5)."""
+"""ERDA (Tang et al., NeurIPS 2023, arXiv:2305.15832) as a term of any method."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 from dualseg.data.batch import Batch
-from dualseg.errors import DualsegError
 from dualseg.losses.masked import masked_mean
-from dualseg.methods.extra import ExtraTerm, check_between, check_positive, feature_channels, voxel_rows
+from dualseg.methods.arguments import at_least, fraction, positive, switch
+from dualseg.methods.extra import ExtraTerm, feature_channels, voxel_rows
 from dualseg.methods.terms import LossTerm, Ramp, Time
 
 if TYPE_CHECKING:
@@ -30,8 +30,9 @@ class ERDA(ExtraTerm):
     network of a method has a g and prototypes of its own; averaged networks do not get the term.
 
     Differences: DRAWN voxels, drawn in each iteration, stand for all. A class that a batch lacks keeps its prototype
-    (in the public code of the weakly supervised runs it falls back to zero), and the first value is taken as it is. The
-    term is 0 until every class has a prototype. With several processes the prototypes are of all their patches.
+    (in the public code of the weakly supervised runs it falls back to zero), and the first value is taken as it is. One
+    that has had no labeled voxel so far has none, and p = 0; the term is 0 until two classes have one. With several
+    processes the prototypes are of all their patches.
 
     Args:
         weight: 0.1 or 0.01 in the paper's runs, without ramp.
@@ -52,11 +53,10 @@ class ERDA(ExtraTerm):
         coadapt: bool = True,
     ) -> None:
         super().__init__(weight, ramp, enabled)
-        check_positive("temperature", temperature)
-        check_between("entropy_weight", entropy_weight, 0, 1000)
-        check_between("momentum", momentum, 0, 1)
-        if type(coadapt) is not bool:
-            raise DualsegError(f"coadapt={coadapt}: give true or false.")
+        positive("temperature", temperature)
+        at_least("entropy_weight", entropy_weight, 0)
+        fraction("momentum", momentum)
+        switch("coadapt", coadapt)
         self.temperature, self.entropy_weight, self.momentum, self.coadapt = (
             temperature, entropy_weight, momentum, coadapt,
         )  # fmt: skip
@@ -77,20 +77,23 @@ class ERDA(ExtraTerm):
             of_unlabeled = labeled + _drawn(total - labeled, device)
             g = classes.g(voxel_rows(view.features, torch.cat([of_labeled, of_unlabeled])))
             ours, theirs = g.split([len(of_labeled), len(of_unlabeled)])
-            prototypes, ready = classes.updated(ours.detach(), batch.label.flatten()[of_labeled])
+            prototypes, present = classes.updated(ours.detach(), batch.label.flatten()[of_labeled])
+            ready = present.sum() > 1
             s = F.normalize(theirs, dim=1) @ F.normalize(prototypes, dim=1).T / self.temperature
-            values = erda(s if self.coadapt else s.detach(), voxel_rows(view.log_p, of_unlabeled), self.entropy_weight)
+            s, log_q = s if self.coadapt else s.detach(), voxel_rows(view.log_p, of_unlabeled)
+            values = erda(s, log_q, present | ~ready, self.entropy_weight)
             yield method.term(name, network, masked_mean(values, ready.expand_as(values)), ready * len(values))
 
 
-def erda(s: Tensor, log_q: Tensor, entropy_weight: float = 1.0) -> Tensor:
-    """lambda H(p) + KL(p || q) of each voxel, p = softmax(s), with gradient to both.
+def erda(s: Tensor, log_q: Tensor, present: Tensor, entropy_weight: float = 1.0) -> Tensor:
+    """lambda H(p) + KL(p || q) of each voxel, p = softmax(s) over the classes that are present, with gradient to both.
 
     Args:
         s, log_q: (n, K) float32.
+        present: (K,) bool, true at least once.
     """
-    log_p = s.log_softmax(dim=1)
-    p = log_p.exp()
+    log_p = s.masked_fill(~present, -torch.inf).log_softmax(dim=1)
+    p, log_p = log_p.exp(), log_p.masked_fill(~present, 0.0)  # 0 log 0 = 0
     return -(p * (log_q + (entropy_weight - 1) * log_p)).sum(dim=1)
 
 
@@ -118,7 +121,7 @@ class MovingClasses(nn.Module):
         """Move the means to those of labeled voxels, g (n, F) and label (n,); a class without a voxel keeps its own.
 
         Returns:
-            The prototypes (K, F), and whether there is one of every class.
+            The prototypes (K, F), and which of them there are (K,) bool.
         """
         members = (label == torch.arange(len(self.present), device=label.device)[:, None]).to(g.dtype)
         sums = torch.cat([members @ g, members.sum(dim=1, keepdim=True)], dim=1)
@@ -130,7 +133,7 @@ class MovingClasses(nn.Module):
         moved = torch.lerp(new, self.vectors, self.momentum).where(known, new)
         self.vectors.copy_(moved.where(found, self.vectors))
         self.present |= found[:, 0]
-        return self.vectors.clone(), self.present.all()
+        return self.vectors.clone(), self.present.clone()
 
 
 def _drawn(voxels: int, device: torch.device) -> Tensor:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, ClassVar, TypeGuard, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
 from torch import Tensor, nn
 
@@ -22,7 +21,9 @@ class ExtraTerm(nn.Module, ABC):
 
     A configuration adds it as `method.terms.NAME: {_target_: ..., weight: ...}`. Its parameters are trained, clipped,
     saved and resumed as a head of the method; a prototype or another state is a buffer. With several processes every
-    parameter must get a gradient in every iteration, if only 0.
+    parameter must get a gradient in every iteration, if only 0. Under a method that gives its network mixed or changed
+    images (bcp, rcps, semsim), it costs one more pass of the whole batch, in training mode: `method.view` is of the
+    batch as it came.
 
     Args:
         weight: what the term is multiplied by, at the full ramp.
@@ -68,19 +69,3 @@ def voxel_rows(volumes: Tensor, voxels: Tensor) -> Tensor:
     flat = volumes.flatten(2)
     size = flat.shape[2]
     return flat[voxels // size, :, voxels % size].float()
-
-
-def check_positive(key: str, value: object) -> None:
-    """Raises: DualsegError where a setting is no number above 0."""
-    if not (_is_number(value) and value > 0):
-        raise DualsegError(f"{key}={value}: give a number above 0.")
-
-
-def check_between(key: str, value: object, least: float, most: float) -> None:
-    """Raises: DualsegError where a setting is no number from `least` to `most`."""
-    if not (_is_number(value) and least <= value <= most):
-        raise DualsegError(f"{key}={value}: give a number from {least:g} to {most:g}.")
-
-
-def _is_number(value: object) -> TypeGuard[float]:
-    return type(value) in (int, float) and math.isfinite(cast(float, value))

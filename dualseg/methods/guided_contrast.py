@@ -1,4 +1,4 @@
-"""Guided point contrastive learning (Jiang et al., ICCV 2021, arXiv:2110.08188), as a term on voxels (seed.md 6)."""
+"""Guided point contrastive learning (Jiang et al., ICCV 2021, arXiv:2110.08188), as a term on voxels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from dualseg.data.batch import Batch
 from dualseg.losses.masked import masked_mean
-from dualseg.methods.extra import ExtraTerm, check_between, check_positive, feature_channels, voxel_rows
+from dualseg.methods.arguments import fraction, positive
+from dualseg.methods.extra import ExtraTerm, feature_channels, voxel_rows
 from dualseg.methods.terms import LossTerm, Ramp, Time
 from dualseg.views import contrast, gamma, noise, uniform
 
@@ -19,9 +20,9 @@ if TYPE_CHECKING:
     from dualseg.methods.base import SegmentationMethod
 
 CHANNELS = 32  # of an embedding
-POSITIVES = 512  # voxels of an unlabeled patch, of each class as many
-NEGATIVES = 2048  # of each class
-LENGTH = 4096  # of a bank, of each class
+POSITIVES = 512  # voxels of an unlabeled patch; as the next two, shared by the classes: of each as many, at least 1
+NEGATIVES = 4096
+LENGTH = 8192  # of a bank
 
 
 class GuidedContrast(ExtraTerm):
@@ -36,8 +37,9 @@ class GuidedContrast(ExtraTerm):
 
     Differences: views of intensity on one crop, so that every voxel has its partner, rather than two crops. At most
     POSITIVES / K voxels of each class in view 1, not filled up with others; the same ones enter the banks. The banks
-    hold what was seen, never random vectors. The ramp is short and smooth rather than a start at 0.5 % of the run. With
-    several processes the banks hold the voxels of all. The network's dropout is before the projection.
+    hold what was seen, never random vectors, and are saved with the run, so that a resumed one is the same to the last
+    bit. The ramp is short and smooth rather than a start at 0.5 % of the run. With several processes the banks hold the
+    voxels of all. The network's dropout is before the projection.
 
     Args:
         weight: 0.1 in the paper's runs.
@@ -54,8 +56,8 @@ class GuidedContrast(ExtraTerm):
         confidence: float = 0.75,
     ) -> None:
         super().__init__(weight, ramp, enabled)
-        check_positive("temperature", temperature)
-        check_between("confidence", confidence, 0, 1)
+        positive("temperature", temperature)
+        fraction("confidence", confidence)
         self.temperature, self.confidence = temperature, confidence
         self.projectors = nn.ModuleDict()
         self.banks = nn.ModuleList()
@@ -134,7 +136,7 @@ def balanced_voxels(predicted: Tensor, classes: int) -> tuple[Tensor, Tensor]:
     """
     of_patch = predicted.flatten(1)
     numbers = torch.rand(of_patch.shape, device=predicted.device)
-    each = min(POSITIVES // classes, of_patch.shape[1])
+    each = min(_share(POSITIVES, classes), of_patch.shape[1])
     found = [numbers.where(of_patch == k, 2.0).topk(each, dim=1, largest=False) for k in range(classes)]
     starts = torch.arange(len(of_patch), device=predicted.device)[:, None] * of_patch.shape[1]
     voxels, drawn = torch.cat([f.indices for f in found], dim=1), torch.cat([f.values for f in found], dim=1)
@@ -142,7 +144,7 @@ def balanced_voxels(predicted: Tensor, classes: int) -> tuple[Tensor, Tensor]:
 
 
 class Bank(nn.Module):
-    """The newest LENGTH embeddings of each class, from all processes: the same on each of them.
+    """The newest LENGTH / K embeddings of each class, from all processes: the same on each of them.
 
     Saved with the run, so that a resumed one draws what the uninterrupted one would have drawn.
     """
@@ -153,9 +155,10 @@ class Bank(nn.Module):
 
     def __init__(self, classes: int) -> None:
         super().__init__()
-        self.register_buffer("e", torch.zeros(classes * LENGTH + 1, CHANNELS))  # the last row is nobody's
+        self.length = _share(LENGTH, classes)
+        self.register_buffer("e", torch.zeros(classes * self.length + 1, CHANNELS))  # the last row is nobody's
         self.register_buffer("count", torch.zeros(classes, dtype=torch.int64))  # of each class, ever stored
-        fresh = torch.full((classes * LENGTH + 1,), -1)  # which voxel of this iteration and process a row is
+        fresh = torch.full((classes * self.length + 1,), -1)  # which voxel of this iteration and process a row is
         self.register_buffer("voxel", fresh, persistent=False)
 
     @torch.no_grad()
@@ -169,8 +172,8 @@ class Bank(nn.Module):
         classes = torch.arange(len(self.count), device=e.device)
         members = (label[:, None] == classes) & there[:, None]
         place = members.cumsum(dim=0).gather(1, label[:, None])[:, 0] - 1  # among the new ones of its class
-        kept = there & (place < LENGTH)
-        row = (label * LENGTH + (self.count[label] + place) % LENGTH).where(kept, len(self.e) - 1)
+        kept = there & (place < self.length)
+        row = (label * self.length + (self.count[label] + place) % self.length).where(kept, len(self.e) - 1)
         self.e[row] = e.where(kept[:, None], 0.0)
         self.voxel.fill_(-1)
         self.voxel[row] = fresh.where(kept, -1)
@@ -178,16 +181,21 @@ class Bank(nn.Module):
 
     @torch.no_grad()
     def draw(self) -> Negatives:
-        """At most NEGATIVES of each class, uniform, without replacement, from those that there are."""
+        """At most NEGATIVES / K of each class, uniform, without replacement, from those that there are."""
         classes = len(self.count)
-        filled = torch.arange(LENGTH, device=self.e.device) < self.count[:, None]
+        filled = torch.arange(self.length, device=self.e.device) < self.count[:, None]
         numbers = torch.rand(filled.shape, device=self.e.device).where(filled, 2.0)
-        drawn = numbers.topk(min(NEGATIVES, LENGTH), dim=1, largest=False)
+        drawn = numbers.topk(min(_share(NEGATIVES, classes), self.length), dim=1, largest=False)
         label = torch.arange(classes, device=self.e.device)[:, None]
-        row = (label * LENGTH + drawn.indices).flatten()
+        row = (label * self.length + drawn.indices).flatten()
         return Negatives(
             self.e[row], label.expand_as(drawn.indices).flatten(), (drawn.values < 1).flatten(), self.voxel[row]
         )
+
+
+def _share(budget: int, classes: int) -> int:
+    """What each class has of it: at least 1."""
+    return max(1, budget // classes)
 
 
 def _of_all(rows: Tensor) -> tuple[list[Tensor], int]:

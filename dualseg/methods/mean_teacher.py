@@ -31,7 +31,7 @@ class MeanTeacher(SegmentationMethod):
         others: see `SegmentationMethod`.
 
     Raises:
-        DualsegError: a variant or decay that cannot be.
+        DualsegError: a variant, decay or warmup that cannot be.
     """
 
     record = "a"

@@ -23,7 +23,7 @@ from dualseg.methods.arguments import at_least, count, fraction, positive
 from dualseg.methods.base import SegmentationMethod
 from dualseg.methods.extra import feature_channels
 from dualseg.methods.terms import LossTerm, Term, Time
-from dualseg.views import blur, contrast, cutmix_boxes, gamma, noise, paste, uniform
+from dualseg.views import blur, brightness, contrast, cutmix_boxes, gamma, noise, paste, uniform
 
 STRIDE = 8  # of the features that are compared
 
@@ -42,8 +42,8 @@ class SemSim(SegmentationMethod):
     Differences: written in 3-D and from the text, there is no public code. Softmaxes of cosines have a temperature
     (without one p_cr never reaches tau, and the refinement is a mean); refined predictions are halved, to be
     probabilities; a prototype is one of a patch, not of aligned regions of a slice; f is theirs without the transformer
-    (SemSim-); no dropout of feature channels; the partner of a box is another patch of the batch, so that one
-    unlabeled patch alone has none.
+    (SemSim-); no dropout of feature channels; brightness is a shift of -0.5 to 0.5, as a factor would only scale images
+    of mean 0 once more; the partner of a box is another patch of the batch, so that one unlabeled patch alone has none.
 
     Args:
         confidence: tau.
@@ -144,7 +144,7 @@ def _strong(image: Tensor) -> Tensor:
     """In 4 of 5 patches: contrast, brightness and gamma, noise, and for every other one blur."""
     if not len(image):
         return image
-    changed = contrast(image, uniform(image, 0.5, 1.5)) * uniform(image, 0.5, 1.5).view(-1, 1, 1, 1, 1)
+    changed = brightness(contrast(image, uniform(image, 0.5, 1.5)), uniform(image, -0.5, 0.5))
     changed = gamma(changed, uniform(image, 0.7, 1.5))
     blurred = blur(changed, uniform(image, 0.1, 2.0), largest=2.0)
     blurs, changes = ((uniform(image, 0, 1) < share).view(-1, 1, 1, 1) for share in (0.5, 0.8))

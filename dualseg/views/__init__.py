@@ -7,7 +7,7 @@ in each iteration. The largest component is the exception: it is found on the CP
 from dualseg.views.boxes import contiguous_box, cutmix_boxes
 from dualseg.views.components import largest_component
 from dualseg.views.intensity import blur, brightness, contrast, gamma, low_resolution, noise, uniform
-from dualseg.views.mixing import mixup, paste
+from dualseg.views.mixing import mixup, mixup_share, paste
 
 __all__ = [
     "blur",
@@ -19,6 +19,7 @@ __all__ = [
     "largest_component",
     "low_resolution",
     "mixup",
+    "mixup_share",
     "noise",
     "paste",
     "uniform",

@@ -25,18 +25,10 @@ def brightness(image: Tensor, shift: Tensor) -> Tensor:
     return image + _each(shift)
 
 
-def contrast(image: Tensor, factor: Tensor, keep_range: bool = False) -> Tensor:
-    """Distances from the mean of each channel times a factor.
-
-    Args:
-        factor: (N,).
-        keep_range: cut off what leaves the channel's former range.
-    """
+def contrast(image: Tensor, factor: Tensor) -> Tensor:
+    """Distances from the mean of each channel times a factor."""
     mean = image.mean(dim=(2, 3, 4), keepdim=True)
-    changed = (image - mean) * _each(factor) + mean
-    if not keep_range:
-        return changed
-    return changed.clamp(image.amin(dim=(2, 3, 4), keepdim=True), image.amax(dim=(2, 3, 4), keepdim=True))
+    return (image - mean) * _each(factor) + mean
 
 
 def gamma(image: Tensor, exponent: Tensor, eps: float = 1e-7) -> Tensor:

@@ -261,6 +261,7 @@ def test_without_labeled_patches_it_is_refused():
         ({"variant": "averaged"}, r"method\.variant=averaged: .*averaged_buffers"),
         ({"pretraining": 1.5}, r"method\.pretraining=1\.5"),
         ({"pretraining": "quarter"}, r"method\.pretraining=quarter"),
+        ({"pretraining": True}, r"method\.pretraining=True"),
     ],
 )
 def test_an_impossible_argument_is_refused(settings, message):
@@ -275,6 +276,20 @@ def test_every_term_is_live_and_a_switched_off_one_absent():
     ]
     rows = audit(made(3, terms={"pseudo_dice": {"enabled": False}}), [batch_of(classes=3)], 10)
     assert [row.term for row in rows if row.verdict == "absent"] == ["pseudo_dice"]
+
+
+def test_without_pseudo_terms_the_teacher_has_nothing_to_do():
+    off = {"enabled": False}
+    network = Tiny(dropout=0.0)
+    whole, method = made(network=network), made(network=network, terms={"pseudo_ce": off, "pseudo_dice": off})
+    passes = []
+    method.networks["teacher"].register_forward_hook(lambda *_: passes.append(1))
+    terms, expected = terms_of(method, batch_of(), SELF), terms_of(whole, batch_of(), SELF)
+    assert {name: term.value for name, term in terms.items()} == {
+        name: expected[name].value for name in ("supervised_ce", "supervised_dice")
+    }
+    assert not passes and "time/largest_component" not in method.watched
+    assert "pseudo_dice" in terms_of(made(terms={"pseudo_ce": off}), batch_of(), SELF)
 
 
 def test_the_time_of_the_largest_component_is_a_curve():

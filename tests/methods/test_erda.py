@@ -60,18 +60,18 @@ def rows_of(volumes: np.ndarray) -> np.ndarray:
 
 
 def prototypes_of(g: np.ndarray, label: np.ndarray, classes: int) -> np.ndarray:
-    means = [np.mean([row for row, y in zip(g, label, strict=False) if y == c], axis=0) for c in range(classes)]
-    return np.array(means)
+    of = [[row for row, y in zip(g, label, strict=False) if y == c] for c in range(classes)]
+    return np.array([np.mean(rows, axis=0) if rows else np.full(F, np.nan) for rows in of])
 
 
 def loss_of(g: np.ndarray, z: np.ndarray, prototypes: np.ndarray, temperature: float, weight: float) -> float:
-    """Mean over voxels of lambda H(p) + KL(p || q)."""
-    total = 0.0
+    """Mean over voxels of lambda H(p) + KL(p || q); p and the sums are over the classes whose prototype is no NaN."""
+    total, there = 0.0, [c for c, prototype in enumerate(prototypes) if not np.isnan(prototype).any()]
     for row, logits in zip(g, z, strict=True):
-        cosines = [row @ c / np.linalg.norm(row) / np.linalg.norm(c) for c in prototypes]
+        cosines = [row @ prototypes[c] / np.linalg.norm(row) / np.linalg.norm(prototypes[c]) for c in there]
         p = np.exp(np.array(cosines) / temperature)
         p /= p.sum()
-        q = np.exp(logits) / np.exp(logits).sum()
+        q = (np.exp(logits) / np.exp(logits).sum())[there]
         total += weight * -np.sum(p * np.log(p)) + np.sum(p * np.log(p / q))
     return total / len(g)
 
@@ -95,6 +95,29 @@ def test_the_value_is_that_of_a_loop_over_voxels(classes, temperature, weight):
             assert (found[i].weight, int(found[i].support)) == (0.1, 2 * VOXELS)
 
 
+@pytest.mark.parametrize("missing", [0, 1, 2])
+def test_a_class_that_no_label_had_so_far_has_no_part_in_p(missing):
+    method, batch = method_of(ERDA(temperature=0.5, entropy_weight=0.3), 3), batch_of(3)
+    batch.label[batch.label == missing] = (missing + 1) % 3
+    network, classes = method.networks["a"], method.heads["erda"].classes["a"]
+    term = terms_of(method, batch)["a"]
+    term.value.backward()
+    features, z = numbers(network.features), rows_of(numbers(network.logits))[24:]
+    prototypes = prototypes_of(perceptron(classes, rows_of(features)), batch.label.numpy().ravel(), 3)
+
+    def value(step: float = 0.0, place: tuple[int, ...] = (2, 0, 0, 0, 0)) -> float:
+        moved = features.copy()
+        moved[place] += step
+        return loss_of(perceptron(classes, rows_of(moved))[24:], z, prototypes, 0.5, 0.3)
+
+    assert term.value.item() == pytest.approx(value(), rel=2e-5)
+    assert int(term.support) == 2 * VOXELS
+    for place in [(2, 0, 0, 0, 0), (3, 4, 2, 1, 1)]:
+        expected = (value(1e-5, place) - value(-1e-5, place)) / 2e-5
+        assert network.features.grad[place].item() == pytest.approx(expected, rel=1e-3, abs=1e-7)
+    assert network.logits.grad.isfinite().all() and network.logits.grad[2:].abs().max() > 0
+
+
 def test_the_gradient_of_the_logits_is_q_minus_p_and_reaches_no_other_network():
     method = method_of(ERDA(), 3)
     found = terms_of(method, batch_of(3))
@@ -116,7 +139,7 @@ def test_the_gradient_of_p_is_that_of_the_paper():
     g = torch.Generator().manual_seed(0)
     s = torch.randn(4, 3, generator=g).double().requires_grad_()
     log_q = torch.randn(4, 3, generator=g).double().log_softmax(dim=1)
-    of_voxels(s, log_q).sum().backward()
+    of_voxels(s, log_q, torch.ones(3, dtype=torch.bool)).sum().backward()
     for own, p, l in zip(s.grad, s.detach().softmax(dim=1), -log_q, strict=True):  # noqa: E741
         mean = sum(p[j] * l[j] for j in range(3))
         for i in range(3):
@@ -165,14 +188,14 @@ def test_without_coadaptation_only_the_prediction_learns():
 def test_a_class_that_a_batch_lacks_keeps_its_prototype_and_the_first_value_is_taken():
     classes = MovingClasses(2, 3, momentum=0.9)
     g = torch.tensor([[1.0, 0.0], [3.0, 2.0], [0.0, 5.0]])
-    vectors, ready = classes.updated(g, torch.tensor([0, 0, 1]))
-    assert not ready
+    vectors, present = classes.updated(g, torch.tensor([0, 0, 1]))
+    assert present.tolist() == [True, True, False]
     torch.testing.assert_close(vectors, torch.tensor([[2.0, 1.0], [0.0, 5.0], [0.0, 0.0]]))
-    vectors, ready = classes.updated(g[:2], torch.tensor([2, 0]))
-    assert ready
+    vectors, present = classes.updated(g[:2], torch.tensor([2, 0]))
+    assert present.all()
     torch.testing.assert_close(vectors, torch.tensor([[2.1, 1.1], [0.0, 5.0], [1.0, 0.0]]))
-    unchanged, ready = classes.updated(g[:0], torch.zeros(0, dtype=torch.long))
-    assert ready and torch.equal(unchanged, vectors)
+    unchanged, present = classes.updated(g[:0], torch.zeros(0, dtype=torch.long))
+    assert present.all() and torch.equal(unchanged, vectors)
 
 
 @pytest.mark.parametrize("case", ["no foreground", "no labels", "nothing unlabeled"])

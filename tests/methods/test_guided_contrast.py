@@ -8,6 +8,7 @@ import torch
 from method_toys import Bare, BarePair, Stored, Tiny, tiny_parts
 from torch import Tensor
 
+from dualseg import views
 from dualseg.data.batch import Batch
 from dualseg.errors import DualsegError
 from dualseg.methods import GuidedContrast, Time
@@ -142,11 +143,27 @@ def test_with_one_network_the_other_view_is_a_second_pass_over_changed_intensiti
     assert int(term.support) == sum((view.confidence >= 0.6).sum() for view in views)
 
 
-def test_the_changed_view_is_another_and_finite():
-    image = batch_of().image
+@pytest.mark.parametrize(("name", "low", "high"), [("contrast", 0.5, 1.5), ("gamma", 0.7, 1.5), ("noise", None, None)])
+def test_the_changed_view_has_each_change_of_intensity(name, low, high, monkeypatch):
+    """All but one of them switched off: what is left, and its strengths."""
+    strengths = []
+
+    def noted(image: Tensor, *strength: Tensor, **settings: float) -> Tensor:
+        strengths.extend(strength)
+        return getattr(views, name)(image, *strength, **settings)
+
+    for other in ("contrast", "gamma", "noise"):
+        monkeypatch.setattr(module, other, noted if other == name else lambda image, *_, **__: image)
+    torch.manual_seed(0)
+    image = torch.randn(200, 1, 6, 6, 6) + 0.5
     changed = module._changed(image)
-    assert changed.shape == image.shape and changed.isfinite().all()
-    assert (changed != image).all()
+    if name == "noise":
+        assert float((changed - image).std()) == pytest.approx(0.1, rel=0.02)
+        return
+    (numbers,) = strengths
+    assert torch.equal(changed, getattr(views, name)(image, numbers))
+    slack = 0.05 * (high - low)
+    assert low <= numbers.min() < low + slack and high - slack < numbers.max() <= high
 
 
 @pytest.mark.parametrize("networks", ["a", "ab"])
@@ -192,9 +209,9 @@ def test_voxels_are_drawn_from_each_class_and_patch_alike(monkeypatch):
 
 
 def test_a_bank_keeps_the_newest_of_each_class_and_draws_no_row_that_was_never_filled(monkeypatch):
-    monkeypatch.setattr(module, "LENGTH", 5)
+    monkeypatch.setattr(module, "LENGTH", 3 * 5)
     monkeypatch.setattr(module, "CHANNELS", 2)
-    monkeypatch.setattr(module, "NEGATIVES", 5)
+    monkeypatch.setattr(module, "NEGATIVES", 3 * 5)
     bank, expected = Bank(3), defaultdict(list)
     g = torch.Generator().manual_seed(0)
     for step in range(6):
@@ -216,6 +233,25 @@ def test_a_bank_keeps_the_newest_of_each_class_and_draws_no_row_that_was_never_f
     drawn = bank.draw()
     kept = drawn.e[drawn.there & (drawn.label == 0)]
     assert sorted(kept[:, 0].tolist()) == [0.0, 2.0, 4.0, 6.0, 8.0], "of more than it holds, the first ones"
+
+
+@pytest.mark.parametrize(("classes", "length", "drawn"), [(2, 4096, 2048), (118, 69, 34), (5000, 1, 1)])
+def test_the_classes_share_a_bank_and_what_is_drawn_from_it_and_each_has_its_part(classes, length, drawn):
+    bank = Bank(classes)
+    assert bank.e.shape == (classes * length + 1, module.CHANNELS)
+    label = torch.tensor([0, classes - 1])
+    bank.push(torch.eye(2, module.CHANNELS), label, torch.ones(2, dtype=torch.bool))
+    negatives = bank.draw()
+    assert len(negatives.e) == classes * drawn
+    assert torch.equal(negatives.label[negatives.there], label)
+    assert torch.equal(negatives.e[negatives.there], torch.eye(2, module.CHANNELS))
+
+
+def test_with_more_classes_than_voxels_are_drawn_each_still_has_one():
+    voxels, counts = balanced_voxels(torch.tensor([[[[0, 599, 3, 3]]]]), 600)
+    assert len(voxels) == 600
+    assert counts.nonzero().flatten().tolist() == [0, 3, 599]
+    assert voxels[0] == 0 and voxels[599] == 1 and voxels[3] in (2, 3)
 
 
 @pytest.mark.parametrize(

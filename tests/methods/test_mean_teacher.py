@@ -146,6 +146,8 @@ def test_every_term_is_live():
         ({"variant": "own"}, r"method\.variant=own"),
         ({"decay": 1.2}, r"method\.decay=1\.2"),
         ({"decay": "slow"}, r"method\.decay=slow"),
+        ({"decay": True}, r"method\.decay=True"),
+        ({"warmup": "no"}, r"method\.warmup=no"),
     ],
 )
 def test_an_impossible_argument_is_refused(settings, message):

@@ -215,17 +215,21 @@ def of_scale(coarse: np.ndarray, z: np.ndarray, name: str) -> float:
     return expected(mixed, np.ones((6, FEATURES, *SHAPE)), z, np.zeros((1, *SHAPE), int), method)[name]
 
 
-def test_views_change_contrast_and_noise_of_each_patch_for_itself():
+def test_views_change_contrast_brightness_and_noise_of_each_patch_for_itself():
     torch.manual_seed(0)
-    image = torch.randn(400, 1, 4, 4, 4)
+    image = torch.randn(400, 1, 4, 4, 4) + 2
     changed = module._changed(image)
-    slopes, residuals = [], []
+    slopes, residuals, shifts = [], [], []
     for x, y in zip(image.flatten(1).numpy(), changed.flatten(1).numpy(), strict=True):
         slope, offset = np.polyfit(x, y, 1)
         slopes.append(slope)
         residuals.append(np.std(y - slope * x - offset))
+        if residuals[-1] < 1e-5:
+            shifts.append(offset / (slope * x.mean()))  # b of y = a x + b mean(a x)
     assert 0.45 < min(slopes) < 0.55
     assert 1.45 < max(slopes) < 1.55
+    assert -0.501 < min(shifts) < -0.45
+    assert 0.45 < max(shifts) < 0.501
     assert np.mean(np.array(residuals) < 1e-5) == pytest.approx(0.5, abs=0.1)
     assert 0.08 < max(residuals) < 0.13
 

@@ -10,6 +10,7 @@ from dual_derivation import cross_entropy, dice_loss, softmax
 from method_toys import FEATURES, Stored, Tiny, tiny_parts
 from torch import nn
 
+from dualseg import views
 from dualseg.data.batch import Batch
 from dualseg.errors import DualsegError
 from dualseg.inference import SlidingWindow
@@ -288,6 +289,74 @@ def test_one_pass_over_the_batch_and_two_strong_views_of_the_unlabeled_patches()
     assert given.shape == (5 + 2 * 3, 1, 16, 16, 16)
     assert torch.equal(given[:5], image)
     assert not torch.allclose(given[5:8], given[8:])
+
+
+def test_inside_a_box_a_strong_view_shows_the_patch_that_the_target_shows(boxes, monkeypatch):
+    seen, strong = [], []
+
+    def marked(image: torch.Tensor) -> torch.Tensor:
+        strong.append(image + 100 * (len(strong) + 1))
+        return strong[-1]
+
+    monkeypatch.setattr(module, "_strong", marked)
+    network = Tiny(dropout=0.0)
+    network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    batch = batch_of(2)._replace(image=torch.randn(LABELED + UNLABELED, 1, *SHAPE))
+    SemSim(**tiny_parts(a=network)).loss_terms(batch, Time(0, TOTAL))
+    for k in (0, 1):
+        given = seen[0][LABELED + (k + 1) * UNLABELED :][:UNLABELED, 0].numpy()
+        assert boxes[k].any() and not boxes[k].all()
+        for i, inside in enumerate(boxes[k]):
+            assert np.array_equal(given[i][inside], strong[k][i - 1, 0].numpy()[inside])
+            assert np.array_equal(given[i][~inside], strong[k][i, 0].numpy()[~inside])
+    assert not np.array_equal(*boxes)
+
+
+def test_the_two_strong_views_draw_intensities_of_their_own(monkeypatch):
+    monkeypatch.setattr(module, "_boxes", lambda image: torch.zeros(len(image), *image.shape[2:], dtype=torch.bool))
+    seen = []
+    network = Tiny(dropout=0.0)
+    network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    torch.manual_seed(0)
+    SemSim(**tiny_parts(a=network)).loss_terms(
+        Batch(torch.randn(21, 1, 8, 8, 8), torch.zeros(1, 8, 8, 8, dtype=torch.long), ["x"] * 21), Time(0, TOTAL)
+    )
+    differs = (seen[0][21:41] != seen[0][41:]).flatten(1).any(dim=1)
+    assert differs.float().mean() > 0.8, "all but the 4 % that neither changes"
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high", "share"),
+    [
+        ("contrast", 0.5, 1.5, 0.8),
+        ("brightness", -0.5, 0.5, 0.8),
+        ("gamma", 0.7, 1.5, 0.8),
+        ("blur", 0.1, 2.0, 0.4),
+        ("noise", None, None, 0.8),
+    ],
+)
+def test_a_strong_view_has_each_change_of_intensity(name, low, high, share, monkeypatch):
+    """All but one of them switched off: what is left, its strengths, and in how many patches."""
+    calls = []
+
+    def noted(image: torch.Tensor, *strength: torch.Tensor, **settings: Any) -> torch.Tensor:
+        calls.append((strength, getattr(views, name)(image, *strength, **settings)))
+        return calls[-1][1]
+
+    for other in ("contrast", "brightness", "gamma", "blur", "noise"):
+        monkeypatch.setattr(module, other, noted if other == name else lambda image, *_, **__: image)
+    torch.manual_seed(0)
+    image = torch.randn(400, 1, 6, 6, 6) + 0.5
+    strong = module._strong(image)
+    ((strength, whole),) = calls
+    changed = (strong != image).flatten(1).any(dim=1)
+    assert float(changed.float().mean()) == pytest.approx(share, abs=0.07)
+    assert torch.equal(strong[changed], whole[changed])
+    if name == "noise":
+        assert float((whole - image).std()) == pytest.approx(0.1, rel=0.02)
+        return
+    numbers, slack = strength[0], 0.05 * (high - low)
+    assert low <= numbers.min() < low + slack and high - slack < numbers.max() <= high
 
 
 def test_strong_views_change_four_of_five_patches_and_boxes_are_in_every_other():

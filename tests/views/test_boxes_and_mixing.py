@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dualseg.views import contiguous_box, cutmix_boxes, mixup, paste
-from dualseg.views.mixing import mixup_share
+from dualseg.views import contiguous_box, cutmix_boxes, mixup, mixup_share, paste
 
 SIZE = (12, 9, 7)
 

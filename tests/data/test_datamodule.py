@@ -297,7 +297,7 @@ def test_the_suggested_patch_is_the_nearest_possible():
         module(Counted(), (3, 110, 87))
 
 
-@pytest.mark.parametrize("labeled, unlabeled", [(0, 2), (2, -1)])
+@pytest.mark.parametrize("labeled, unlabeled", [(0, 0), (2, -1), (-1, 2)])
 def test_impossible_batches_are_refused(labeled, unlabeled):
     with pytest.raises(DualsegError, match=rf"batch\.labeled={labeled}, batch\.unlabeled={unlabeled}"):
         module(Counted(), labeled_per_batch=labeled, unlabeled_per_batch=unlabeled)

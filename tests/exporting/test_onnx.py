@@ -36,7 +36,7 @@ def test_onnxruntime_gives_the_logits_of_each_network(export, tmp_path: Path, ne
     run = write_run(tmp_path / "run", networks, source, record)
     outcome = export(f"run={run}", "format=onnx", f"output={tmp_path / 'out'}")
     assert outcome.code == 0, outcome.err
-    trained = trained_networks(RunFolder(run), scan_source(RunFolder(run), Trust()), Trust())
+    trained, _ = trained_networks(RunFolder(run), scan_source(RunFolder(run), Trust()), Trust())
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == sorted(f"{name}.{end}" for name in trained for end in ("onnx", "json"))
     rng = np.random.default_rng(3)

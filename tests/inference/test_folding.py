@@ -45,7 +45,8 @@ def test_networks_with_other_norms_and_types_keep_theirs():
     torch.manual_seed(0)
     segresnet = monai_network("SegResNet", 1, 2, init_filters=8).eval()
     image = torch.randn(1, 1, 16, 16, 16)
-    assert all(torch.equal(a, b) for a, b in zip(fold_batch_norm(segresnet)(image), segresnet(image), strict=True))
+    ours, theirs = fold_batch_norm(segresnet)(image), segresnet(image)
+    assert torch.equal(ours.logits, theirs.logits) and torch.equal(ours.features, theirs.features)
     half = trained(VNet(base_channels=2)).bfloat16()
     assert {p.dtype for p in fold_batch_norm(half).parameters()} == {torch.bfloat16}
 

@@ -96,7 +96,8 @@ def test_training_says_what_it_does(trained, run):
     lines = trained.stdout.splitlines()
     assert lines[0] == f"Training runs/{run.path.name}"
     assert lines[1] == f"Finished: runs/{run.path.name}"
-    assert [line.split()[:2] for line in lines[3:]] == [[s, n] for s in ("validation", "test") for n in NETWORKS]
+    assert [line.split()[:2] for line in lines[3:9]] == [[s, n] for s in ("validation", "test") for n in NETWORKS]
+    assert lines[9:] == ["ensemble stands for the run."]
     assert "Traceback" not in trained.stderr
     assert "Warning" not in trained.stderr
 
@@ -123,7 +124,7 @@ def test_the_run_folder_is_as_design_md_says(run):
 
 def test_metrics_are_those_of_the_rows(run):
     metrics = json.loads(run.metrics_file.read_text())
-    assert list(metrics) == ["status", "iterations", "validation", "test"]
+    assert list(metrics) == ["status", "iterations", "record", "validation", "test"]
     assert (metrics["status"], metrics["iterations"]) == ("finished", 12)
     rows = rows_of(run.cases_file)
     assert len(rows) == (1 + 2) * 3
@@ -175,12 +176,12 @@ def test_evaluations_stand_beside_earlier_ones(run, away, command):
         assert outcome.code == 0, outcome.err
         head, *table = outcome.out.splitlines()
         folders.append(Path(head.removeprefix("Evaluation: ")))
-        assert [line.split()[:2] for line in table[1:]] == [["test", n] for n in NETWORKS]
+        assert [line.split()[:2] for line in table[1:4]] == [["test", n] for n in NETWORKS]
     assert [folder.name for folder in folders] == ["001-test", "002-test"]
     trained = json.loads(run.metrics_file.read_text())
     for folder in folders:
         metrics = json.loads((folder / "metrics.json").read_text())
-        assert metrics == {"status": "finished", "iterations": 12, "test": trained["test"]}
+        assert metrics == {"status": "finished", "iterations": 12, "record": "ensemble", "test": trained["test"]}
         assert rows_of(folder / "cases.csv") == [row for row in rows_of(run.cases_file) if row["split"] == "test"]
         assert {p.name for p in (folder / "slices").iterdir()} == {"phantom_006.npz", "phantom_007.npz"}
         evaluated = yaml.safe_load((folder / "config.yaml").read_text())["evaluated"]
@@ -290,8 +291,8 @@ def test_supervised_training_leaves_a_run_of_one_network(phantom, away, command)
     (path,) = (away / "runs").iterdir()
     assert path.name.startswith("phantom-supervised-vnet-2labels-seed0-")
     metrics = json.loads((path / "metrics.json").read_text())
-    assert list(metrics) == ["status", "iterations", "test"]
-    assert list(metrics["test"]) == ["a"]
+    assert list(metrics) == ["status", "iterations", "record", "test"]
+    assert list(metrics["test"]) == ["a"] and metrics["record"] == "a"
     assert json.loads((path / "manifest.json").read_text())["data"]["unlabeled"] == 0
     assert command(dualseg.report.main, "run", path).code == 0
 

@@ -16,7 +16,8 @@ from folder_layouts import save
 
 from dualseg import evaluate, predict, train
 from dualseg.metrics.functional import scores
-from dualseg.runs import callbacks, checkpoints
+from dualseg.runs import callbacks
+from dualseg.runs.weights import weights_trained_on
 
 ONE = {"channel_names": {"0": "MRI"}, "labels": {"background": 0, "ball": 1}}
 SHAPE = (24, 24, 24)
@@ -167,9 +168,9 @@ def test_weights_are_not_scored_on_what_they_were_trained_on_before(command, hom
     (home / "site1" / "imagesTr" / "b01_0000.nii.gz").unlink()
     outcome = command(train.main, *words)
     assert outcome.code == 0 and "unknown what" not in outcome.err
-    own, noted = content("manifest.json", home / "next")["data"], checkpoints.weights_trained_on(weights)
+    own, noted = content("manifest.json", home / "next")["data"], weights_trained_on(str(weights))
     assert noted == [{key: content("manifest.json", home / "run")["data"][key] for key in noted[0]}]
-    again = checkpoints.weights_trained_on(home / "next" / "checkpoints" / "iteration-000001.ckpt")
+    again = weights_trained_on(str(home / "next"))
     assert again == [{key: own[key] for key in noted[0]}, *noted]
     (before,) = content("manifest.json", home / "next")["started_from"]
     assert before["cases"]["labeled"] == TRAINED

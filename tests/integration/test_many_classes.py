@@ -55,7 +55,7 @@ def test_from_file_to_batch(root, spacing, downsample):
     data.trainer.strategy = type("Strategy", (), {"root_device": torch.device("cpu")})()
     data.setup("fit")
     (batch,) = data.train_dataloader()
-    assert batch["label"].dtype == torch.int64 and set(batch["label"].unique().tolist()) == {0, LOW, HIGH}
+    assert batch.label.dtype == torch.int64 and set(batch.label.unique().tolist()) == {0, LOW, HIGH}
 
 
 def test_from_training_to_label_map_scores_and_bundle(root, command, tmp_path):

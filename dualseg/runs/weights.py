@@ -70,7 +70,8 @@ def _copy(
         raise DualsegError(f"weights_as: {path} has no {source}; it holds the networks {', '.join(sorted(states))}.")
     check_same_shapes(path, f"{source} as {target}", module.state_dict(), given)
     if (broken := not_finite(given, {name for name, _ in module.named_parameters()})) is not None:
-        raise DualsegError(f"{path}: weights not finite: networks.{source}.{broken} holds NaN or infinity; start from others.")
+        key = f"networks.{source}.{broken}"
+        raise DualsegError(f"{path}: weights not finite: {key} holds NaN or infinity; start from others.")
     module.load_state_dict(given)
 
 

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import nn
 
-from dualseg.methods.arguments import fraction, one_of, switch
+from dualseg.arguments import fraction, one_of, switch
 
 Variant = Literal["described", "averaged_buffers"]
 

@@ -14,11 +14,11 @@ from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from dualseg import __version__
+from dualseg.arguments import at_least, positive
 from dualseg.data.batch import Batch
 from dualseg.errors import DualsegError
 from dualseg.inference import SlidingWindow
 from dualseg.losses import supervised_ce, supervised_dice
-from dualseg.methods.arguments import at_least, positive
 from dualseg.methods.averages import Average, averaged_copy, move
 from dualseg.methods.evaluation import NetworkEvaluation
 from dualseg.methods.extra import ExtraTerm

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dualseg.arguments import fraction
 from dualseg.data.batch import Batch
 from dualseg.errors import DualsegError
 from dualseg.losses import region_ce, region_dice, supervised_ce
-from dualseg.methods.arguments import fraction
 from dualseg.methods.averages import Average, Variant
 from dualseg.methods.base import SegmentationMethod
 from dualseg.methods.terms import LossTerm, Term, Time

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from dualseg.arguments import at_least, fraction, one_of, positive
 from dualseg.data.batch import Batch
 from dualseg.errors import DualsegError
 from dualseg.losses import (
@@ -33,7 +34,6 @@ from dualseg.losses import (
 from dualseg.losses.contrast import Contrast
 from dualseg.losses.entropy_filtered import Fusion
 from dualseg.losses.masked import mean
-from dualseg.methods.arguments import at_least, fraction, one_of, positive
 from dualseg.methods.base import SegmentationMethod
 from dualseg.methods.extra import feature_channels
 from dualseg.methods.terms import LossTerm, Term, Time

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
+from dualseg.arguments import fraction, positive
 from dualseg.data.batch import Batch
 from dualseg.losses.masked import masked_mean
-from dualseg.methods.arguments import fraction, positive
 from dualseg.methods.extra import ExtraTerm, feature_channels, voxel_rows
 from dualseg.methods.terms import LossTerm, Ramp, Time
 from dualseg.views import contrast, gamma, noise, uniform

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dualseg.arguments import count, one_of, positive
 from dualseg.data.batch import Batch
 from dualseg.losses import block_mean, cosine, kl_divergence, region_dice, supervised_ce, voxel_contrast
 from dualseg.losses.masked import mean
-from dualseg.methods.arguments import count, one_of, positive
 from dualseg.methods.base import SegmentationMethod
 from dualseg.methods.extra import feature_channels
 from dualseg.methods.terms import LossTerm, Term, Time

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dualseg.arguments import at_least, count, fraction, positive
 from dualseg.data.batch import Batch
 from dualseg.losses import (
     agreement,
@@ -19,7 +20,6 @@ from dualseg.losses import (
     similarities,
 )
 from dualseg.losses.masked import masked_mean, mean
-from dualseg.methods.arguments import at_least, count, fraction, positive
 from dualseg.methods.base import SegmentationMethod
 from dualseg.methods.extra import feature_channels
 from dualseg.methods.terms import LossTerm, Term, Time

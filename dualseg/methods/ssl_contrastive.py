@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dualseg.arguments import at_least, one_of, switch
 from dualseg.losses import prototype_distance, supervised_dice
 from dualseg.losses.entropy_filtered import Fusion
 from dualseg.losses.prototype_distance import Separation
-from dualseg.methods.arguments import at_least, one_of, switch
 from dualseg.methods.dual import FusedPseudoLabels, TwoNetworks
 from dualseg.methods.terms import LossTerm, Term
 from dualseg.methods.view import View

@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from dualseg.arguments import at_least, one_of, switch
 from dualseg.errors import DualsegError
-from dualseg.methods.arguments import at_least, one_of, switch
 from dualseg.methods.schedules import gaussian_rampup
 
 On = Literal["labeled", "unlabeled", "both"]

@@ -1,6 +1,5 @@
 """Checks of a resolved configuration that need no torch, so that a mistake answers at once."""
 
-import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from dualseg.arguments import at_least, fraction, is_number, one_of, switch
 from dualseg.cli import conf_dir
 from dualseg.data.checks import check_batch, check_patch_size
 from dualseg.data.splits import Split, split_source
@@ -189,33 +189,27 @@ def _check_values(settings: Mapping[str, Any]) -> None:
             continue
         if key in WHOLE and (type(value) is not int or value < WHOLE[key]):
             raise DualsegError(f"{key}={value}: give a whole number of at least {WHOLE[key]}.")
-        least = NUMBERS.get(key)
-        if least is not None and not (_is_number(value) and value >= least):
-            raise DualsegError(f"{key}={value}: give a number of at least {least:g}.")
-        if key in FRACTIONS and not (_is_number(value) and 0 <= value <= 1):
-            raise DualsegError(f"{key}={value}: give a number from 0 to 1.")
+        if key in NUMBERS:
+            at_least(key, value, NUMBERS[key])
+        if key in FRACTIONS:
+            fraction(key, value)
         if key == "lr_schedule.milestones" and not (isinstance(value, list) and all(map(_is_milestone, value))):
             mend = "give a list of iterations (whole numbers above 1) or fractions of the run (above 0, at most 1)"
             raise DualsegError(f"{key}={value}: {mend}.")
         if key == "trainer.devices" and not _is_devices(value):
             mend = "give a number of at least 1, -1 or auto for all there are, or a list of their indices such as [0,1]"
             raise DualsegError(f"{key}={value}: {mend}.")
-        if key in SWITCHES and type(value) is not bool:
-            raise DualsegError(f"{key}={value}: give true or false.")  # a string such as off would count as true
+        if key in SWITCHES:
+            switch(key, value)
         if key in SIZES:
             bytes_of(key, value)
-        if key in CHOICES and value not in CHOICES[key]:
-            raise DualsegError(f"{key}={value}: choose from {', '.join(CHOICES[key])}.")
+        if key in CHOICES:
+            one_of(key, value, CHOICES[key])
 
 
 def _check_sizes(key: str, sizes: Any) -> None:
     if not isinstance(sizes, list) or len(sizes) != 3 or any(type(size) is not int for size in sizes):
         raise DualsegError(f"{key}={sizes}: give three whole numbers, for example [112,112,80].")
-
-
-def _is_number(value: Any) -> bool:
-    """Neither true or false, which Python counts as numbers, nor infinite or NaN."""
-    return type(value) in (int, float) and math.isfinite(value)
 
 
 def _is_devices(value: Any) -> bool:
@@ -227,7 +221,7 @@ def _is_devices(value: Any) -> bool:
 
 def _is_milestone(value: Any) -> bool:
     """As `step_decay` takes them."""
-    return _is_number(value) and value > 0 and (value <= 1 or value % 1 == 0)
+    return is_number(value) and value > 0 and (value <= 1 or value % 1 == 0)
 
 
 def check_weights(settings: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Values of a method's arguments, checked by the constructor that takes them; messages name the configuration's key."""
+"""Values of arguments and of keys of the configuration, checked; messages name the key. No torch here."""
 
 import math
 from collections.abc import Collection

@@ -1,6 +1,7 @@
 """Files that are written whole or not at all; files below a folder."""
 
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -105,6 +106,12 @@ def writing_nowhere_but(paths: Iterable[Path]) -> Iterator[None]:
 def _is_writable(path: Path) -> bool:
     allowed = _WRITABLE.get()
     return allowed is None or any(path.resolve().is_relative_to(place) for place in allowed)
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def refuse_links(*folders: Path) -> None:

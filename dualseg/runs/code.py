@@ -4,7 +4,6 @@ Nothing is imported: a module is found by its name, and what it imports by its t
 """
 
 import ast
-import hashlib
 import re
 import site
 import sys
@@ -16,6 +15,8 @@ from importlib.metadata import PackageNotFoundError, packages_distributions, req
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from dualseg.files import sha256_of
 
 NOT_RESULT = ("logger",)  # nodes of a configuration whose code decides no result
 OURS = ("dualseg", "hydra_plugins")  # what git and the version number say of it is in the manifest
@@ -45,19 +46,14 @@ def user_code(config: Mapping[str, Any]) -> dict[str, Path]:
 
 def code_hashes(config: Mapping[str, Any]) -> dict[str, str]:
     """Name -> SHA-256 of each module of `user_code`."""
-    return {module: _sha256(file) for module, file in user_code(config).items()}
+    return {module: sha256_of(file) for module, file in user_code(config).items()}
 
 
 def changed_code(config: Mapping[str, Any], noted: Mapping[str, str]) -> list[str]:
     """The files of modules that differ from `noted`, or the names of those that are not found any more."""
     files = user_code(config)
-    differing = [module for module, file in files.items() if noted.get(module) != _sha256(file)]
+    differing = [module for module, file in files.items() if noted.get(module) != sha256_of(file)]
     return [str(files[module]) for module in differing] + [module for module in noted if module not in files]
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _targets(node: Any) -> Iterator[str]:

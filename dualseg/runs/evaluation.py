@@ -1,6 +1,5 @@
 """Evaluations of finished runs: what the command line asks for, and what is written."""
 
-import hashlib
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +13,7 @@ from dualseg.data.split_file import place_of
 from dualseg.data.splits import split_source
 from dualseg.data.volumes import VolumeSource
 from dualseg.errors import DualsegError
-from dualseg.files import is_temporary, read_object, refuse_links, sweep_below, write_text
+from dualseg.files import is_temporary, read_object, refuse_links, sha256_of, sweep_below, write_text
 from dualseg.machine import bytes_of
 from dualseg.record import Roles
 from dualseg.runs.cases import images_of, refuse_trained, trained_on
@@ -198,9 +197,7 @@ def checkpoints_of(runs: Sequence[RunFolder]) -> dict[str, dict[str, Any]]:
     found = {}
     for run in runs:
         path = run.checkpoint()
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        found[str(run.path)] = {"checkpoint": path.name, "sha256": digest, "code": _code_of(run)}
+        found[str(run.path)] = {"checkpoint": path.name, "sha256": sha256_of(path), "code": _code_of(run)}
     return found
 
 

@@ -1,11 +1,11 @@
 """Networks that start from those of another run: `weights=RUN`, and `weights_as` for what goes where."""
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from dualseg.errors import DualsegError
+from dualseg.files import sha256_of
 from dualseg.methods import SegmentationMethod
 from dualseg.record import averages_of
 from dualseg.runs.cases import Record, trained_before
@@ -88,5 +88,4 @@ def weights_trained_on(weights: str) -> list[Record]:
 def noted(weights: str) -> dict[str, str]:
     """Name and SHA-256 of the checkpoint that a run starts from, for manifest.json."""
     path = checkpoint_of(weights)
-    with path.open("rb") as file:
-        return {"checkpoint": path.name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    return {"checkpoint": path.name, "sha256": sha256_of(path)}

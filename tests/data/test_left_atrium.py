@@ -12,6 +12,7 @@ from dualseg import train
 from dualseg.data import LeftAtrium
 from dualseg.data.left_atrium import case_list
 from dualseg.data.reading import VolumeReader
+from dualseg.data.volumes import Image
 from dualseg.errors import DualsegError
 
 FIRST = case_list("train")[0]
@@ -39,6 +40,27 @@ def test_other_number_types_are_read_as_float32(small_la, path):
         del h5["image"]
         h5["image"] = image.astype(np.float64)
     assert LeftAtrium(small_la).read_image(FIRST).array.dtype == np.float32
+
+
+def test_a_volume_normalised_after_its_crop_is_the_same_for_a_scan_that_is_darker_as_a_whole(small_la, path):
+    with h5py.File(path, "a") as h5:
+        original = h5["image"][()].astype(np.float64)
+        h5["image"][...] = 0.3 * original - 0.5
+    image = LeftAtrium(small_la, normalize_crop=True).read_image(FIRST).array[0]
+    np.testing.assert_allclose(image, (original - original.mean()) / original.std(), atol=1e-5)
+
+
+def test_a_scan_is_prepared_as_the_volumes_are_read(small_la):
+    scan = Image(np.random.default_rng(0).normal(5, 2, (1, 140, 130, 90)).astype(np.float32), np.eye(4))
+    scan.array[:, 20:120, 20:110] += 50
+    plain = LeftAtrium.for_scans({}).prepare_scan(scan).array
+    again = LeftAtrium.for_scans({"normalize_crop": True}).prepare_scan(scan).array
+    np.testing.assert_allclose(again, (plain - plain.mean()) / plain.std(), atol=1e-4)
+
+
+def test_normalize_crop_is_a_switch(small_la):
+    with pytest.raises(DualsegError, match=r"data\.source\.normalize_crop=yes: give true or false"):
+        LeftAtrium(small_la, normalize_crop="yes")
 
 
 def test_a_missing_root_is_refused(tmp_path):

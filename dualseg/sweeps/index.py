@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -12,8 +13,10 @@ from dualseg.errors import DualsegError
 from dualseg.files import read_json, read_object, sweep_below, write_json
 from dualseg.names import check_folder_name
 from dualseg.runs.folder import RunFolder, nearest
-from dualseg.runs.lock import is_locked
+from dualseg.runs.lock import LOCK, being_written, holding, is_locked
 from dualseg.runs.replaced import recover
+
+WRITING = 60.0  # seconds to wait for other sweeps that write their jobs
 
 State = Literal["done", "running", "failed", "damaged", "interrupted", "to do"]
 STATES: tuple[State, ...] = get_args(State)
@@ -147,10 +150,27 @@ class Sweep:
 
         A job of a study takes the place of an earlier one of the same variant and seed, whose settings were others.
         `definition` says what the study is, for those who collect it where conf/sweep does not have it.
+        Sweeps of the same name that start at the same moment, as in the tasks of a Slurm array, write one after the
+        other.
 
         Returns:
             A sentence for each job that went.
+
+        Raises:
+            DualsegError: another sweep does not get done with writing.
         """
+        with suppress(OSError):  # it cannot be made: what is written next says so
+            self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            with holding(self.path / LOCK, patience=WRITING):
+                return self._write(jobs, study, scale, definition)
+        except BlockingIOError:
+            raise being_written(self.path, "give the same command again") from None
+
+    def _write(
+        self, jobs: Sequence[Job], study: str | None, scale: str | None, definition: Mapping[str, Any] | None
+    ) -> list[str]:
+        """`write` by the one process that holds the lock."""
         sweep_below(self.path)
         rows = {(job.variant, job.seed): job for job in jobs} if study else {}
         kept, replaced = [], []

@@ -1,6 +1,8 @@
-"""The index of a sweep where an overwriting run was killed, or cannot be settled."""
+"""The index of a sweep: several that write it, and one whose overwriting run was killed or cannot be settled."""
 
 import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,7 @@ import pytest
 from dualseg.errors import DualsegError
 from dualseg.runs.lock import writing
 from dualseg.runs.replaced import place_of
-from dualseg.sweeps import monitor
+from dualseg.sweeps import index, monitor
 from dualseg.sweeps.index import Job, Sweep
 from dualseg.sweeps.monitor import Monitor
 
@@ -50,3 +52,20 @@ def test_a_run_that_cannot_be_looked_at_now_does_not_end_the_watching(sweep, mon
         while len(looks) < 3 and time.monotonic() < deadline:
             time.sleep(0.01)
     assert len(looks) > 3
+
+
+def test_sweeps_of_one_study_that_start_at_the_same_moment_lose_no_run(tmp_path, monkeypatch):
+    real = index.write_json
+    monkeypatch.setattr(index, "write_json", lambda *args: time.sleep(0.2) or real(*args))
+    jobs = [replace(JOB, run=name, variant=name) for name in ("x", "y", "z")]
+    with ThreadPoolExecutor() as pool:
+        for future in [pool.submit(Sweep(tmp_path / "sweeps" / "toy").write, [job], "toy", "cpu") for job in jobs]:
+            assert future.result() == []
+    assert {job.run for job in Sweep(tmp_path / "sweeps" / "toy").jobs()} == {"x", "y", "z"}
+
+
+def test_a_sweep_that_another_one_keeps_writing_is_refused(tmp_path, monkeypatch):
+    target = Sweep(tmp_path / "sweeps" / "toy")
+    monkeypatch.setattr(index, "WRITING", 0.1)
+    with writing(target.path), pytest.raises(DualsegError, match=r"is being written by .* give the same command again"):
+        target.write([JOB], "toy", "cpu")

@@ -3,7 +3,7 @@
     python benchmarks/la_as_nnunet.py LA_ROOT OUT
     dualseg-train experiment=la_cpu data.root=LA_ROOT data.labeled=8 name=la
     dualseg-train experiment=la_cpu data=folder data.root=OUT data.labeled=8 name=own \
-      data.source.spacing=null data.source.intensity=null
+      recipe=none data.source.spacing=null data.source.intensity=null
 
 Both runs have the same batches, and so the same weights and scores. Both lines may end in the same further words.
 """

@@ -28,11 +28,15 @@ ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
 PAGE = ROOT / "docs" / "reference.md"
 GROUPS = (
-    "data", "augmentation", "method", "networks", "network", "optimizer", "lr_schedule", "trainer", "logger",
+    "data", "recipe", "augmentation", "method", "networks", "network", "optimizer", "lr_schedule", "trainer", "logger",
     "launcher", "experiment", "sweep", "term",
 )  # fmt: skip
 ADDED = ("term",)  # no default chooses from them, so that their options come with a +
-WHOLE_SETTINGS = ("experiment", "sweep")  # their files override keys of other groups, and have none of their own
+WHOLE_SETTINGS = (
+    "recipe",
+    "experiment",
+    "sweep",
+)  # their files override keys of other groups, and have none of their own
 PLUMBING = ("defaults", "_target_", "_partial_", "override /hydra/launcher")
 PACKAGE = re.compile(r"^# @package (\S+)$", re.MULTILINE)
 HEAD = """# Configuration keys
@@ -40,7 +44,7 @@ HEAD = """# Configuration keys
 Written by `docs/reference.py` from `conf/` and the code; change those, not this page.
 [configuration.md](configuration.md) says how options are chosen and keys changed. At the end stand the words of
 [dualseg-predict](#dualseg-predict), [dualseg-prepare](#dualseg-prepare) and [dualseg-export](#dualseg-export);
-dualseg-check takes the keys of dualseg-train.
+dualseg-check and dualseg-plan take the keys of dualseg-train.
 """
 COMMANDS = {"dualseg-predict": predict.KEYS, "dualseg-prepare": prepare.KEYS, "dualseg-export": export.KEYS}
 
@@ -166,7 +170,7 @@ def typed(taken_by: type, argument: str) -> str:
 def description_of(keys: list[Key]) -> str:
     """See the head of this file."""
     follows = re.fullmatch(r"\$\{([\w.]+)\}", keys[0].default)
-    if follows:
+    if follows and not follows[1].startswith("plan."):  # what is planned may be given in its own place
         return f"follows `{follows[1]}`; change that"
     comments = [key.comment for key in keys if key.comment]
     if comments:

@@ -30,7 +30,7 @@ def check_config(config: Any) -> None:
     from dualseg.machine import MemoryLimit
     from dualseg.runs.settings import resolve, source_and_split
 
-    settings = resolve(config)
+    settings = resolve(config, planning=False)
     limit = MemoryLimit.of("data.memory", settings["data"].get("memory"))
     findings = check_dataset(*source_and_split(settings), settings["data"]["downsample"], limit)
     print(findings_table(findings))

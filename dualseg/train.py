@@ -148,6 +148,8 @@ def _train(settings: dict[str, Any], folder: Any) -> None:
     if trainer.is_global_zero:
         folder.open(settings)
         write_json(folder.preprocessing_file, data.source.scan_record())
+        if "plan" in settings and not folder.plan_file.exists():
+            _record_plan(Path(settings["plan"]), folder.plan_file)
         manifest = {**provenance.describe(settings["seed"], facts), "started_from": before, "code": own_code}
         if settings["weights"] and latest is None:
             manifest["weights"] = weights.noted(settings["weights"])
@@ -165,6 +167,15 @@ def _train(settings: dict[str, Any], folder: Any) -> None:
         _fit_and_evaluate(trainer, method, data, latest, settings["evaluate_on"])
         if trainer.is_global_zero:
             _write(folder, trainer, method, data)
+
+
+def _record_plan(plan: Path, record: Path) -> None:
+    """Show the plan, and keep a copy of it in the run folder: `plan` may be edited or deleted."""
+    from dualseg.files import write_text
+    from dualseg.planning.plan_file import lines, read
+
+    print("\n".join([f"Plan: {plan}", *lines(read(plan))]))
+    write_text(record, plan.read_text())
 
 
 def _facts_of(data: Any, name: str, stages: list[str], before: list[Any]) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """A dataset in a folder, in nnU-Net's raw layout or the Medical Segmentation Decathlon's: no Python needed."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -11,16 +10,13 @@ from tqdm import tqdm
 from dualseg.data.checking.content import offset_problem, wrapped_problem
 from dualseg.data.checking.geometry import grid_problem, spacing_by_direction
 from dualseg.data.formats import read_grid, read_volume
+from dualseg.data.intensity import intensities, is_ct, lowest_kept, normalise
 from dualseg.data.layouts import Case, read_layout
-from dualseg.data.preprocessing import grid_of_spacing, resample, resample_to_spacing, to_ras, window, z_score
+from dualseg.data.preprocessing import grid_of_spacing, resample, resample_to_spacing, to_ras
 from dualseg.data.problems import Problem, VolumeError, label_problems
 from dualseg.data.split_file import SplitFile, is_spacing, place_of
 from dualseg.data.volumes import Grid, Image, Reference, VolumeSource, label_dtype
 from dualseg.errors import DualsegError
-
-SCORES = ("zscore", "zscore_nonzero")
-# CT, CTA, CBCT (cone beam), NCCT (without contrast), CECT (with it), CT_venous, HU
-_CT = re.compile(r"(^|[^a-z])(cb|nc|ce)?cta?([^a-z]|$)|^hu$", re.IGNORECASE)
 
 
 class Folder(VolumeSource):
@@ -35,9 +31,7 @@ class Folder(VolumeSource):
         unlabeled: a second folder of unlabeled images.
         spacing: mm towards right, anterior, superior; `median`: of the images that are trained on, from their headers;
             None: volumes keep their own.
-        intensity: of all channels: `zscore`; `zscore_nonzero`, which leaves out voxels of value 0; [low, high], a
-            window in HU that becomes 0..1; or None, as it is in the files. A list of such: one for each channel.
-            `auto`: zscore, but channels that dataset.json calls CT, CTA, CBCT, HU or alike need a window.
+        intensity: see `intensities`.
         splits: the split file; None: see `place_of`.
         fold: which of `folds` parts of the labeled cases is for validation; None: no part.
         folds: number of parts.
@@ -65,15 +59,15 @@ class Folder(VolumeSource):
         self.class_names = layout.class_names
         self.channel_names = layout.channel_names
         self.channels = len(layout.channel_names)
-        self.intensity = _intensities(intensity, layout.channel_names)
-        self.ct_channels = tuple(k for k, name in enumerate(layout.channel_names) if _is_ct(name))
+        self.intensity = intensities(intensity, layout.channel_names)
+        self.ct_channels = tuple(k for k, name in enumerate(layout.channel_names) if is_ct(name))
         self._read_last: tuple[str, Reference] | None = None
         self._grids: dict[Path, Grid] = {}
         self._cases: dict[str, Case] = {**layout.training, **layout.test, **layout.unscored}
         labels = {name: case.label is not None for name, case in layout.training.items()}
         if not any(labels.values()):
             raise DualsegError(f"{root / 'labelsTr'}: holds no label of an image; a label is named CASE.nii.gz.")
-        path = place_of(root, None if splits is None else Path(splits).expanduser())
+        path = self.split_file = place_of(root, None if splits is None else Path(splits).expanduser())
         faulty = [name for name in (*layout.training, *layout.test) if self._cases[name].faults]
         split = SplitFile(path, labels, layout.test, faulty)
         self.train_cases, self.validation_cases = split.cases("labeled"), split.cases("validation")
@@ -88,7 +82,7 @@ class Folder(VolumeSource):
         super().check_scan_record()
         if self.spacing is not None and not is_spacing(self.spacing):
             raise DualsegError("spacing is damaged: it is three edges in mm, or null.")
-        self.intensity = _intensities(self.intensity, [""] * self.channels)
+        self.intensity = intensities(self.intensity, [""] * self.channels)
 
     def check_cases(self) -> None:
         for case in self._without_header:  # the median spacing would be another one with it
@@ -117,11 +111,11 @@ class Folder(VolumeSource):
     def scan_doubts(self, scan: Image) -> list[Problem]:
         found = []
         for number, (channel, how) in enumerate(zip(scan.array, self.intensity, strict=True)):
-            low = how[0] if _is_window(how) else -np.inf  # of all that is kept
-            if number not in self.ct_channels and not (_is_window(how) and low < 0):
+            low = lowest_kept(how)
+            if number not in self.ct_channels and not -np.inf < low < 0:
                 continue
             problem = wrapped_problem(channel)
-            if problem is None and low < 0:  # else the window was moved to where the values are
+            if problem is None and low < 0:  # else the values were moved, and the window with them
                 problem = offset_problem(channel)
             if problem:
                 found.append(problem.in_channel(number, self.channels))
@@ -132,7 +126,7 @@ class Folder(VolumeSource):
             raise VolumeError(
                 "channels", f"the scan has {len(scan.array)} channels, the networks take {self.channels}."
             )
-        normalised = [_normalise(c, how) for c, how in zip(scan.array, self.intensity, strict=True)]
+        normalised = [normalise(c, how) for c, how in zip(scan.array, self.intensity, strict=True)]
         image = to_ras(Image(np.stack(normalised), scan.affine))
         return image if self.spacing is None else resample_to_spacing(image, self.spacing)
 
@@ -202,12 +196,7 @@ class Folder(VolumeSource):
         if given is None:
             return None
         if given != "median":
-            edges = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else given
-            if not is_spacing(edges):
-                raise DualsegError(
-                    f"data.source.spacing={given}: give three edges in mm such as [1,1,2.5], median, or null for none."
-                )
-            return float(edges[0]), float(edges[1]), float(edges[2])
+            return given_spacing(given)
         if split.median_spacing is None:
             cases = [case for role in ("labeled", "unlabeled") for case in split.cases(role)]
             headers = tqdm(cases, desc="Reading headers", unit="volume", leave=False, delay=1)
@@ -225,45 +214,11 @@ class Folder(VolumeSource):
         return split.median_spacing
 
 
-def _intensities(given: Any, channel_names: Sequence[str]) -> tuple[Any, ...]:
-    """One of SCORES, [low, high] or None for each channel."""
-    if given == "auto":
-        for number, name in enumerate(channel_names):
-            if _is_ct(name):
-                raise DualsegError(
-                    f"data.source.intensity=auto: channel {number} is CT, which needs a window in HU, such as "
-                    "data.source.intensity=[-125,275] for soft tissue of the abdomen; zscore works as well."
-                )
-        return ("zscore",) * len(channel_names)
-    several = _is_list(given) and not _is_window(given)
-    each = list(given) if several else [given] * len(channel_names)
-    if len(each) != len(channel_names):
-        mend = f"give one for all channels, or one for each of {', '.join(channel_names)}"
-        raise DualsegError(f"data.source.intensity={given}: is for {len(each)} channels; {mend}.")
-    for how in each:
-        if not (how is None or how in SCORES or (_is_window(how) and how[0] < how[1])):
-            mend = f"choose {', '.join(SCORES)}, auto, null, or a window [low,high]"
-            raise DualsegError(f"data.source.intensity={given}: {mend}.")
-    return tuple([float(how[0]), float(how[1])] if _is_window(how) else how for how in each)
-
-
-def _is_ct(channel_name: str) -> bool:
-    return _CT.search(channel_name) is not None
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str)
-
-
-def _is_window(value: Any) -> bool:
-    return _is_list(value) and len(value) == 2 and all(type(edge) in (int, float) for edge in value)
-
-
-def _normalise(channel: np.ndarray, how: Any) -> np.ndarray:
-    if how is None:
-        return channel
-    if how == "zscore":
-        return z_score(channel)
-    if how == "zscore_nonzero":
-        return z_score(channel, channel != 0)
-    return window(channel, how[0], how[1])
+def given_spacing(given: Any) -> tuple[float, float, float]:
+    """Raises: DualsegError unless these are three edges in mm."""
+    edges = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else given
+    if not is_spacing(edges):
+        raise DualsegError(
+            f"data.source.spacing={given}: give three edges in mm such as [1,1,2.5], median, or null for none."
+        )
+    return float(edges[0]), float(edges[1]), float(edges[2])

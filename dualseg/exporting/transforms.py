@@ -1,6 +1,6 @@
 """How a run prepares a scan, in the transforms of MONAI alone: entries of a bundle's configuration."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from dualseg.data.brats2019 import PERCENTILE, BraTS2019
@@ -119,6 +119,10 @@ def _intensity(key: str, how: Any) -> list[Transform]:
     if isinstance(how, str):
         nonzero = how == "zscore_nonzero"
         return [{"_target_": "NormalizeIntensityd", "keys": key, "nonzero": nonzero, "channel_wise": True}]
-    low, high = how
-    window = {"a_min": low, "a_max": high, "b_min": 0.0, "b_max": 1.0, "clip": True}
+    if isinstance(how, Mapping):
+        low, high = how["clip"]
+        ends = [(edge - how["mean"]) / how["deviation"] for edge in (low, high)]
+    else:
+        (low, high), ends = how, [0.0, 1.0]
+    window = {"a_min": low, "a_max": high, "b_min": ends[0], "b_max": ends[1], "clip": True}
     return [{"_target_": "ScaleIntensityRanged", "keys": key, **window}]

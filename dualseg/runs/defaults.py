@@ -9,7 +9,7 @@ import yaml
 
 from dualseg.cli import conf_dir
 
-NOT_OF_A_RUN = ("defaults", "hydra", "sweep", "dry")  # keys of conf/train.yaml that no config.yaml has
+NOT_OF_A_RUN = ("defaults", "hydra", "sweep", "dry", "plan")  # keys of conf/train.yaml that no config.yaml has
 REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 
 

@@ -35,6 +35,7 @@ class RunFolder:
         self.config_file = self.path / "config.yaml"
         self.manifest_file = self.path / "manifest.json"
         self.preprocessing_file = self.path / "preprocessing.json"
+        self.plan_file = self.path / "plan.yaml"
         self.metrics_file = self.path / "metrics.json"
         self.cases_file = self.path / "cases.csv"
         self.curves_file = self.path / "logs" / "curves.csv"

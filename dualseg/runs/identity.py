@@ -14,6 +14,7 @@ NOT_IDENTITY = (
     "study",
     "scale",
     "variant",
+    "plan",  # where it lies; what it says stands in its places
     "overwrite",
     "logger",
     "data.root",

@@ -177,7 +177,7 @@ def holds_no_work(path: Path) -> bool:
         if one.name in ("checkpoints", "logs") and one.is_dir() and not one.is_symlink():
             if not all(map(is_temporary, one.iterdir())):
                 return False
-        elif one.name not in (LOCK, "config.yaml", "preprocessing.json") and not is_temporary(one):
+        elif one.name not in (LOCK, "config.yaml", "preprocessing.json", "plan.yaml") and not is_temporary(one):
             return False
     return True
 

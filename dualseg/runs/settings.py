@@ -17,6 +17,7 @@ from dualseg.data.volumes import VolumeSource
 from dualseg.errors import DualsegError
 from dualseg.machine import bytes_of
 from dualseg.names import check_folder_name, check_network_names, check_printable
+from dualseg.planning.configuration import left_to_plan, planned, unplanned
 from dualseg.runs.folder import nearest
 from dualseg.runs.identity import flatten
 
@@ -71,15 +72,20 @@ NODES = ("data", "method", "networks", "optimizer", "lr_schedule", "trainer", "l
 IN_PATHS = ("name", "study", "scale", "variant")  # folders are named after them, each alone or put together
 SHOWN = re.compile(r"(data|method)\.name|networks\.[\w-]+\.architecture")  # in tables
 FOR_SCANS = ("seed", "data.patch_size", "data.downsample", "inference.batch_size", "trainer.channels_last")
-PATHS = ("data.root", "data.source.splits", "data.source.unlabeled")
+PATHS = ("data.root", "data.source.splits", "data.source.unlabeled", "plan.file")
 CHOICES = {
     "inference.distance_unit": ("voxel", "mm"),
     "trainer.precision": ("32-true", "bf16-mixed", "16-mixed"),
 }
 
 
-def resolve(config: Any) -> dict[str, Any]:
+def resolve(config: Any, planning: bool = True) -> dict[str, Any]:
     """The composed configuration as plain, resolved, checked containers.
+
+    Args:
+        config: composed by Hydra.
+        planning: fill in what is left to the plan, which is made where there is none; False: with what serves to look
+            at the data alone.
 
     Raises:
         DualsegError: naming the first key whose value cannot work.
@@ -97,9 +103,14 @@ def resolve(config: Any) -> dict[str, Any]:
             OmegaConf.update(config, key, str(Path(str(path)).expanduser().absolute()))
     if config.data.name is None:
         config.data.name = Path(config.data.root).name
+    plan = None
+    if left_to_plan(config):
+        config, plan = planned(config) if planning else (unplanned(config), None)
     settings = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     assert isinstance(settings, dict)
-    plain = {str(key): value for key, value in settings.items() if key not in ("sweep", "dry")}  # of other runs
+    plain = {str(key): value for key, value in settings.items() if key not in ("sweep", "dry", "plan")}
+    if plan is not None:
+        plain["plan"] = str(plan)
     for key in IN_PATHS:
         if plain[key] is not None:
             check_folder_name(key, str(plain[key]))
@@ -116,6 +127,7 @@ def _read_keys() -> dict[str, list[str]]:
         "": [*root, *NODES],
         "batch.": ["labeled", "unlabeled"],
         "inference.": [*root["inference"]],
+        "plan.": [*root["plan"]],
         "trainer.": [*trainer],
     }
 

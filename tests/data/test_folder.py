@@ -8,6 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+import yaml
 from folder_layouts import NEW, odd_affine, save, volume, write_decathlon, write_nnunet
 from nibabel.affines import apply_affine, voxel_sizes
 from scipy.ndimage import map_coordinates
@@ -111,6 +112,9 @@ def test_intensities_of_each_channel(tmp_path):
     body = raw[0] != 0
     np.testing.assert_allclose(nonzero[0][body], ((raw[0] - raw[0][body].mean()) / raw[0][body].std())[body], atol=1e-4)
     assert Folder(root, intensity=[-100, 200]).intensity == ([-100.0, 200.0],) * 2
+    clip = {"clip": [80, 120], "mean": 90, "deviation": 5}
+    clipped = Folder(root, spacing=None, intensity=clip).read_image("c00").array
+    np.testing.assert_allclose(clipped, (np.clip(raw, 80, 120) - 90) / 5, rtol=1e-6)
 
 
 def test_units_of_the_files_do_not_matter(tmp_path):
@@ -278,12 +282,12 @@ def test_training_evaluating_and_what_the_run_records(command, tmp_path, write):
     }
     assert {*json.loads((run / "metrics.json").read_text())["validation"]["ensemble"]["classes"]} == {"liver", "tumour"}
     record = json.loads((run / "preprocessing.json").read_text())
-    split = json.loads((root / "dualseg-split.json").read_text())
+    plan = yaml.safe_load((run / "plan.yaml").read_text())["plan"]
     assert record == {
         "class_names": ["background", "liver", "tumour"],
         "channels": 2,
         "channel_names": ["T1", "T2"],
-        "spacing": split["median_spacing"],
+        "spacing": plan["spacing"],
         "intensity": ["zscore", "zscore"],
     }
     moved = root.rename(tmp_path / "moved")
@@ -357,7 +361,8 @@ def test_left_atrium_in_the_layout_of_nnunet_trains_alike(command, small_la, tin
     # not all 74 cases of the real list that are not there can be held out for validation
     shared = [word for word in tiny_la(small_la, tmp_path / "la-runs") if not word.startswith(("data=", "data.root"))]
     shared = [word for word in shared if not word.startswith(("data.held_out", "evaluate_on", "output"))]
-    own = ("data=folder", f"data.root={root}", "data.source.spacing=null", "data.source.intensity=null")
+    as_is = ("recipe=none", "data.source.spacing=null", "data.source.intensity=null")
+    own = ("data=folder", f"data.root={root}", *as_is)
     theirs = ("data=la", f"data.root={small_la}", "data.held_out_test=74", "data.held_out_validation=2")
     outcome = {}
     for name, words in (("own", (*own, "name=own")), ("la", (*theirs, "name=la"))):
@@ -398,20 +403,10 @@ def test_arguments_that_cannot_work(command, tmp_path, words, expected):
     assert not (tmp_path / "runs").exists()
 
 
-def test_ct_needs_a_window(tmp_path):
-    root = write_nnunet(tmp_path, 2, 1, channels=1, description={**NEW, "channel_names": {"0": "CT"}})
-    with pytest.raises(DualsegError, match=r"data\.source\.intensity=auto: channel 0 is CT"):
-        Folder(root)
-    assert Folder(root, intensity=[-125, 275]).intensity == ([-125.0, 275.0],)
-    assert Folder(root, intensity="zscore").intensity == ("zscore",)
-
-
 @pytest.mark.parametrize("name", ["ct", "CTA", "CBCT", "NCCT", "cect", "CT_venous", "low dose CT", "HU"])
 def test_names_of_ct(tmp_path, name):
     root = write_nnunet(tmp_path, 2, 1, channels=1, description={**NEW, "channel_names": {"0": name}})
-    with pytest.raises(DualsegError, match=r"data\.source\.intensity=auto: channel 0 is CT"):
-        Folder(root)
-    assert Folder(root, intensity=[-100, 100]).ct_channels == (0,)
+    assert Folder(root).ct_channels == (0,)
 
 
 @pytest.mark.parametrize("name", ["act", "section", "CTRL", "T2", "hue"])

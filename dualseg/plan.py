@@ -1,0 +1,43 @@
+"""`dualseg-plan`: how a dataset will be trained on, and why, before anything is trained."""
+
+from typing import Any
+
+from dualseg.cli import run_with_hydra
+
+HELP = """dualseg-plan data=folder data.root=DIR [any words of dualseg-train; see dualseg-train --help]
+
+  Reads the header of every image, and the labels that a training with these words may read: spacing, intensities,
+  patch, batch and networks follow from them. The plan is a JSON file beside the split, one for each list of labels.
+  Training reads it, and makes it where it is not there; edit it, or delete it for a new one.
+
+    dualseg-plan data=folder data.root=DIR
+    dualseg-plan data=folder data.root=DIR plan.memory=20GiB base_channels=32
+    dualseg-plan data=folder data.root=DIR data.labeled=8       # from the labels of these 8 alone
+"""
+
+
+def plan_config(config: Any) -> None:
+    """Plan for a composed configuration, or read the plan that is there, and print it.
+
+    Raises:
+        DualsegError: nothing is left to plan, or it cannot be planned.
+    """
+    from pathlib import Path
+
+    from dualseg.errors import DualsegError
+    from dualseg.planning.plan_file import lines, read
+    from dualseg.runs.settings import resolve
+
+    path = resolve(config).get("plan")
+    if path is None:
+        raise DualsegError("nothing is planned here: dualseg-plan is for data=folder data.root=DIR.")
+    print("\n".join([f"Plan: {path}", *lines(read(Path(path)))]))
+
+
+def main() -> None:
+    """Console script."""
+    run_with_hydra(plan_config, "train", help_text=HELP)
+
+
+if __name__ == "__main__":
+    main()

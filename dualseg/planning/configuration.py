@@ -32,9 +32,9 @@ def left_to_plan(config: Any) -> set[str]:
 def planned(config: Any) -> tuple[Any, Path | None]:
     """The configuration with the plan's values, and the file that they are from.
 
-    A plan that is there is read; else it is made, written, and shown on stderr. Decisions that stand in the configuration
-    are kept, and the others follow them. Where the dataset is no `Folder`, networks alone are planned, from the patch,
-    and there is no file.
+    A plan that is there is read; else it is made and written. Decisions that stand in the configuration are kept, and
+    the others follow them. Where the dataset is no `Folder`, networks alone are planned, from the patch, and there is
+    no file.
 
     Args:
         config: composed; it is not changed.

@@ -85,7 +85,7 @@ def lines(plan: Plan) -> list[str]:
         "blocks": "-".join(map(str, values["blocks"])),
     }
     reasons = {name: f"   ({why})" for name, why in plan.reasons.items()}
-    return [f"  {name:<10} {text}{reasons.get(name, str())}" for name, text in shown.items()]
+    return [f"  {name:<10} {text}{reasons.get(name, '')}" for name, text in shown.items()]
 
 
 def _intensity_text(how: Any) -> str:

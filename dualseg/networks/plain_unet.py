@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from dualseg.errors import DualsegError
-from dualseg.networks.planned import SLOPE, PlannedUNet, lists
+from dualseg.networks.planned import SLOPE, PlannedUNet, plain
 
 
 class PlainUNet(PlannedUNet):
@@ -38,7 +38,7 @@ class PlainUNet(PlannedUNet):
         deep_supervision: bool = True,
     ) -> None:
         super().__init__(channels, strides, kernels, least=3)
-        for kernel, stride in zip(lists(kernels), lists(strides), strict=True):
+        for kernel, stride in zip(plain(kernels), plain(strides), strict=True):
             if any(step > side + 1 for side, step in zip(kernel, stride, strict=True)):
                 raise DualsegError(f"kernels: {kernel} is too small for a stride of {stride}; give a larger one.")
         from monai.networks.nets import DynUNet
@@ -48,9 +48,9 @@ class PlainUNet(PlannedUNet):
             3,
             in_channels,
             num_classes,
-            kernel_size=lists(kernels),
-            strides=lists(strides),
-            upsample_kernel_size=lists(strides)[1:],
+            kernel_size=plain(kernels),
+            strides=plain(strides),
+            upsample_kernel_size=plain(strides)[1:],
             filters=[*channels],
             norm_name=("instance", {"affine": True}),
             act_name=("leakyrelu", {"negative_slope": SLOPE, "inplace": True}),
@@ -70,7 +70,9 @@ class PlainUNet(PlannedUNet):
         return [self.output_block, *self.deep_supervision_heads]
 
     def decoded(self, image: Tensor) -> list[Tensor]:
-        x, skips, outputs = image, [], []
+        x = image
+        skips: list[Tensor] = []
+        outputs: list[Tensor] = []
         for block in (self.input_block, *self.downsamples):
             x = block(x)
             skips.append(x)

@@ -10,6 +10,7 @@ from dualseg.errors import DualsegError
 from dualseg.networks.blocks import SCALE, SegmentationOutput, crop_output, pad_to_multiple
 
 SLOPE = 0.01  # of LeakyReLU below 0
+Triple = tuple[int, int, int]
 
 
 class PlannedUNet(nn.Module):
@@ -43,9 +44,9 @@ class PlannedUNet(nn.Module):
         if len(channels) < least:
             raise DualsegError(f"channels={[*channels]}: {type(self).__name__} needs at least {least} stages.")
         if any(side != 1 for side in strides[0]):
-            raise DualsegError(f"strides={lists(strides)}: the first stage is the image's own grid; give it [1,1,1].")
+            raise DualsegError(f"strides={plain(strides)}: the first stage is the image's own grid; give it [1,1,1].")
         if any(side % 2 == 0 for kernel in kernels for side in kernel):
-            raise DualsegError(f"kernels={lists(kernels)}: give odd sides, 1 or 3 for example.")
+            raise DualsegError(f"kernels={plain(kernels)}: give odd sides, 1 or 3 for example.")
         self.feature_channels = channels[0]
         self.divisor = tuple(math.prod(axis) for axis in zip(*strides, strict=True))
         self.deep_supervision = False
@@ -97,9 +98,9 @@ def check_lengths(stages: dict[str, Sequence[object]]) -> None:
             )
 
 
-def lists(stages: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Plain lists, whatever a configuration is made of."""
-    return [[*stage] for stage in stages]
+def plain(stages: Sequence[Sequence[int]]) -> list[Triple]:
+    """Strides or kernels in plain containers, whatever a configuration is made of."""
+    return [(x, y, z) for x, y, z in stages]
 
 
 def initialize_leaky(network: nn.Module) -> None:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dualseg.arguments import counts
-from dualseg.networks.planned import SLOPE, PlannedUNet, check_lengths, initialize_leaky, lists
+from dualseg.networks.planned import SLOPE, PlannedUNet, Triple, check_lengths, initialize_leaky, plain
 
 
 class _Convolution(nn.Module):
@@ -17,14 +17,14 @@ class _Convolution(nn.Module):
         self,
         in_channels: int,
         channels: int,
-        kernel: Sequence[int],
-        stride: Sequence[int] = (1, 1, 1),
+        kernel: Triple,
+        stride: Triple = (1, 1, 1),
         bias: bool = True,
         active: bool = True,
     ) -> None:
         super().__init__()
-        padding = tuple(side // 2 for side in kernel)
-        self.conv = nn.Conv3d(in_channels, channels, tuple(kernel), tuple(stride), padding, bias=bias)
+        padding = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
+        self.conv = nn.Conv3d(in_channels, channels, kernel, stride, padding, bias=bias)
         self.norm = nn.InstanceNorm3d(channels, eps=1e-5, affine=True)
         self.active = active
 
@@ -36,7 +36,7 @@ class _Convolution(nn.Module):
 class _Convolutions(nn.Module):
     """A single `_Convolution`, under the name that nnU-Net's stacks of them have."""
 
-    def __init__(self, in_channels: int, channels: int, kernel: Sequence[int]) -> None:
+    def __init__(self, in_channels: int, channels: int, kernel: Triple) -> None:
         super().__init__()
         self.convs = nn.Sequential(_Convolution(in_channels, channels, kernel))
 
@@ -48,13 +48,13 @@ class _ResidualBlock(nn.Module):
     """Two convolutions beside a shortcut, the block D of ResNet: average pooling where the block strides, then a 1x1x1
     convolution where it changes the channels."""
 
-    def __init__(self, in_channels: int, channels: int, kernel: Sequence[int], stride: Sequence[int]) -> None:
+    def __init__(self, in_channels: int, channels: int, kernel: Triple, stride: Triple) -> None:
         super().__init__()
         self.conv1 = _Convolution(in_channels, channels, kernel, stride)
         self.conv2 = _Convolution(channels, channels, kernel, active=False)
         shortcut: list[nn.Module] = []
         if any(side != 1 for side in stride):
-            shortcut.append(nn.AvgPool3d(tuple(stride), tuple(stride)))
+            shortcut.append(nn.AvgPool3d(stride, stride))
         if in_channels != channels:
             shortcut.append(_Convolution(in_channels, channels, (1, 1, 1), bias=False, active=False))
         self.skip = nn.Sequential(*shortcut)
@@ -65,9 +65,7 @@ class _ResidualBlock(nn.Module):
 
 
 class _Stage(nn.Module):
-    def __init__(
-        self, blocks: int, in_channels: int, channels: int, kernel: Sequence[int], stride: Sequence[int]
-    ) -> None:
+    def __init__(self, blocks: int, in_channels: int, channels: int, kernel: Triple, stride: Triple) -> None:
         super().__init__()
         first = _ResidualBlock(in_channels, channels, kernel, stride)
         rest = (_ResidualBlock(channels, channels, kernel, (1, 1, 1)) for _ in range(blocks - 1))
@@ -82,8 +80,8 @@ class _Encoder(nn.Module):
         self,
         in_channels: int,
         channels: Sequence[int],
-        strides: Sequence[Sequence[int]],
-        kernels: Sequence[Sequence[int]],
+        strides: Sequence[Triple],
+        kernels: Sequence[Triple],
         blocks: Sequence[int],
     ) -> None:
         super().__init__()
@@ -108,15 +106,14 @@ class _Decoder(nn.Module):
         self,
         num_classes: int,
         channels: Sequence[int],
-        strides: Sequence[Sequence[int]],
-        kernels: Sequence[Sequence[int]],
+        strides: Sequence[Triple],
+        kernels: Sequence[Triple],
     ) -> None:
         super().__init__()
         levels = range(len(channels) - 2, -1, -1)
         self.stages = nn.ModuleList(_Convolutions(2 * channels[k], channels[k], kernels[k]) for k in levels)
         self.transpconvs = nn.ModuleList(
-            nn.ConvTranspose3d(channels[k + 1], channels[k], tuple(strides[k + 1]), tuple(strides[k + 1]))
-            for k in levels
+            nn.ConvTranspose3d(channels[k + 1], channels[k], strides[k + 1], strides[k + 1]) for k in levels
         )
         self.seg_layers = nn.ModuleList(nn.Conv3d(channels[k], num_classes, kernel_size=1) for k in levels)
 
@@ -165,8 +162,8 @@ class ResidualEncoderUNet(PlannedUNet):
         super().__init__(channels, strides, kernels, least=2)
         counts("blocks", blocks)
         check_lengths({"channels": channels, "blocks": blocks})
-        self.encoder = _Encoder(in_channels, [*channels], lists(strides), lists(kernels), [*blocks])
-        self.decoder = _Decoder(num_classes, [*channels], lists(strides), lists(kernels))
+        self.encoder = _Encoder(in_channels, [*channels], plain(strides), plain(kernels), [*blocks])
+        self.decoder = _Decoder(num_classes, [*channels], plain(strides), plain(kernels))
         initialize_leaky(self)
         for module in self.modules():
             if isinstance(module, _ResidualBlock):  # every block starts as its shortcut

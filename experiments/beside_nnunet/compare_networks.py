@@ -1,15 +1,20 @@
 """Whether `ResidualEncoderUNet` is nnU-Net's: the weights of one in the other, and the difference of their outputs.
 
-nnU-Net's networks are in the package dynamic-network-architectures, which is no dependency of dualseg: it pulls timm and
-torchvision. They get an environment of their own, without these two, which this network does not need:
+nnU-Net's networks are in the package dynamic-network-architectures, which is no dependency of dualseg: it pulls timm
+and torchvision. They get an environment of their own, without these two, which this network does not need:
 
     python3 -m venv /tmp/nnunet_networks
     /tmp/nnunet_networks/bin/pip install numpy torch==2.13.0
     /tmp/nnunet_networks/bin/pip install --no-deps dynamic-network-architectures==0.4.4
     PYTHONPATH=. /tmp/nnunet_networks/bin/python experiments/beside_nnunet/compare_networks.py
 
-Exit code 1 where a name or shape differs, or an output by more than 1e-5 of the largest logit, in training or evaluation
-mode; outputs are those of double precision.
+Exit code 1 where a name or shape differs, or an output by more than 1e-5 of the largest logit, in training or
+evaluation mode; outputs are those of double precision. In a minute it printed, with torch 2.13.0:
+
+    isotropic: 93 tensors, 610513 parameters; the same ones are 0 at the start: True; 2 outputs, largest difference
+    0.0e+00 of the largest logit
+
+and 0.0e+00 for the other two as well.
 """
 
 import sys

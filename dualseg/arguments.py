@@ -1,7 +1,7 @@
 """Values of arguments and of keys of the configuration, checked; messages name the key. No torch here."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from dualseg.errors import DualsegError
@@ -46,3 +46,24 @@ def switch(key: str, value: Any) -> None:
     """Raises: DualsegError unless `value` is true or false: a string such as off would count as true."""
     if type(value) is not bool:
         raise DualsegError(f"{key}={value}: give true or false.")
+
+
+def counts(key: str, value: Any) -> None:
+    """Raises: DualsegError unless `value` is a list of whole numbers above 0, one for each stage of a network."""
+    if not _are_counts(value):
+        raise DualsegError(f"{key}={value}: give a whole number above 0 for each stage, for example [32,64,128,256].")
+
+
+def triples(key: str, value: Any) -> None:
+    """Raises: DualsegError unless `value` is a list of three whole numbers above 0 for each stage of a network."""
+    if not _is_list(value) or not all(_are_counts(stage) and len(stage) == 3 for stage in value):
+        example = "[[1,1,1],[2,2,1],[2,2,2]]"
+        raise DualsegError(f"{key}={value}: give three whole numbers above 0 for each stage, for example {example}.")
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 0
+
+
+def _are_counts(value: Any) -> bool:
+    return _is_list(value) and all(type(number) is int and number > 0 for number in value)

@@ -5,15 +5,13 @@ from collections.abc import Sequence
 from dualseg.data.splits import Split
 from dualseg.errors import DualsegError
 
-PATCH_MULTIPLE = 16  # the networks halve a patch four times
-
 
 def check_patch_size(patch_size: Sequence[int]) -> None:
-    """Raises: DualsegError unless these are three positive multiples of 16."""
-    if len(patch_size) != 3 or any(size < 1 or size % PATCH_MULTIPLE for size in patch_size):
-        mend = [max(PATCH_MULTIPLE, round(size / PATCH_MULTIPLE) * PATCH_MULTIPLE) for size in patch_size][:3]
-        mend += [PATCH_MULTIPLE] * (3 - len(mend))
-        raise DualsegError(f"data.patch_size={list(patch_size)}: needs three multiples of 16, for example {mend}.")
+    """Raises: DualsegError unless these are three whole numbers above 0."""
+    if len(patch_size) != 3 or any(type(size) is not int or size < 1 for size in patch_size):
+        raise DualsegError(
+            f"data.patch_size={list(patch_size)}: give three whole numbers above 0, for example [112,112,80]."
+        )
 
 
 def check_batch(labeled: int, unlabeled: int, split: Split) -> None:

@@ -68,7 +68,7 @@ class SemiSupervisedDataModule(pl.LightningDataModule):
 
     Args:
         source: the dataset.
-        patch_size: training patch, voxels of the (down-sampled) grid, multiples of 16.
+        patch_size: training patch, voxels of the (down-sampled) grid.
         labeled, labeled_ratio, held_out_validation, held_out_test, draw: see `split_cases`.
         labeled_per_batch, unlabeled_per_batch: halves of the global batch, over all ranks together. Without labeled
             patches the images of the labeled cases are unlabeled ones, and no label is read.

@@ -9,6 +9,7 @@ from dualseg.losses.masked_dice import masked_dice
 from dualseg.losses.prototype_distance import prototype_distance
 from dualseg.losses.rectification import confident_disagreement, rectification
 from dualseg.losses.region import region_ce, region_dice
+from dualseg.losses.scales import label_at, over_scales
 from dualseg.losses.similarity import agreement, class_log_probabilities, patch_prototypes, refined, similarities
 from dualseg.losses.supervised import supervised_ce, supervised_dice
 from dualseg.losses.uncertainty import kl_divergence, uncertainty
@@ -31,8 +32,10 @@ __all__ = [
     "entropy_filtered",
     "fuse",
     "kl_divergence",
+    "label_at",
     "linear_quantile",
     "masked_dice",
+    "over_scales",
     "patch_prototypes",
     "prototype_distance",
     "rectification",

@@ -18,7 +18,7 @@ from dualseg.arguments import at_least, positive
 from dualseg.data.batch import Batch
 from dualseg.errors import DualsegError
 from dualseg.inference import SlidingWindow
-from dualseg.losses import supervised_ce, supervised_dice
+from dualseg.losses import over_scales, supervised_ce, supervised_dice
 from dualseg.methods.averages import Average, averaged_copy, move
 from dualseg.methods.evaluation import NetworkEvaluation
 from dualseg.methods.extra import ExtraTerm
@@ -26,6 +26,7 @@ from dualseg.methods.finite import FiniteLoss
 from dualseg.methods.schedules import Schedule, step_decay
 from dualseg.methods.terms import LossTerm, Term, Time, configured, progress
 from dualseg.methods.view import View
+from dualseg.networks import PlannedUNet
 from dualseg.record import roles_of
 
 CHECKPOINT_FORMAT = 1
@@ -72,6 +73,9 @@ class SegmentationMethod(NetworkEvaluation):
     their ensemble."""
     TERMS: ClassVar[Mapping[str, Term]] = MappingProxyType({})
     """Every loss term the method knows; reports show them in this order."""
+    deep_supervision: ClassVar[bool] = True
+    """Whether the objective trains the coarser logits of planned networks, as `supervised` does; else they give none,
+    and what makes them is frozen."""
     head_settings: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
     """Head -> settings of the optimizer that are its own, such as {"lr": 1e-4}."""
 
@@ -94,6 +98,9 @@ class SegmentationMethod(NetworkEvaluation):
             raise DualsegError(
                 f"networks: {type(self).__name__} takes {wanted}, not {sorted(networks)}; choose another networks=..."
             )
+        for network in networks.values():
+            if isinstance(network, PlannedUNet) and not self.deep_supervision:
+                network.supervise_scales(False)
         notes = {"averages": {name: average.of for name, average in self.averages.items()}, "record": self.record}
         noted = {key: value for key, value in notes.items() if value is not None}
         roles = roles_of(noted, self.takes, type(self).__name__)
@@ -180,12 +187,16 @@ class SegmentationMethod(NetworkEvaluation):
     def supervised(self, network: str, view: View, label: Tensor) -> Iterator[LossTerm]:
         """The terms `supervised_ce` and `supervised_dice` of a network's view of labeled patches.
 
-        Cross-entropy is the mean over voxels, Dice that over the foreground classes.
+        Cross-entropy is the mean over voxels, Dice that over the foreground classes. Of a network with coarser logits
+        both are means over its scales, see `over_scales`.
         """
+        scales = [view, *view.coarser]
         if self.on("supervised_ce"):
-            yield self.term("supervised_ce", network, supervised_ce(view.log_p, label))
+            log_p = [scale.log_p for scale in scales]
+            yield self.term("supervised_ce", network, over_scales(supervised_ce, log_p, label))
         if self.on("supervised_dice"):
-            yield self.term("supervised_dice", network, supervised_dice(view.p, label))
+            p = [scale.p for scale in scales]
+            yield self.term("supervised_dice", network, over_scales(supervised_dice, p, label))
 
     def see(self, network: str, image: Tensor) -> View:
         """A network's output on (N, C, W, H, D), with gradient, in the run's precision; float32 afterwards."""

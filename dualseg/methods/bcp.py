@@ -50,6 +50,7 @@ class BidirectionalCopyPaste(SegmentationMethod):
     """
 
     record = "a"
+    deep_supervision = False
     TERMS = {
         "supervised_ce": Term("labeled"),
         "supervised_dice": Term("labeled"),

@@ -32,10 +32,10 @@ class RCPS(SegmentationMethod):
     last three are sums of the labeled patches' mean and the unlabeled ones'. All but L_bc are summed over the network's
     scales: its logits, and those of `others` whose names begin with `logits`, enlarged.
 
-    Differences: our networks give one scale, where theirs has four, so that L_cps and L_cos are four times as small
-    beside L_bc; the projector reads their features in blocks of 4^3 voxels, theirs a decoder's stride of 4; noise is
-    drawn anew for each view (the script reuses it); negatives are never of the anchor's class (the script takes such
-    where others are too few); no grid distortion; the ramp is smooth.
+    Differences: our networks, all but the planned ones, give one scale, where theirs has four, so that L_cps and L_cos
+    are four times as small beside L_bc; the projector reads their features in blocks of 4^3 voxels, theirs a decoder's
+    stride of 4; noise is drawn anew for each view (the script reuses it); negatives are never of the anchor's class
+    (the script takes such where others are too few); no grid distortion; the ramp is smooth.
 
     Args:
         sharpening: T, of the pseudo-label.

@@ -6,7 +6,7 @@ from functools import cached_property
 
 from torch import Tensor
 
-from dualseg.networks import SegmentationOutput
+from dualseg.networks import SCALE, SegmentationOutput
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,12 @@ class View:
     def entropy(self) -> Tensor:
         """-sum p log p over classes in nats, (N, W, H, D), with gradient."""
         return -(self.p * self.log_p).sum(dim=1)
+
+    @cached_property
+    def coarser(self) -> "tuple[View, ...]":
+        """Views of the network's coarser logits, finest first; their features are those of this one."""
+        logits = [tensor for name, tensor in self.others.items() if name.startswith(SCALE)]
+        return tuple(View.of(SegmentationOutput(one, self.features)) for one in logits)
 
     def __len__(self) -> int:
         return len(self.log_p)

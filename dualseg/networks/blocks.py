@@ -6,8 +6,10 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-#: Four stages of stride 2: a network of this package works on sides that are multiples of 2**4.
+#: Four stages of stride 2: a network without a plan works on sides that are multiples of 2**4.
 DIVISOR = 16
+#: Names of a network's coarser logits begin with this: `logits_scale1` is the next to the finest, `logits_scale2` ...
+SCALE = "logits_scale"
 
 
 class SegmentationOutput(NamedTuple):
@@ -25,24 +27,35 @@ class SegmentationOutput(NamedTuple):
     others: Mapping[str, Tensor] = {}
 
 
-def pad_to_multiple(image: Tensor, divisor: int) -> Tensor:
-    """Zeros at the end of each spatial axis of an image (N, C, W, H, D), so that `divisor` divides its sides."""
-    missing = [-side % divisor for side in image.shape[2:]]
+def pad_to_multiple(image: Tensor, divisor: int | Sequence[int]) -> Tensor:
+    """Zeros at the end of each spatial axis of an image (N, C, W, H, D), so that `divisor` divides its sides.
+
+    Args:
+        divisor: of all sides, or one for each axis.
+    """
+    divisors = [divisor] * 3 if isinstance(divisor, int) else divisor
+    missing = [-side % own for side, own in zip(image.shape[2:], divisors, strict=True)]
     if not any(missing):
         return image
     return F.pad(image, [amount for axis in reversed(missing) for amount in (0, axis)])
 
 
 def crop_output(output: SegmentationOutput, size: Sequence[int]) -> SegmentationOutput:
-    """Undo `pad_to_multiple`: the first `size` = (W, H, D) voxels of logits, features, and others of their size."""
+    """Undo `pad_to_multiple`: the first `size` = (W, H, D) voxels of logits, features, and others on their grid.
+
+    Of coarser logits (`SCALE`), those voxels stay that hold one of the image.
+    """
     padded = output.logits.shape[2:]
     if tuple(padded) == tuple(size):
         return output
 
-    def crop(tensor: Tensor) -> Tensor:
-        return tensor[:, :, : size[0], : size[1], : size[2]] if tensor.shape[2:] == padded else tensor
+    def crop(tensor: Tensor, name: str = "") -> Tensor:
+        if tensor.shape[2:] != padded and not name.startswith(SCALE):
+            return tensor
+        w, h, d = (-(-own * side // whole) for own, side, whole in zip(size, tensor.shape[2:], padded, strict=True))
+        return tensor[:, :, :w, :h, :d]
 
-    others = {name: crop(tensor) for name, tensor in output.others.items()}
+    others = {name: crop(tensor, name) for name, tensor in output.others.items()}
     return SegmentationOutput(crop(output.logits), crop(output.features), others)
 
 

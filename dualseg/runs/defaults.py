@@ -31,9 +31,8 @@ def with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(data, Mapping):
         option = _option("data", data.get("source"), ("_target_",), inside="source")
         defaults["data"] = {**_file("data/default"), "augmentation": None, **option}
-    if isinstance(networks, Mapping):
-        by_name = {n: _option("network", own, ("architecture", "_target_")) for n, own in networks.items()}
-        defaults["networks"] = by_name
+    named = networks if isinstance(networks, Mapping) else {}
+    defaults["networks"] = {n: _option("network", own, ("architecture", "_target_")) for n, own in named.items()}
     return _filled(config, defaults, config)
 
 

@@ -1,5 +1,6 @@
 """Checks of a resolved configuration that need no torch, so that a mistake answers at once."""
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from dualseg.arguments import at_least, fraction, is_number, one_of, switch
+from dualseg.arguments import at_least, fraction, is_number, one_of, switch, triples
 from dualseg.cli import conf_dir
 from dualseg.data.checks import check_batch, check_patch_size
 from dualseg.data.splits import Split, split_source
@@ -73,6 +74,7 @@ IN_PATHS = ("name", "study", "scale", "variant")  # folders are named after them
 SHOWN = re.compile(r"(data|method)\.name|networks\.[\w-]+\.architecture")  # in tables
 FOR_SCANS = ("seed", "data.patch_size", "data.downsample", "inference.batch_size", "trainer.channels_last")
 PATHS = ("data.root", "data.source.splits", "data.source.unlabeled", "plan.file")
+DIVISOR = 16  # what a network that names no strides halves each side of a patch to, in four steps
 CHOICES = {
     "inference.distance_unit": ("voxel", "mm"),
     "trainer.precision": ("32-true", "bf16-mixed", "16-mixed"),
@@ -108,9 +110,12 @@ def resolve(config: Any, planning: bool = True) -> dict[str, Any]:
         config, plan = planned(config) if planning else (unplanned(config), None)
     settings = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     assert isinstance(settings, dict)
+    # of other runs; what a plan decides stands where it is used
     plain = {str(key): value for key, value in settings.items() if key not in ("sweep", "dry", "plan")}
     if plan is not None:
         plain["plan"] = str(plan)
+    # a method that takes one network leaves the others of a pair out
+    plain["networks"] = {name: network for name, network in plain["networks"].items() if network is not None}
     for key in IN_PATHS:
         if plain[key] is not None:
             check_folder_name(key, str(plain[key]))
@@ -166,6 +171,7 @@ def check(settings: Mapping[str, Any]) -> None:
     _check_sizes("data.patch_size", patch)
     _check_sizes("data.stride", stride)
     check_patch_size(patch)
+    check_patch_divides(patch, settings["networks"])
     if not all(1 <= s <= p for s, p in zip(stride, patch, strict=True)):
         raise DualsegError(f"data.stride={stride}: needs three numbers from 1 to data.patch_size={patch}.")
 
@@ -188,6 +194,7 @@ def check_for_scans(config: Mapping[str, Any], file: Path) -> None:
         _check_values(config)
         _check_sizes("data.patch_size", known["data.patch_size"])
         check_patch_size(known["data.patch_size"])
+        check_patch_divides(known["data.patch_size"], config["networks"])
     except DualsegError as error:
         raise DualsegError(f"{file}: {error}") from error
 
@@ -222,6 +229,33 @@ def _check_values(settings: Mapping[str, Any]) -> None:
 def _check_sizes(key: str, sizes: Any) -> None:
     if not isinstance(sizes, list) or len(sizes) != 3 or any(type(size) is not int for size in sizes):
         raise DualsegError(f"{key}={sizes}: give three whole numbers, for example [112,112,80].")
+
+
+def check_patch_divides(patch_size: list[int], networks: Mapping[str, Any]) -> None:
+    """The networks of a configuration divide a patch without padding it, and not down to one voxel.
+
+    A network that names `strides` divides each side by their product, every other one by 16.
+
+    Raises:
+        DualsegError: they do not; strides that cannot be.
+    """
+    planned = []
+    for name, network in networks.items():
+        if isinstance(network, Mapping) and "strides" in network:
+            triples(f"networks.{name}.strides", network["strides"])
+            planned.append([math.prod(axis) for axis in zip(*network["strides"], strict=True)])
+    others = [[DIVISOR] * 3] if len(planned) < len(networks) else []
+    divisors = [math.lcm(*axis) for axis in zip(*planned, *others, strict=True)]
+    if any(size % divisor for size, divisor in zip(patch_size, divisors, strict=True)):
+        wrong = "its sides must be multiples of {}, {} and {}, by which the networks divide them".format(*divisors)
+    elif patch_size in planned:
+        wrong = "a network divides it down to one voxel, which InstanceNorm cannot normalise"
+    else:
+        return
+    mend = [max(d, round(size / d) * d) for size, d in zip(patch_size, divisors, strict=True)]
+    if mend in planned:
+        mend = [2 * size for size in mend]
+    raise DualsegError(f"data.patch_size={patch_size}: {wrong}; give {mend}, for example.")
 
 
 def _is_devices(value: Any) -> bool:

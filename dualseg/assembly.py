@@ -18,7 +18,7 @@ from monai.transforms import MapTransform
 from pytorch_lightning.loggers import Logger
 from torch import nn
 
-from dualseg.data import SemiSupervisedDataModule
+from dualseg.data import SemiSupervisedDataModule, SpatialAugmentation
 from dualseg.data.checking.doubts import scan_doubts
 from dualseg.data.reading import VolumeReader
 from dualseg.data.volumes import VolumeSource
@@ -35,6 +35,7 @@ from dualseg.runs.curves import CurveLogger
 from dualseg.runs.folder import RunFolder
 from dualseg.runs.settings import naming_keys_of
 from dualseg.runs.trusted import Trust
+from dualseg.views import Augmentation
 
 Config = Mapping[str, Any]
 
@@ -63,7 +64,7 @@ def build_data(config: Config) -> SemiSupervisedDataModule:
 
 
 def build_evaluation_data(
-    config: Config, source: VolumeSource, augmentation: Sequence[MapTransform] = ()
+    config: Config, source: VolumeSource, augmentation: SpatialAugmentation | Sequence[MapTransform] = ()
 ) -> SemiSupervisedDataModule:
     """`data` and `batch` around a source that is there already; without augmentation, which an evaluation needs not."""
     others = ("name", "root", "source", "stride", "augmentation", "memory")
@@ -123,6 +124,7 @@ def build_method(config: Config, source: VolumeSource) -> SegmentationMethod:
     with naming_keys_of("lr_schedule", config["lr_schedule"]):
         lr_schedule = instantiate(config["lr_schedule"])
     networks = build_networks(config, source)
+    augmented = config["augmentation"]
     with naming_keys_of("method", settings):
         # _convert_=all: the networks and plain containers arrive as they are
         method: SegmentationMethod = instantiate(
@@ -135,6 +137,7 @@ def build_method(config: Config, source: VolumeSource) -> SegmentationMethod:
             sliding_window=build_sliding_window(config),
             seed=config["seed"],
             distance_unit=config["inference"]["distance_unit"],
+            augmentation=Augmentation(**augmented) if any(augmented.values()) else None,
             _convert_="all",
         )
     method.check_batch(config["batch"]["labeled"], config["batch"]["unlabeled"])

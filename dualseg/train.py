@@ -158,6 +158,8 @@ def _train(settings: dict[str, Any], folder: Any) -> None:
             more = f" dualseg-check names {len(left) - 1} more such." if len(left) > 1 else ""
             print(f"warning: {left[0]}{more}", file=sys.stderr)
         print(f"Resuming {folder.path} from iteration {resumed_at}" if latest else f"Training {folder.path}")
+        if data.augmentation_note:
+            print(f"note: {data.augmentation_note}", file=sys.stderr)
         for warning in warnings(data.reader.doubts):
             print(f"warning: {warning}", file=sys.stderr)
         if notes := data.reader.lost_notes():

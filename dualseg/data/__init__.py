@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from dualseg.data.left_atrium import LeftAtrium
     from dualseg.data.pancreas_ct import PancreasCT
     from dualseg.data.phantom import Phantom
+    from dualseg.data.spatial import SpatialAugmentation
     from dualseg.data.transforms import flips_and_rotations
     from dualseg.data.volumes import Grid, Image, VolumeSource
 
@@ -25,6 +26,7 @@ __all__ = [
     "PancreasCT",
     "Phantom",
     "SemiSupervisedDataModule",
+    "SpatialAugmentation",
     "VolumeSource",
     "flips_and_rotations",
 ]
@@ -38,6 +40,7 @@ _HOMES = {
     "PancreasCT": "pancreas_ct",
     "Phantom": "phantom",
     "SemiSupervisedDataModule": "datamodule",
+    "SpatialAugmentation": "spatial",
     "VolumeSource": "volumes",
     "flips_and_rotations": "transforms",
 }

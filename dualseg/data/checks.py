@@ -1,6 +1,7 @@
 """What cannot work whatever the volumes hold. No torch here: a mistake in the configuration must answer at once."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from dualseg.data.splits import Split
 from dualseg.errors import DualsegError
@@ -22,4 +23,23 @@ def check_batch(labeled: int, unlabeled: int, split: Split) -> None:
         raise DualsegError(
             f"data.labeled={len(split.labeled)}: leaves no unlabeled volume, but the method takes {unlabeled} per "
             "batch; lower data.labeled or use method=supervised."
+        )
+
+
+def check_mix(labeled: int) -> None:
+    """Raises: DualsegError unless there are two labeled patches at least to mix with one another."""
+    if labeled < 2:
+        raise DualsegError(
+            f"batch.labeled={labeled}: augmentation.mix=true mixes labeled patches with one another; give at least 2 "
+            "for each process, or augmentation.mix=false."
+        )
+
+
+def check_mirror_axes(axes: Any) -> None:
+    """Raises: DualsegError unless this is `auto` or a list of axes, each once."""
+    whole = isinstance(axes, list) and all(type(axis) is int and 0 <= axis <= 2 for axis in axes)
+    if axes != "auto" and not (whole and len({*axes}) == len(axes)):
+        raise DualsegError(
+            f"data.augmentation.mirror_axes={axes}: give auto, or a list of axes such as [0,1,2]; 0 is from right to "
+            "left, [] mirrors nothing."
         )

@@ -10,15 +10,19 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from dualseg.arguments import fraction
 from dualseg.data.batch import Batch
 from dualseg.data.checking.content import content_hash
 from dualseg.data.checks import check_batch, check_patch_size
+from dualseg.data.foreground import ForegroundSampling
 from dualseg.data.loading import BatchLoader, check_shared_memory
 from dualseg.data.memory import MemoryCheck
 from dualseg.data.patches import PatchDataset, collate
 from dualseg.data.reading import EvaluationVolume, Fingerprint, VolumeReader, refuse_seen
 from dualseg.data.sampling import IterationBatchSampler
+from dualseg.data.spatial import SpatialAugmentation, SpatialCut
 from dualseg.data.splits import COUNTS, split_source
+from dualseg.data.transforms import WholeVolumeCut
 from dualseg.data.volumes import VolumeSource
 from dualseg.errors import DualsegError
 from dualseg.machine import MemoryLimit
@@ -73,9 +77,12 @@ class SemiSupervisedDataModule(pl.LightningDataModule):
         labeled_per_batch, unlabeled_per_batch: halves of the global batch, over all ranks together. Without labeled
             patches the images of the labeled cases are unlabeled ones, and no label is read.
         downsample: see `VolumeReader`.
-        augmentation: MONAI dictionary transforms on "image" and "label", applied before the random crop.
+        augmentation: rotation, scaling and mirroring of each patch, or MONAI dictionary transforms on "image" and
+            "label", applied to the whole volume before the random crop.
         num_workers: processes that prepare batches; the stream does not depend on it.
         seed: of the sample stream.
+        foreground: share of the labeled patches that are cut around a voxel of the foreground, of a class drawn first;
+            the others are cut anywhere.
 
     Raises:
         DualsegError: impossible patch, split or batch; unreadable or invalid volumes (in `setup`).
@@ -93,16 +100,19 @@ class SemiSupervisedDataModule(pl.LightningDataModule):
         labeled_per_batch: int = 2,
         unlabeled_per_batch: int = 2,
         downsample: float = 1.0,
-        augmentation: Sequence[MapTransform] = (),
+        augmentation: SpatialAugmentation | Sequence[MapTransform] = (),
         num_workers: int = 0,
         seed: int = 0,
+        foreground: float = 0.0,
     ) -> None:
         super().__init__()
         check_patch_size(patch_size)
+        fraction("data.foreground", foreground)
         self.source = source
         self.patch_size = tuple(patch_size)
         self.labeled_per_batch, self.unlabeled_per_batch = labeled_per_batch, unlabeled_per_batch
-        self.augmentation = list(augmentation)
+        self.augmentation = augmentation
+        self.foreground = foreground
         self.num_workers = num_workers
         self.seed = seed
         self.reader = VolumeReader(source, downsample)
@@ -113,6 +123,14 @@ class SemiSupervisedDataModule(pl.LightningDataModule):
         self.volumes: dict[str, tuple[Tensor, Tensor | None]] = {}
         self._validation: EvaluationDataset | None = None
         self._memory: MemoryCheck | None = None
+        self._foreground: ForegroundSampling | None = None
+
+    @property
+    def augmentation_note(self) -> str | None:
+        """What the user should know of how patches are augmented; None: nothing."""
+        if isinstance(self.augmentation, SpatialAugmentation):
+            return self.augmentation.note(self.source.class_names)
+        return None
 
     @property
     def cases_used(self) -> dict[str, list[str]]:
@@ -178,6 +196,9 @@ class SemiSupervisedDataModule(pl.LightningDataModule):
             volumes[case] = self.reader.read_pair(case) if labeled else (self.reader.read_image(case), None)
             self._memory.was_kept(case, sum(tensor.nbytes for tensor in volumes[case] if tensor is not None))
         self.volumes = volumes
+        if self.foreground:
+            labels = {case: label for case, (_, label) in volumes.items() if label is not None}
+            self._foreground = ForegroundSampling(labels, self.foreground)
         self._validation = EvaluationDataset(self.reader, self.split.validation, cache=True, memory=self._memory)
 
     def check_evaluation(self, stages: Collection[str], seen: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -270,9 +291,9 @@ class SemiSupervisedDataModule(pl.LightningDataModule):
             self._unlabeled,
             self.labeled_per_batch,
             self.unlabeled_per_batch,
-            self.patch_size,
-            self.augmentation,
+            self._cut(),
             self.seed,
+            self._foreground,
         )
         return BatchLoader(
             dataset,
@@ -281,6 +302,11 @@ class SemiSupervisedDataModule(pl.LightningDataModule):
             num_workers=self.num_workers,
             pin_memory=self.trainer.strategy.root_device.type == "cuda",
         )
+
+    def _cut(self) -> WholeVolumeCut | SpatialCut:
+        if isinstance(self.augmentation, SpatialAugmentation):
+            return SpatialCut(self.patch_size, self.augmentation.axes_for(self.source.class_names))
+        return WholeVolumeCut(self.patch_size, self.augmentation)
 
     def val_dataloader(self) -> DataLoader[EvaluationVolume] | list[Any]:
         return self._evaluation_loader(self._validation or self._read_once(self.split.validation))  # no training

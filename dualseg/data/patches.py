@@ -4,14 +4,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from monai.transforms import MapTransform
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from dualseg.data.batch import Batch
+from dualseg.data.foreground import ForegroundSampling
 from dualseg.data.loading import shared
-from dualseg.data.sampling import SampleKey, case_index, sample_seed
-from dualseg.data.transforms import plain_tensors, training_transform
+from dualseg.data.sampling import SampleKey, case_index, foreground_generator, sample_seed
+from dualseg.data.spatial import SpatialCut
+from dualseg.data.transforms import WholeVolumeCut
 
 LABELED, UNLABELED = 0, 1  # streams of cases
 
@@ -23,6 +24,9 @@ class PatchDataset(Dataset[dict[str, Any]]):
         volumes: case -> (image (C, w, h, d), label (w, h, d) or None), in memory.
         labeled_cases, unlabeled_cases: which cases feed which stream.
         labeled, unlabeled: size of the halves of the global batch.
+        cut: makes a patch of a volume.
+        seed: of the run.
+        foreground: which labeled patches are cut around what; None: all are cut anywhere, as unlabeled ones are.
     """
 
     def __init__(
@@ -32,15 +36,16 @@ class PatchDataset(Dataset[dict[str, Any]]):
         unlabeled_cases: Sequence[str],
         labeled: int,
         unlabeled: int,
-        patch_size: Sequence[int],
-        augmentation: Sequence[MapTransform],
+        cut: WholeVolumeCut | SpatialCut,
         seed: int,
+        foreground: ForegroundSampling | None = None,
     ) -> None:
         self.volumes = volumes
         self.labeled_cases, self.unlabeled_cases = labeled_cases, unlabeled_cases
         self.labeled, self.unlabeled = labeled, unlabeled
-        self.transform = training_transform(patch_size, augmentation)
+        self.cut = cut
         self.seed = seed
+        self.foreground = foreground
 
     def __getitem__(self, key: SampleKey) -> dict[str, Any]:
         if key.position < self.labeled:
@@ -50,13 +55,13 @@ class PatchDataset(Dataset[dict[str, Any]]):
             draw = key.iteration * self.unlabeled + key.position - self.labeled
             case = self.unlabeled_cases[case_index(self.seed, UNLABELED, draw, len(self.unlabeled_cases))]
         image, label = self.volumes[case]
-        sample = {"image": image} if label is None else {"image": image, "label": label[None]}
-        self.transform.set_random_state(seed=sample_seed(self.seed, key))
-        with plain_tensors():
-            patch = self.transform(sample)
-        result: dict[str, Any] = {"case": case, "image": patch["image"].contiguous()}
+        voxel = None
+        if self.foreground is not None and label is not None:
+            voxel = self.foreground.draw(case, foreground_generator(self.seed, key))
+        image, label = self.cut(image, label, voxel, sample_seed(self.seed, key))
+        result: dict[str, Any] = {"case": case, "image": image.contiguous()}
         if label is not None:
-            result["label"] = patch["label"][0].long()
+            result["label"] = label.long()
         return result
 
 

@@ -34,6 +34,11 @@ def sample_seed(seed: int, key: SampleKey) -> int:
     return int(np.random.SeedSequence((seed, 2, key.iteration, key.position)).generate_state(1)[0])
 
 
+def foreground_generator(seed: int, key: SampleKey) -> np.random.Generator:
+    """Of the draw whether, and around which voxel of the foreground, a patch is cut: apart from its transforms."""
+    return np.random.default_rng((seed, 4, key.iteration, key.position))
+
+
 class IterationBatchSampler(Sampler[list[SampleKey]]):
     """Yields this rank's share of every global batch from iteration `start` to the end of the run.
 

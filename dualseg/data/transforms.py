@@ -1,10 +1,13 @@
-"""Random transforms of training patches, MONAI's."""
+"""From a volume to a training patch: MONAI's transforms of the whole volume, then a crop."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import torch
 from monai.data import get_track_meta, set_track_meta
 from monai.transforms import Compose, MapTransform, RandFlipd, RandRotate90d, RandSpatialCropd, SpatialPadd
+from torch import Tensor
+from torch.nn import functional as F
 
 KEYS = ("image", "label")
 
@@ -28,6 +31,87 @@ def training_transform(patch_size: Sequence[int], augmentation: Sequence[MapTran
             RandSpatialCropd(KEYS, roi_size=patch_size, random_size=False, allow_missing_keys=True),
         ]
     )
+
+
+class WholeVolumeCut:
+    """Transforms of the whole volume, then one crop: anywhere, or around a voxel.
+
+    Args:
+        patch_size: (W, H, D) of the patch.
+        augmentation: MONAI dictionary transforms on "image" and "label".
+    """
+
+    def __init__(self, patch_size: Sequence[int], augmentation: Sequence[MapTransform] = ()) -> None:
+        self.patch_size = tuple(patch_size)
+        self.anywhere = training_transform(patch_size, augmentation)
+        self.augmentation = Compose(list(augmentation))
+
+    def __call__(
+        self, image: Tensor, label: Tensor | None, voxel: tuple[int, ...] | None, seed: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """One patch, a pure function of its arguments.
+
+        Args:
+            image: (C, w, h, d) of the volume.
+            label: (w, h, d); None: it has none.
+            voxel: of the label, that the patch is cut around; None: anywhere.
+
+        Returns:
+            (C, W, H, D) and (W, H, D).
+        """
+        with plain_tensors():
+            if label is not None and voxel is not None:
+                found = self._transformed(image, label, voxel, seed)
+                if found is not None:
+                    return _cut_around(*found, self.patch_size)
+            sample = {"image": image} if label is None else {"image": image, "label": label[None]}
+            self.anywhere.set_random_state(seed=seed)
+            patch = self.anywhere(sample)
+        return patch["image"], None if label is None else patch["label"][0]
+
+    def _transformed(
+        self, image: Tensor, label: Tensor, voxel: tuple[int, ...], seed: int
+    ) -> tuple[Tensor, Tensor, tuple[int, ...]] | None:
+        """Volume, label and where the voxel went, by a marker that goes along; None: it is lost, as in a zoom."""
+        if not self.augmentation.transforms:
+            return image, label, voxel
+        marker = torch.zeros_like(label)
+        marker[voxel] = 1
+        self.augmentation.set_random_state(seed=seed)
+        moved = self.augmentation({"image": image, "label": torch.stack([label, marker])})
+        label, marker = moved["label"]
+        if not marker.any():
+            return None
+        return moved["image"], label, tuple(map(int, torch.unravel_index(marker.argmax(), marker.shape)))
+
+
+def start_around(voxel: Sequence[int], shape: Sequence[int], size: Sequence[int]) -> tuple[int, ...]:
+    """First voxel of the patch that has `voxel` in its middle as far as the volume allows.
+
+    Along an axis along which the volume is smaller than the patch, it is in the patch's middle.
+    """
+    sides = zip(voxel, shape, size, strict=True)
+    return tuple(min(max(v - s // 2, 0), n - s) if n >= s else -((s - n) // 2) for v, n, s in sides)
+
+
+def cut(volume: Tensor, start: Sequence[int], size: Sequence[int]) -> Tensor:
+    """(..., w, h, d) -> (..., W, H, D) from the voxel `start`, which may lie outside; zeros beyond the volume.
+
+    Zero is what the field pads with: of a z-scored image it is the mean, of a label the background.
+    """
+    inside = volume
+    padding: list[int] = []
+    for axis, (first, length) in enumerate(zip(start, size, strict=True), start=-3):
+        end = volume.shape[axis]
+        low, high = max(first, 0), min(first + length, end)
+        inside = inside.narrow(axis, low, high - low)
+        padding = [low - first, first + length - high, *padding]  # from the last axis on, as torch wants it
+    return F.pad(inside, padding) if any(padding) else inside
+
+
+def _cut_around(image: Tensor, label: Tensor, voxel: tuple[int, ...], size: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    start = start_around(voxel, label.shape, size)
+    return cut(image, start, size), cut(label, start, size)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from dualseg import __version__
 from dualseg.arguments import at_least, positive
 from dualseg.data.batch import Batch
+from dualseg.data.checks import check_mix
 from dualseg.errors import DualsegError
 from dualseg.inference import SlidingWindow
 from dualseg.losses import over_scales, supervised_ce, supervised_dice
@@ -28,6 +29,7 @@ from dualseg.methods.terms import LossTerm, Term, Time, configured, progress
 from dualseg.methods.view import View
 from dualseg.networks import PlannedUNet
 from dualseg.record import roles_of
+from dualseg.views import Augmentation
 
 CHECKPOINT_FORMAT = 1
 DEFAULT_OPTIMIZER = partial(SGD, lr=0.01, momentum=0.9, weight_decay=1e-4)
@@ -54,6 +56,7 @@ class SegmentationMethod(NetworkEvaluation):
         rampup_iterations: length of the ramp `start`, or below 1 its share of the run; None is a tenth of the run, 0 is
             no ramp.
         seed: of dropout and of what a method draws.
+        augmentation: of every batch before the objective sees it; None: none.
 
     Attributes:
         heads: further trained modules of the method's own, by name: filled in its constructor. They are trained,
@@ -92,6 +95,7 @@ class SegmentationMethod(NetworkEvaluation):
         seed: int = 0,
         distance_unit: Literal["voxel", "mm"] = "voxel",
         regions: Mapping[str, Sequence[int]] | None = None,
+        augmentation: Augmentation | None = None,
     ) -> None:
         if sorted(networks) != sorted(self.takes):
             wanted = " and ".join(self.takes)
@@ -125,6 +129,7 @@ class SegmentationMethod(NetworkEvaluation):
         self.terms = configured(self.TERMS, own, {name: extra.setting for name, extra in self.extras.items()})
         self.rampup_iterations = rampup_iterations
         self.seed = seed
+        self.augmentation = augmentation
         self.heads = nn.ModuleDict()
         self.watched: dict[str, Tensor] = {}
         self._gradient_norms: dict[str, Tensor] = {}
@@ -282,6 +287,8 @@ class SegmentationMethod(NetworkEvaluation):
         self.seed_iteration(time.iteration)
         optimizer = cast(LightningOptimizer, self.optimizers())
         optimizer.zero_grad()  # first: the forward passes use the gradients' memory again
+        if self.augmentation is not None:
+            batch = self._augmented(batch, time.iteration, self.augmentation)
         terms = self.loss_terms(batch, time)
         total = torch.stack([term.weight * term.value for term in terms]).sum()
         self._finite.note(terms, total, time.iteration, batch.case)
@@ -293,6 +300,19 @@ class SegmentationMethod(NetworkEvaluation):
             move(self.networks[name], self.networks[average.of], average, time.iteration, name in self._in_training)
         if time.iteration == 0 or (time.iteration + 1) % self.log_every == 0:
             self._log(terms, total.detach(), rate)
+
+    def _augmented(self, batch: Batch, iteration: int, augmentation: Augmentation) -> Batch:
+        """The batch as the objective sees it; in float32 throughout.
+
+        Raises:
+            DualsegError: too few labeled patches to mix, as may be one in each of several processes.
+        """
+        if augmentation.mix:
+            check_mix(len(batch.label))
+        rng = np.random.default_rng((self.seed, 5, iteration, self.global_rank))
+        with torch.autocast(batch.image.device.type, enabled=False):
+            image, label = augmentation(batch.image, batch.label, rng)
+        return batch._replace(image=image, label=label)
 
     def _log(self, terms: Sequence[LossTerm], total: Tensor, rate: float) -> None:
         self.check_finite()

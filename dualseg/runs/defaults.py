@@ -2,12 +2,14 @@
 
 import re
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from functools import cache
 from typing import Any
 
 import yaml
 
 from dualseg.cli import conf_dir
+from dualseg.runs.identity import ADDED
 
 NOT_OF_A_RUN = ("defaults", "hydra", "sweep", "dry", "plan")  # keys of conf/train.yaml that no config.yaml has
 REFERENCE = re.compile(r"\$\{([\w.]+)\}")
@@ -21,6 +23,7 @@ def with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     defaults = {key: value for key, value in _file("train").items() if key not in NOT_OF_A_RUN}
     defaults |= {"logger": None, "trainer": _file("trainer/default")}
+    defaults["augmentation"] = _file("augmentation/none")["augmentation"]
     method = _option("method", config.get("method"), ("name", "_target_"), inside="method")
     terms = _value(config, "method.terms")
     added = {name: _added_term(own) for name, own in terms.items()} if isinstance(terms, Mapping) else {}
@@ -33,7 +36,18 @@ def with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
         defaults["data"] = {**_file("data/default"), "augmentation": None, **option}
     named = networks if isinstance(networks, Mapping) else {}
     defaults["networks"] = {n: _option("network", own, ("architecture", "_target_")) for n, own in named.items()}
-    return _filled(config, defaults, config)
+    return _filled(config, _as_before(defaults), config)
+
+
+def _as_before(defaults: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The defaults, but of a key that came later the value that runs without it had: an option may give another now."""
+    older = {}
+    for key, default in defaults.items():
+        name = f"{prefix}{key}"
+        added = [value for pattern, value in ADDED.items() if fnmatchcase(name, pattern)]
+        own = _as_before(default, f"{name}.") if isinstance(default, Mapping) else default
+        older[key] = added[0] if added else own
+    return older
 
 
 def _filled(own: Mapping[str, Any], defaults: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:

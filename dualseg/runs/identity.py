@@ -29,7 +29,14 @@ NOT_IDENTITY = (
 )
 # Keys of configurations that came after the first runs -> the value that runs without them had; * stands for any name.
 # There they are no part of the identity, so that an older run folder is found and resumed.
-ADDED: dict[str, Any] = {"data.draw": 0, "data.source.normalize_crop": False, "weights_as": None}
+ADDED: dict[str, Any] = {
+    "augmentation.intensity": None,
+    "augmentation.mix": False,
+    "data.draw": 0,
+    "data.foreground": 0,
+    "data.source.normalize_crop": False,
+    "weights_as": None,
+}
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "", separator: str = ".") -> dict[str, Any]:

@@ -12,7 +12,7 @@ import yaml
 
 from dualseg.arguments import at_least, fraction, is_number, one_of, switch, triples
 from dualseg.cli import conf_dir
-from dualseg.data.checks import check_batch, check_patch_size
+from dualseg.data.checks import check_batch, check_mirror_axes, check_mix, check_patch_size
 from dualseg.data.splits import Split, split_source
 from dualseg.data.volumes import VolumeSource
 from dualseg.errors import DualsegError
@@ -42,6 +42,7 @@ WHOLE = {  # whole numbers and their least value; where the configuration leaves
     "trainer.validate_every": 1,
 }
 SWITCHES = (
+    "augmentation.mix",
     "overwrite",
     "logger.offline",
     "trainer.channels_last",
@@ -57,11 +58,13 @@ NUMBERS = {
     "lr_schedule.power": 0.0,
 }
 FRACTIONS = (
+    "data.foreground",
     "dropout",
     "optimizer.momentum",
 )
 SIZES = ("data.memory",)
 NULLABLE = (
+    "augmentation.intensity",
     "data.labeled",
     "data.labeled_ratio",
     "data.memory",
@@ -69,13 +72,25 @@ NULLABLE = (
     "trainer.validate_every",
 )
 # top-level keys of groups, beside those of conf/train.yaml itself
-NODES = ("data", "method", "networks", "optimizer", "lr_schedule", "trainer", "logger", "batch", "objective")
+NODES = (
+    "data",
+    "augmentation",
+    "method",
+    "networks",
+    "optimizer",
+    "lr_schedule",
+    "trainer",
+    "logger",
+    "batch",
+    "objective",
+)
 IN_PATHS = ("name", "study", "scale", "variant")  # folders are named after them, each alone or put together
 SHOWN = re.compile(r"(data|method)\.name|networks\.[\w-]+\.architecture")  # in tables
 FOR_SCANS = ("seed", "data.patch_size", "data.downsample", "inference.batch_size", "trainer.channels_last")
 PATHS = ("data.root", "data.source.splits", "data.source.unlabeled", "plan.file")
 DIVISOR = 16  # what a network that names no strides halves each side of a patch to, in four steps
 CHOICES = {
+    "augmentation.intensity": ("strong",),
     "inference.distance_unit": ("voxel", "mm"),
     "trainer.precision": ("32-true", "bf16-mixed", "16-mixed"),
 }
@@ -130,6 +145,7 @@ def _read_keys() -> dict[str, list[str]]:
     trainer = yaml.safe_load((conf_dir() / "trainer" / "default.yaml").read_text())
     return {
         "": [*root, *NODES],
+        "augmentation.": ["intensity", "mix"],
         "batch.": ["labeled", "unlabeled"],
         "inference.": [*root["inference"]],
         "plan.": [*root["plan"]],
@@ -172,6 +188,8 @@ def check(settings: Mapping[str, Any]) -> None:
     _check_sizes("data.stride", stride)
     check_patch_size(patch)
     check_patch_divides(patch, settings["networks"])
+    if settings["augmentation"]["mix"]:
+        check_mix(settings["batch"]["labeled"])
     if not all(1 <= s <= p for s, p in zip(stride, patch, strict=True)):
         raise DualsegError(f"data.stride={stride}: needs three numbers from 1 to data.patch_size={patch}.")
 
@@ -218,6 +236,8 @@ def _check_values(settings: Mapping[str, Any]) -> None:
         if key == "trainer.devices" and not _is_devices(value):
             mend = "give a number of at least 1, -1 or auto for all there are, or a list of their indices such as [0,1]"
             raise DualsegError(f"{key}={value}: {mend}.")
+        if key == "data.augmentation.mirror_axes":
+            check_mirror_axes(value)
         if key in SWITCHES:
             switch(key, value)
         if key in SIZES:

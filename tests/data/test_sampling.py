@@ -9,9 +9,10 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from dualseg.data import SemiSupervisedDataModule, flips_and_rotations
+from dualseg.data import SemiSupervisedDataModule, SpatialAugmentation, flips_and_rotations
 from dualseg.data.patches import PatchDataset, collate
 from dualseg.data.sampling import IterationBatchSampler, SampleKey, case_index, sample_seed
+from dualseg.data.transforms import WholeVolumeCut
 from dualseg.data.volumes import Image, VolumeSource
 from dualseg.errors import DualsegError
 
@@ -46,7 +47,7 @@ def trainer(start=0, rank=0, world_size=1, iterations=ITERATIONS):
     )
 
 
-def module(seed=0, labeled=2, unlabeled=2, augmentation=(), num_workers=0):
+def module(seed=0, labeled=2, unlabeled=2, augmentation=(), num_workers=0, foreground=0.0):
     data = SemiSupervisedDataModule(
         Noise(),
         PATCH,
@@ -56,6 +57,7 @@ def module(seed=0, labeled=2, unlabeled=2, augmentation=(), num_workers=0):
         augmentation=augmentation,
         num_workers=num_workers,
         seed=seed,
+        foreground=foreground,
     )
     data.setup("fit")
     return data
@@ -85,6 +87,17 @@ def augmentation(request):
     return AUGMENTATIONS[request.param]
 
 
+STREAMS = {
+    **{name: {"augmentation": augmentation} for name, augmentation in AUGMENTATIONS.items()},
+    "strong, half of it around the foreground": {"augmentation": SpatialAugmentation(), "foreground": 0.5},
+}
+
+
+@pytest.fixture(params=STREAMS)
+def stream(request):
+    return STREAMS[request.param]
+
+
 def test_a_batch_holds_labeled_samples_first_and_their_labels(augmentation):
     data = module(augmentation=augmentation)
     drawn = batches(data)
@@ -104,14 +117,14 @@ def test_a_supervised_batch_is_labeled_throughout():
         assert set(batch.case) <= set(Noise.train_cases[:LABELED])
 
 
-def test_workers_do_not_change_the_stream(augmentation):
-    alone = digests(module(augmentation=augmentation))
-    assert digests(module(augmentation=augmentation, num_workers=2)) == alone
+def test_workers_do_not_change_the_stream(stream):
+    alone = digests(module(**stream))
+    assert digests(module(**stream, num_workers=2)) == alone
     assert len(set(alone)) == ITERATIONS
 
 
-def test_neither_other_random_numbers_nor_earlier_draws_change_the_stream(augmentation):
-    data = module(augmentation=augmentation)
+def test_neither_other_random_numbers_nor_earlier_draws_change_the_stream(stream):
+    data = module(**stream)
     first = digests(data)
     pl.seed_everything(99, verbose=False)
     dataset = data.train_dataloader().dataset
@@ -122,9 +135,9 @@ def test_neither_other_random_numbers_nor_earlier_draws_change_the_stream(augmen
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_ranks_partition_the_batch_of_one_process(augmentation, num_workers):
+def test_ranks_partition_the_batch_of_one_process(stream, num_workers):
     def build():
-        return module(labeled=4, unlabeled=2, augmentation=augmentation, num_workers=num_workers)
+        return module(labeled=4, unlabeled=2, **stream, num_workers=num_workers)
 
     whole = batches(build())
     shares = [batches(build(), rank=rank, world_size=2) for rank in range(2)]
@@ -150,10 +163,10 @@ def test_samplers_of_all_ranks_deal_out_every_position_once(world_size):
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_resumed_stream_goes_on_where_it_stopped(augmentation, num_workers):
-    data = module(augmentation=augmentation, num_workers=num_workers)
+def test_a_resumed_stream_goes_on_where_it_stopped(stream, num_workers):
+    data = module(**stream, num_workers=num_workers)
     whole = digests(data)
-    assert digests(module(augmentation=augmentation, num_workers=num_workers), start=4) == whole[4:]
+    assert digests(module(**stream, num_workers=num_workers), start=4) == whole[4:]
     assert digests(data, start=ITERATIONS) == []
     # the loader's length stays the whole run's, from which Lightning takes off what is done
     data.trainer = trainer(start=4)
@@ -268,7 +281,7 @@ def follows(image):
 def coded_samples(augmentation, patch_size, count):
     image = torch.arange(1, 1 + int(np.prod(CODED_SHAPE)), dtype=torch.float32).reshape(1, *CODED_SHAPE)
     volumes = {"coded": (image, follows(image[0]).to(torch.uint8))}
-    dataset = PatchDataset(volumes, ("coded",), (), 1, 0, patch_size, augmentation, seed=3)
+    dataset = PatchDataset(volumes, ("coded",), (), 1, 0, WholeVolumeCut(patch_size, augmentation), seed=3)
     return [dataset[SampleKey(iteration, 0)] for iteration in range(count)]
 
 

@@ -23,6 +23,7 @@ INDEXING = {aten.index, aten.index_put, aten.index_put_, aten._unsafe_index}
 READING = {"item", "tolist", "numpy", "cpu", "__array__", "__bool__", "__float__", "__int__", "__index__"}
 METHODS = sorted(path.stem for path in (conf_dir() / "method").glob("*.yaml"))
 WITH_TERMS = ("mean_teacher +term=[erda,guided_contrast]", "cps +term=guided_contrast")
+AUGMENTED = tuple(f"{method} augmentation=strong augmentation.mix=true" for method in ("supervised", "mean_teacher"))
 
 
 def allowed() -> bool:
@@ -89,7 +90,7 @@ def test_the_mode_sees_each_kind_of_waiting():
         largest_component(torch.ones(1, 2, 2, 2, dtype=torch.long), [1])
 
 
-@pytest.mark.parametrize("method", [*METHODS, *WITH_TERMS])
+@pytest.mark.parametrize("method", [*METHODS, *WITH_TERMS, *AUGMENTED])
 def test_an_iteration_between_two_points_of_the_curves(method, tmp_path, phantom):
     words = [*f"method={method}".split(), "base_channels=4", "trainer.accelerator=cpu", "trainer.threads=1"]
     words += ["evaluate_on=[]"]

@@ -81,6 +81,7 @@ def test_what_does_not_decide_the_result_keeps_the_name(override):
         "trainer.max_iterations=100", "trainer.threads=1", "trainer.precision=bf16-mixed", "base_channels=8",
         "networks=vnet_vnet", "method.temperature=0.2", "method.terms.cosine.enabled=false", "weights=file.ckpt",
         "lr_schedule=polynomial", "augmentation=flip_rotate", "inference.distance_unit=mm", "trainer.validate_every=9",
+        "data.foreground=0.5", "augmentation.mix=true", "augmentation=strong",
         "batch.unlabeled=4", "data.stride=[8,8,8]", "trainer.channels_last=false",
     ],
 )  # fmt: skip

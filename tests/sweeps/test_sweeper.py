@@ -243,7 +243,10 @@ def test_dry_says_what_there_would_be_and_writes_nothing(train, launches, tmp_pa
         (["+sead=0,1"], ["sead: no such configuration key", "Did you mean seed?"]),
         (["+trainer.foo=0,1"], ["trainer.foo: no such configuration key, nothing reads it; leave it out"]),
         (["+data.source.foo=0,1"], ["data.source.foo: no such configuration key"]),
-        (["+augmentation.probability=0.2,0.8"], ["augmentation: no such configuration key, nothing reads it"]),
+        (
+            ["+augmentation.probability=0.2,0.8"],
+            ["augmentation.probability: no such configuration key, nothing reads it"],
+        ),
         (["seed=0,1", "trainer.num_nodes=2"], ["trainer.num_nodes=2", "started by Slurm"]),
         (["seed=0,1", "trainer.devices=2"], ["trainer.devices=2: this machine has no GPU", "trainer.accelerator=cpu"]),
         (["seed=0,1", "name=same"], ["seed=0 and seed=1: both runs would be written to", "leave name=... out"]),

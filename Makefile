@@ -1,6 +1,7 @@
 # Every target makes .venv and installs the pinned dependencies first, if they are missing or their list has changed.
 .DEFAULT_GOAL := help
-STUDIES := la-main la-label-count la-ablation la-networks la-seed pancreas-main brats-main
+STUDIES := la-main la-label-count la-ablation la-networks la-seed la-baseline pancreas-main brats-main hippocampus \
+  hippocampus-design
 .PHONY: help demo test test-slurm drill check bench $(STUDIES) reproduce tables clean
 
 PYTHON ?= python3
@@ -13,6 +14,7 @@ DRY ?=
 LA_ROOT ?=
 PANCREAS_ROOT ?=
 BRATS_ROOT ?=
+HIPPOCAMPUS_ROOT ?=
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
@@ -47,6 +49,7 @@ root = $(root_$(firstword $(subst -, ,$(1))))
 root_la := LA_ROOT
 root_pancreas := PANCREAS_ROOT
 root_brats := BRATS_ROOT
+root_hippocampus := HIPPOCAMPUS_ROOT
 
 # $(call sweep,study): finished runs are skipped, interrupted ones resume. What is finished is collected, also when runs
 # failed: exit code 1, which stays. Above that the sweep was refused, or stopped by hand: nothing is collected.
@@ -62,6 +65,9 @@ la-label-count: $(INSTALLED) ## study: how many labels it takes (same words)
 la-ablation: $(INSTALLED) ## study: what each term is worth (same words)
 la-networks: $(INSTALLED) ## study: which pair of networks (same words)
 la-seed: $(INSTALLED) ## study: every method beside supervised training (same words)
+la-baseline: $(INSTALLED) ## study: how strong labels alone are, three networks and augmentations (same words)
+hippocampus: $(INSTALLED) ## study: supervised at full resolution, 10 and 140 labels (same words, HIPPOCAMPUS_ROOT=)
+hippocampus-design: $(INSTALLED) ## study: where the recipe of data=folder is chosen (same words, HIPPOCAMPUS_ROOT=)
 pancreas-main: $(INSTALLED) ## study: Pancreas-CT at 10 and 20 % of the labels (same words, PANCREAS_ROOT=)
 brats-main: $(INSTALLED) ## study: BraTS-2019 at 10 and 20 % of the labels (same words, BRATS_ROOT=)
 

@@ -63,7 +63,7 @@ def unplanned(config: Any) -> Any:
     from omegaconf import OmegaConf
 
     config = config.copy()
-    simple = {"spacing": "median", "intensity": "auto", "batch": 1, "base_channels": 8, "channels": [8], "blocks": [1]}
+    simple = {"spacing": "median", "intensity": "auto", "batch": 4, "base_channels": 8, "channels": [8], "blocks": [1]}
     simple |= {"patch_size": [16] * 3, "stride": [16] * 3, "strides": [[1] * 3], "kernels": [[3] * 3]}
     for name in left_to_plan(config):
         OmegaConf.update(config, f"plan.{name}", simple[name], force_add=True)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
@@ -20,10 +21,18 @@ from dualseg.sweeps.index import Job
 from dualseg.sweeps.study import read_study, study_names, study_of
 
 ROOT = Path(__file__).resolve().parents[2]
-STUDIES = ["brats_main", "la_ablation", "la_label_count", "la_main", "la_networks", "la_seed", "pancreas_main"]
+STUDIES = [
+    *("brats_main", "hippocampus", "hippocampus_design", "la_ablation", "la_baseline", "la_label_count", "la_main"),
+    *("la_networks", "la_seed", "pancreas_main"),
+]
 SCALES = [(name, scale) for name in STUDIES for scale in ("cpu", "full")]
 GENTLE = ("cross_pseudo", "uncertainty", "entropy_filtered", "cosine")  # a tenth of their weight at scale=cpu
 ALIASES = {"objective": ("method.objective",)}  # keys that take their value from another one
+
+
+def root_of(study: str) -> Path:
+    """Of the benchmarks no file is looked at; a folder must be there to be read."""
+    return ROOT.parent / "shared" / "hippocampus" if study.startswith("hippocampus") else Path("/tmp")
 
 
 @cache
@@ -32,8 +41,8 @@ def configurations(name: str, scale: str) -> Mapping[str, dict[str, Any]]:
     study, composed = read_study(name), {}
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         for variant in study.variants:
-            words = ["data.root=/tmp", *study.words(variant, scale)]
-            composed[variant] = resolve(compose("train", overrides=words))
+            words = [f"data.root={root_of(name)}", *study.words(variant, scale)]
+            composed[variant] = resolve(compose("train", overrides=words), planning=False)
     return composed
 
 
@@ -49,7 +58,10 @@ def test_the_studies_are_those_of_the_table():
 
 
 @pytest.mark.parametrize("name, scale", SCALES)
-def test_every_variant_composes_and_its_dataset_can_be_split_as_it_asks(name, scale):
+def test_every_variant_composes_and_its_dataset_can_be_split_as_it_asks(name, scale, monkeypatch):
+    if not root_of(name).is_dir() and "CI" not in os.environ:
+        pytest.skip(f"{root_of(name)}: not here")
+    monkeypatch.chdir(ROOT)  # the split files of experiments/ are named from here
     study = read_study(name)
     for variant, settings in configurations(name, scale).items():
         assert (settings["study"], settings["scale"], settings["variant"]) == (name, scale, variant)

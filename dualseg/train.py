@@ -236,7 +236,7 @@ def _show(folder: Any) -> None:
 def main() -> None:
     """Console script."""
     with as_rank():
-        run_with_hydra(train, "train", in_sweep=run_job, out_of_memory=OUT_OF_MEMORY)
+        run_with_hydra(train, "train", in_sweep=partial(run_job, train=train), out_of_memory=OUT_OF_MEMORY)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from dualseg.data.batch import Batch
 from dualseg.losses import block_mean, cosine, kl_divergence, region_dice, supervised_ce, voxel_contrast
 from dualseg.losses.masked import mean
 from dualseg.methods.base import SegmentationMethod
-from dualseg.methods.extra import feature_channels
 from dualseg.methods.terms import LossTerm, Term, Time
 from dualseg.methods.view import View
 from dualseg.networks import SegmentationOutput
@@ -79,7 +78,7 @@ class RCPS(SegmentationMethod):
         self.cosine_of = cosine_of
         self.negatives, self.temperature = negatives, temperature
         if self.on("contrast"):
-            channels = feature_channels(self, "a", "the projector")
+            channels = self.feature_channels("a", "the projector")
             self.heads["projector"] = nn.Sequential(
                 nn.Conv3d(channels, projection, 1), nn.PReLU(), nn.Conv3d(projection, projection, 1)
             )

@@ -21,7 +21,6 @@ from dualseg.losses import (
 )
 from dualseg.losses.masked import masked_mean, mean
 from dualseg.methods.base import SegmentationMethod
-from dualseg.methods.extra import feature_channels
 from dualseg.methods.terms import LossTerm, Term, Time
 from dualseg.views import blur, brightness, contrast, cutmix_boxes, gamma, noise, paste, uniform
 
@@ -82,7 +81,7 @@ class SemSim(SegmentationMethod):
         self.temperature = temperature
         self.sharpness = sharpness
         if self.on("intra_image", "cross_image"):
-            self.heads["likeness"] = nn.Conv3d(feature_channels(self, "a", "the method"), channels, 1)
+            self.heads["likeness"] = nn.Conv3d(self.feature_channels("a", "the method"), channels, 1)
 
     def objective(self, batch: Batch, time: Time) -> Iterator[LossTerm]:
         n, weak = len(batch.label), batch.unlabeled.image

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from dualseg.cli import conf_dir
+from dualseg.configuration import conf_dir
 
 NOT_OF_A_RUN = ("defaults", "hydra", "sweep", "dry")  # keys of conf/train.yaml that no config.yaml has
 REFERENCE = re.compile(r"\$\{([\w.]+)\}")

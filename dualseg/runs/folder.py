@@ -1,6 +1,5 @@
 """The run folder: where everything of one run lies (design.md, "A run folder"). No torch here: it must answer fast."""
 
-import difflib
 import os
 import re
 import shutil
@@ -267,9 +266,3 @@ def iteration_of(checkpoint: Path) -> int:
     if match is None:
         raise DualsegError(f"{checkpoint}: not a checkpoint of a run folder (iteration-NNNNNN.ckpt).")
     return int(match.group(1))
-
-
-def nearest(word: str, words: list[str]) -> str:
-    """' Did you mean X?' or the empty string."""
-    near = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
-    return f" Did you mean {near[0]}?" if near else ""

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from dualseg.errors import DualsegError
+from dualseg.errors import DualsegError, nearest
 from dualseg.processes import processes_of, python_of
-from dualseg.runs.folder import RunFolder, nearest
+from dualseg.runs.folder import RunFolder
 from dualseg.runs.lock import is_locked
 from dualseg.runs.settings import check_data, resolve
 from dualseg.runs.trusted import to_trust

@@ -15,7 +15,7 @@ from method_toys import Stored, Tiny, Volumes, cpu_trainer, outputs, plain_sgd, 
 from method_toys import volumes_data as data_of
 from torch import Tensor
 
-from dualseg.cli import conf_dir
+from dualseg.configuration import conf_dir
 from dualseg.data.batch import Batch
 from dualseg.errors import DualsegError
 from dualseg.losses import supervised_ce

@@ -21,7 +21,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 
 from dualseg import __version__, assembly
-from dualseg.cli import conf_dir
+from dualseg.configuration import conf_dir
 from dualseg.data import PancreasCT
 from dualseg.data.nifti import read_nifti
 from dualseg.data.volumes import Image

@@ -7,7 +7,7 @@ import pytorch_lightning as pl
 from hydra import compose, initialize_config_dir
 
 from dualseg import assembly
-from dualseg.cli import conf_dir
+from dualseg.configuration import conf_dir
 from dualseg.data import SemiSupervisedDataModule
 from dualseg.methods import SegmentationMethod
 from dualseg.quiet import quiet

@@ -15,7 +15,8 @@ from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
-from dualseg.errors import DualsegError, Interrupted
+from dualseg.configuration import conf_dir
+from dualseg.errors import DualsegError, Interrupted, nearest
 from dualseg.names import without_controls
 from dualseg.quiet import quiet
 from dualseg.signals import stoppable
@@ -25,13 +26,6 @@ READER_GONE = 141  # exit code of a command that writes into a closed pipe (128 
 DEVICES = "pytorch_lightning.trainer.connectors.accelerator_connector"  # Lightning's reader of `trainer`
 MORE_MEMORY = "End other programs, or use a machine with more memory."
 _TOO_LITTLE = re.compile(r"out of memory|not enough memory|can't allocate memory", re.IGNORECASE)
-
-
-def conf_dir() -> Path:
-    """The configuration tree: inside an installed wheel, or beside the package in a checkout."""
-    package = Path(__file__).resolve().parent
-    installed = package / "conf"
-    return installed if installed.is_dir() else package.parent / "conf"
 
 
 def run_with_hydra(
@@ -207,8 +201,6 @@ def explain(error: BaseException) -> str:
 
 def _why_not_imported(target: str, error: BaseException) -> str:
     """What is wrong with code of the user's own that Hydra could not import: it says itself only that it could not."""
-    from dualseg.runs.folder import nearest
-
     module, _, name = target.rpartition(".")
     missing = error.name if isinstance(error, ModuleNotFoundError) else None
     if missing == target and module in sys.modules:
@@ -251,7 +243,6 @@ def _near_key(key: str) -> str:
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
 
-    from dualseg.runs.folder import nearest
     from dualseg.runs.identity import flatten
 
     search = ",".join(f"'file://{folder}'" for folder in _own_conf_dirs())
@@ -297,7 +288,5 @@ def _near_term() -> str:
 
 
 def _near_option(group: str, name: str) -> str:
-    from dualseg.runs.folder import nearest
-
     options = sorted({p.stem for conf in _conf_dirs() for p in (conf / group).glob("*.yaml")})
     return nearest(name, options) or (f" There are {', '.join(options)}." if options else "")

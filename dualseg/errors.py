@@ -1,5 +1,6 @@
-"""The exceptions whose message alone a user needs to see."""
+"""The exceptions whose message alone a user needs to see, and what such a message may suggest."""
 
+import difflib
 import signal
 
 
@@ -28,3 +29,9 @@ class Interrupted(BaseException):
 
     def __str__(self) -> str:
         return self.message or "stopped."
+
+
+def nearest(word: str, words: list[str]) -> str:
+    """' Did you mean X?' or the empty string: the end of a message about a word that is not known."""
+    near = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
+    return f" Did you mean {near[0]}?" if near else ""

@@ -111,18 +111,20 @@ def _train(settings: dict[str, Any], folder: Any) -> None:
     from dualseg.files import write_json
     from dualseg.machine import MemoryLimit
     from dualseg.processes import world_size
-    from dualseg.runs import cases, checkpoints, code, preprocessing, provenance, weights
-    from dualseg.runs.folder import iteration_of
+    from dualseg.runs import cases, checkpoints, code, preprocessing, provenance
+    from dualseg.runs.folder import iteration_of, noted_checkpoint
+    from dualseg.runs.weights import start_from
 
     own_code = code.code_hashes(settings)  # before it is imported: a file may be edited while the volumes are read
     latest = None if settings["overwrite"] else folder.latest_checkpoint()
+    origin, before = None, []
     assembly.use_threads(settings)
     data = assembly.build_data(settings)
     method = assembly.build_method(settings, data.source)
     if latest is not None:
         checkpoints.check_architecture(latest, dict(method.networks.items()), resume=True)
     elif settings["weights"]:
-        weights.start_from(settings["weights"], method, settings["weights_as"])
+        origin = start_from(settings["weights"], method, settings["weights_as"])
     along = ["validation"] if settings["trainer"]["validate_every"] else []
     stages = list(dict.fromkeys([*along, *settings["evaluate_on"]]))
     data.check_memory(
@@ -135,8 +137,8 @@ def _train(settings: dict[str, Any], folder: Any) -> None:
     data.setup("fit")
     if latest is not None:
         before = cases.trained_on(folder)[1:]
-    else:
-        before = weights.weights_trained_on(settings["weights"]) if settings["weights"] else []
+    elif origin:
+        before = origin.trained_on()
     facts = _facts_of(data, settings["data"]["name"], stages, before)
     resumed_at = iteration_of(latest) if latest else 0
     if latest is not None:
@@ -151,8 +153,8 @@ def _train(settings: dict[str, Any], folder: Any) -> None:
         if "plan" in settings and not folder.plan_file.exists():
             _record_plan(Path(settings["plan"]), folder.plan_file)
         manifest = {**provenance.describe(settings["seed"], facts), "started_from": before, "code": own_code}
-        if settings["weights"] and latest is None:
-            manifest["weights"] = weights.noted(settings["weights"])
+        if origin:
+            manifest["weights"] = noted_checkpoint(origin.checkpoint)
         provenance.start(folder.manifest_file, manifest, resumed_at)
         if left := data.source.not_read:
             more = f" dualseg-check names {len(left) - 1} more such." if len(left) > 1 else ""
@@ -249,7 +251,7 @@ def _show(folder: Any) -> None:
 def main() -> None:
     """Console script."""
     with as_rank():
-        run_with_hydra(train, "train", in_sweep=run_job, out_of_memory=OUT_OF_MEMORY)
+        run_with_hydra(train, "train", in_sweep=partial(run_job, train=train), out_of_memory=OUT_OF_MEMORY)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from dualseg.errors import DualsegError
-from dualseg.runs.folder import nearest
+from dualseg.errors import DualsegError, nearest
 
 _WIDTH = 118  # of a line of help
 

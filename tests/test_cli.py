@@ -14,6 +14,7 @@ from hydra.utils import instantiate
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from dualseg import audit, check, cli, evaluate, export, predict, prepare, report, train
+from dualseg.configuration import conf_dir
 from dualseg.errors import DualsegError, Interrupted
 from dualseg.runs.identity import run_name
 from dualseg.runs.settings import resolve
@@ -162,10 +163,10 @@ def test_code_of_ones_own_that_cannot_be_imported(tmp_path, monkeypatch, module,
     assert said in cli.explain(raised.value)
 
 
-@pytest.mark.parametrize("method", [path.stem for path in (cli.conf_dir() / "method").glob("*.yaml")])
+@pytest.mark.parametrize("method", [path.stem for path in (conf_dir() / "method").glob("*.yaml")])
 def test_run_names_say_which_method_it_is(method):
     """By its own name: `method=dual` and `method=dual_gentle` would else differ in the hash alone."""
-    with initialize_config_dir(str(cli.conf_dir()), version_base="1.3"):
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         settings = resolve(compose("train", [f"method={method}"]))
     assert run_name(settings).split("-")[:2] == ["phantom", method]
 
@@ -316,7 +317,7 @@ def test_other_hydra_errors_fit_on_one_line():
 
 
 def test_the_configuration_is_found_in_the_checkout():
-    assert (cli.conf_dir() / "train.yaml").is_file()
+    assert (conf_dir() / "train.yaml").is_file()
 
 
 @pytest.mark.parametrize(

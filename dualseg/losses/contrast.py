@@ -3,10 +3,11 @@
 from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 from torch.nn import functional as F
 
 from dualseg.losses.masked import masked_mean
+from dualseg.losses.ranks import sum_over_ranks
 
 Contrast = Literal["infonce", "distance"]
 MAX_DRAWN = 4096
@@ -61,8 +62,7 @@ def class_prototypes(features: Tensor, fused: Tensor, reliable: Tensor, num_clas
     sums = (members / lengths[:, None] @ rows).sum(dim=0)
     counts = members.sum(dim=(0, 2)).to(rows.dtype)
     sums_and_counts = torch.cat([sums, counts[:, None]], dim=1)
-    if distributed.is_available() and distributed.is_initialized():
-        distributed.all_reduce(sums_and_counts)
+    sum_over_ranks(sums_and_counts)
     sums, counts = sums_and_counts[:, :-1], sums_and_counts[:, -1]
     means = sums / counts.clamp(min=1)[:, None]
     return Prototypes(F.normalize(means, dim=1, eps=NORM_EPS), counts > 0)

@@ -4,11 +4,12 @@ import math
 from typing import Literal
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 from torch.nn import functional as F
 
 from dualseg.errors import DualsegError
 from dualseg.losses.masked import masked_mean
+from dualseg.losses.ranks import of_all_ranks
 
 Fusion = Literal["mean", "union"]
 
@@ -36,15 +37,6 @@ def linear_quantile(values: Tensor, q: float) -> Tensor:
     return torch.lerp(low, high, position - lower)
 
 
-def _of_all_ranks(share: Tensor) -> Tensor:
-    """The shares of all ranks, one after another along the first axis."""
-    if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
-        return share
-    shares = [torch.empty_like(share) for _ in range(distributed.get_world_size())]
-    distributed.all_gather(shares, share.contiguous())
-    return torch.cat(shares)
-
-
 @torch.no_grad()
 def reliable_voxels(entropy_a: Tensor, entropy_b: Tensor, keep_fraction: float = 0.8) -> Tensor:
     """R: all voxels but those whose entropy lies strictly above the `keep_fraction` quantile in both networks.
@@ -59,8 +51,8 @@ def reliable_voxels(entropy_a: Tensor, entropy_b: Tensor, keep_fraction: float =
     """
     if entropy_a.numel() == 0:
         return torch.zeros_like(entropy_a, dtype=torch.bool)
-    unreliable_a = entropy_a > linear_quantile(_of_all_ranks(entropy_a), keep_fraction)
-    unreliable_b = entropy_b > linear_quantile(_of_all_ranks(entropy_b), keep_fraction)
+    unreliable_a = entropy_a > linear_quantile(torch.cat(of_all_ranks(entropy_a)), keep_fraction)
+    unreliable_b = entropy_b > linear_quantile(torch.cat(of_all_ranks(entropy_b)), keep_fraction)
     return ~(unreliable_a & unreliable_b)
 
 

@@ -54,3 +54,46 @@ def voxel_contrast(
     has_negatives = torch.stack(found)[predicted]
     values = torch.stack(per_class).gather(0, predicted[None])[0]
     return mean(values.where(has_negatives, 0.0)), has_negatives.sum()
+
+
+def bidirectional_contrast(
+    u0: Tensor,
+    u1: Tensor,
+    u2: Tensor,
+    predicted: Tensor,
+    confidence: Tensor,
+    labeled: int,
+    num_classes: int,
+    negatives: int = 400,
+    temperature: float = 0.1,
+) -> tuple[Tensor, Tensor]:
+    """`voxel_contrast` with the labeled patches' anchors and the unlabeled ones' bank, and the other way round, added.
+
+    Args:
+        u0: (N, V, F) unit embeddings of the patches as they are, which make the bank.
+        u1, u2: (N, V, F), of two views of them, which make the anchors.
+        predicted: (N, V) int64, of the patches as they are.
+        confidence: (N, V) in 0..1, of that.
+        labeled: how many patches are labeled: the first.
+
+    Returns:
+        The term, and how many voxels have negatives.
+    """
+
+    def side(own: slice, other: slice) -> tuple[Tensor, Tensor]:
+        return voxel_contrast(
+            u1[own].flatten(0, 1),
+            u2[own].flatten(0, 1),
+            predicted[own].flatten(),
+            u0[other].flatten(0, 1),
+            predicted[other].flatten(),
+            confidence[other].flatten(),
+            num_classes,
+            negatives,
+            temperature,
+        )
+
+    of_labeled, of_unlabeled = slice(labeled), slice(labeled, None)
+    first, first_support = side(of_labeled, of_unlabeled)
+    second, second_support = side(of_unlabeled, of_labeled)
+    return first + second, first_support + second_support

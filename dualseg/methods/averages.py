@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from dualseg.arguments import fraction, one_of, switch
+from dualseg.errors import DualsegError
 
 Variant = Literal["described", "averaged_buffers"]
 
@@ -24,12 +25,20 @@ class Average:
         warmup: let the average follow fast at first: a move at t = 0 is a copy.
         buffers: average floating-point buffers (BatchNorm's statistics) as well; else they are the average's own, which
             moves them in training mode, and in an iteration in which it does not run in that mode, its network's.
+
+    Raises:
+        DualsegError: a decay outside 0 to 1, or a warmup or buffers other than true or false.
     """
 
     of: str
     decay: float = 0.99
     warmup: bool = True
     buffers: bool = False
+
+    def __post_init__(self) -> None:
+        fraction("decay", self.decay)
+        switch("warmup", self.warmup)
+        switch("buffers", self.buffers)
 
     @classmethod
     def teacher(cls, of: str, variant: Variant, decay: float = 0.99, warmup: bool = True) -> "Average":
@@ -40,12 +49,13 @@ class Average:
                 mode (SSL4MIS, UA-MT, BCP); `averaged_buffers`: both are averaged, and it runs in evaluation mode.
 
         Raises:
-            DualsegError: another variant, a decay outside 0 to 1, or a warmup other than true or false.
+            DualsegError: another variant, or as `Average`, naming the key of `method`.
         """
         one_of("method.variant", variant, get_args(Variant))
-        fraction("method.decay", decay)
-        switch("method.warmup", warmup)
-        return cls(of, decay, warmup, buffers=variant == "averaged_buffers")
+        try:
+            return cls(of, decay, warmup, buffers=variant == "averaged_buffers")
+        except DualsegError as error:
+            raise DualsegError(f"method.{error}") from error
 
     @property
     def mode(self) -> Literal["eval", "train"]:

@@ -203,6 +203,20 @@ class SegmentationMethod(NetworkEvaluation):
             p = [scale.p for scale in scales]
             yield self.term("supervised_dice", network, over_scales(supervised_dice, p, label))
 
+    def feature_channels(self, network: str, needed_by: str) -> int:
+        """F of a network's features.
+
+        Raises:
+            DualsegError: the network does not say; the message names `needed_by`.
+        """
+        module = self.networks[network]
+        if not hasattr(module, "feature_channels"):
+            raise DualsegError(
+                f"networks.{network}: {needed_by} needs the network's attribute feature_channels (int), the channels "
+                f"of its features; {type(module).__name__} has none."
+            )
+        return cast(int, module.feature_channels)
+
     def see(self, network: str, image: Tensor) -> View:
         """A network's output on (N, C, W, H, D), with gradient, in the run's precision; float32 afterwards."""
         kind = image.device.type

@@ -35,7 +35,6 @@ from dualseg.losses.contrast import Contrast
 from dualseg.losses.entropy_filtered import Fusion
 from dualseg.losses.masked import mean
 from dualseg.methods.base import SegmentationMethod
-from dualseg.methods.extra import feature_channels
 from dualseg.methods.terms import LossTerm, Term, Time
 from dualseg.methods.view import View
 
@@ -215,7 +214,7 @@ class DualNetwork(TwoNetworks):
         self.prototype_momentum = prototype_momentum
         if prototype_momentum > 0:
             for name in self.takes:
-                channels = feature_channels(self, name, "method.prototype_momentum > 0")
+                channels = self.feature_channels(name, "method.prototype_momentum > 0")
                 vectors = torch.zeros(len(self.class_names), channels)
                 self.register_buffer(f"prototypes_{name}", vectors)
                 self.register_buffer(f"prototypes_{name}_present", torch.zeros(len(self.class_names), dtype=torch.bool))

@@ -1,22 +1,18 @@
 """ERDA (Tang et al., NeurIPS 2023, arXiv:2305.15832) as a term of any method."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dualseg.arguments import at_least, fraction, positive, switch
 from dualseg.data.batch import Batch
 from dualseg.losses.masked import masked_mean
-from dualseg.methods.extra import ExtraTerm, feature_channels, voxel_rows
+from dualseg.losses.ranks import sum_over_ranks
+from dualseg.methods.extra import ExtraTerm, Host, voxel_rows
 from dualseg.methods.terms import LossTerm, Ramp, Time
-
-if TYPE_CHECKING:
-    from dualseg.methods.base import SegmentationMethod
 
 DRAWN = 32_768  # voxels of the labeled and as many of the unlabeled patches; all of them, where they are fewer
 
@@ -62,13 +58,13 @@ class ERDA(ExtraTerm):
         )  # fmt: skip
         self.classes = nn.ModuleDict()
 
-    def build(self, method: SegmentationMethod) -> None:
+    def build(self, method: Host) -> None:
         for network in method.takes:
-            channels = feature_channels(method, network, "the term ERDA")
+            channels = method.feature_channels(network, "the term ERDA")
             self.classes[network] = MovingClasses(channels, len(method.class_names), self.momentum)
         self.classes.requires_grad_(self.coadapt)  # else nothing reaches g
 
-    def terms(self, method: SegmentationMethod, name: str, batch: Batch, time: Time) -> Iterator[LossTerm]:
+    def terms(self, method: Host, name: str, batch: Batch, time: Time) -> Iterator[LossTerm]:
         for network in method.takes:
             view, classes = method.view(network), cast(MovingClasses, self.classes[network])
             labeled, total = batch.label.numel(), view.log_p[:, 0].numel()
@@ -125,8 +121,7 @@ class MovingClasses(nn.Module):
         """
         members = (label == torch.arange(len(self.present), device=label.device)[:, None]).to(g.dtype)
         sums = torch.cat([members @ g, members.sum(dim=1, keepdim=True)], dim=1)
-        if distributed.is_available() and distributed.is_initialized():
-            distributed.all_reduce(sums)
+        sum_over_ranks(sums)
         counts = sums[:, -1:]
         new, found = sums[:, :-1] / counts.clamp(min=1), counts > 0
         known = self.present[:, None]

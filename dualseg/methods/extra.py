@@ -1,19 +1,29 @@
 """Loss terms that any method can switch on (`+term=NAME`): what a term of its own brings along."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import ClassVar, Protocol
 
 from torch import Tensor, nn
 
 from dualseg.data.batch import Batch
-from dualseg.errors import DualsegError
 from dualseg.methods.terms import LossTerm, On, Ramp, Term, Time
+from dualseg.methods.view import View
 
-if TYPE_CHECKING:
-    from dualseg.methods.base import SegmentationMethod
+
+class Host(Protocol):
+    """What a term may ask of the method that it is added to: any `SegmentationMethod`, which says what each means."""
+
+    takes: ClassVar[tuple[str, ...]]
+    class_names: tuple[str, ...]
+
+    def feature_channels(self, network: str, needed_by: str) -> int: ...
+
+    def view(self, network: str) -> View: ...
+
+    def see(self, network: str, image: Tensor) -> View: ...
+
+    def term(self, name: str, network: str | None, value: Tensor, support: Tensor | int | None = None) -> LossTerm: ...
 
 
 class ExtraTerm(nn.Module, ABC):
@@ -41,27 +51,12 @@ class ExtraTerm(nn.Module, ABC):
         self.setting = Term(self.on, weight, ramp, enabled)
 
     @abstractmethod
-    def build(self, method: SegmentationMethod) -> None:
+    def build(self, method: Host) -> None:
         """Make the modules and buffers, knowing the method's networks and classes. Called once, where it is enabled."""
 
     @abstractmethod
-    def terms(self, method: SegmentationMethod, name: str, batch: Batch, time: Time) -> Iterator[LossTerm]:
+    def terms(self, method: Host, name: str, batch: Batch, time: Time) -> Iterator[LossTerm]:
         """The term of each network of `method.takes`: `method.term(name, ...)`, on `method.view(network)`."""
-
-
-def feature_channels(method: SegmentationMethod, network: str, needed_by: str) -> int:
-    """F of a network's features.
-
-    Raises:
-        DualsegError: the network does not say.
-    """
-    module = method.networks[network]
-    if not hasattr(module, "feature_channels"):
-        raise DualsegError(
-            f"networks.{network}: {needed_by} needs the network's attribute feature_channels (int), the channels of "
-            f"its features; {type(module).__name__} has none."
-        )
-    return cast(int, module.feature_channels)
 
 
 def voxel_rows(volumes: Tensor, voxels: Tensor) -> Tensor:

@@ -1,23 +1,19 @@
 """Guided point contrastive learning (Jiang et al., ICCV 2021, arXiv:2110.08188), as a term on voxels."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dualseg.arguments import fraction, positive
 from dualseg.data.batch import Batch
 from dualseg.losses.masked import masked_mean
-from dualseg.methods.extra import ExtraTerm, feature_channels, voxel_rows
+from dualseg.losses.ranks import of_all_ranks, own_rank
+from dualseg.methods.extra import ExtraTerm, Host, voxel_rows
 from dualseg.methods.terms import LossTerm, Ramp, Time
 from dualseg.views import contrast, gamma, noise, uniform
-
-if TYPE_CHECKING:
-    from dualseg.methods.base import SegmentationMethod
 
 CHANNELS = 32  # of an embedding
 POSITIVES = 512  # voxels of an unlabeled patch; as the next two, shared by the classes: of each as many, at least 1
@@ -62,14 +58,14 @@ class GuidedContrast(ExtraTerm):
         self.projectors = nn.ModuleDict()
         self.banks = nn.ModuleList()
 
-    def build(self, method: SegmentationMethod) -> None:
+    def build(self, method: Host) -> None:
         for network in method.takes:
-            channels = feature_channels(method, network, "the term guided contrast")
+            channels = method.feature_channels(network, "the term guided contrast")
             self.projectors[network] = nn.Linear(channels, CHANNELS)
         for _ in range(max(2, len(method.takes))):
             self.banks.append(Bank(len(method.class_names)))
 
-    def terms(self, method: SegmentationMethod, name: str, batch: Batch, time: Time) -> Iterator[LossTerm]:
+    def terms(self, method: Host, name: str, batch: Batch, time: Time) -> Iterator[LossTerm]:
         views = [(network, method.view(network), batch.label.numel()) for network in method.takes]
         if len(views) == 1:
             network, view, _ = views[0]
@@ -165,8 +161,8 @@ class Bank(nn.Module):
     def push(self, e: Tensor, label: Tensor, counts: Tensor) -> None:
         """Store the embeddings (n, E) of classes (n,) that count (n,), in the place of the oldest."""
         own = torch.arange(len(e), device=e.device)
-        rows, rank = _of_all(torch.cat([e, label[:, None], counts[:, None]], dim=1))
-        fresh = torch.cat([own if r == rank else -torch.ones_like(own) for r in range(len(rows))])
+        rows = of_all_ranks(torch.cat([e, label[:, None], counts[:, None]], dim=1))
+        fresh = torch.cat([own if r == own_rank() else -torch.ones_like(own) for r in range(len(rows))])
         all_rows = torch.cat(rows)
         e, label, there = all_rows[:, :-2], all_rows[:, -2].long(), all_rows[:, -1] > 0
         classes = torch.arange(len(self.count), device=e.device)
@@ -196,15 +192,6 @@ class Bank(nn.Module):
 def _share(budget: int, classes: int) -> int:
     """What each class has of it: at least 1."""
     return max(1, budget // classes)
-
-
-def _of_all(rows: Tensor) -> tuple[list[Tensor], int]:
-    """The rows of every process, and the number of this one."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return [rows], 0
-    gathered = [torch.empty_like(rows) for _ in range(distributed.get_world_size())]
-    distributed.all_gather(gathered, rows)
-    return gathered, distributed.get_rank()
 
 
 def _changed(image: Tensor) -> Tensor:

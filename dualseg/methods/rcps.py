@@ -1,6 +1,6 @@
 """RCPS (Zhao et al., IEEE JBHI 2023): one network, rectified pseudo-labels for its own views, a voxel contrast."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -9,16 +9,14 @@ from torch.nn import functional as F
 
 from dualseg.arguments import count, one_of, positive
 from dualseg.data.batch import Batch
-from dualseg.losses import block_mean, cosine, kl_divergence, region_dice, supervised_ce, voxel_contrast
-from dualseg.losses.masked import mean
+from dualseg.losses import block_mean, cosine, cross_pseudo, kl_divergence, region_dice, supervised_ce, uncertainty
+from dualseg.losses.voxel_contrast import bidirectional_contrast
 from dualseg.methods.base import SegmentationMethod
-from dualseg.methods.extra import feature_channels
 from dualseg.methods.terms import LossTerm, Term, Time
 from dualseg.methods.view import View
-from dualseg.networks import SegmentationOutput
 from dualseg.views import uniform
 
-STRIDE = 4  # of the contrast's voxels
+STRIDE = 4  # of the contrast's blocks
 
 
 class RCPS(SegmentationMethod):
@@ -28,9 +26,9 @@ class RCPS(SegmentationMethod):
     its views, all of one forward pass; D_t = KL(sg softmax z0 || softmax z_t).
     L_seg = Dice + 2/11 CE of z0, foreground weighted 10. L_cps: `pseudo_label`, the sum over t of mean exp(-D_t)
     CE(sg softmax(z0 / T), z_t), and `uncertainty`, that of mean D_t. L_cos: `cosine`, mean (1 - cos(z1, z2)) along
-    classes. L_bc: `contrast`, see `voxel_contrast`, of labeled against unlabeled patches and the other way round. The
-    last three are sums of the labeled patches' mean and the unlabeled ones'. All but L_bc are summed over the network's
-    scales: its logits, and those of `others` whose names begin with `logits`, enlarged.
+    classes. L_bc: `contrast`, see `bidirectional_contrast`, in blocks of 4^3 voxels. The last three are sums of the
+    labeled patches' mean and the unlabeled ones'. All but L_bc are summed over the network's scales: its logits, and
+    those of `others` whose names begin with `logits`, enlarged.
 
     Differences: our networks, all but the planned ones, give one scale, where theirs has four, so that L_cps and L_cos
     are four times as small beside L_bc; the projector reads their features in blocks of 4^3 voxels, theirs a decoder's
@@ -75,11 +73,10 @@ class RCPS(SegmentationMethod):
         positive("method.temperature", temperature)
         count("method.negatives", negatives)
         count("method.projection", projection)
-        self.sharpening = sharpening
-        self.cosine_of = cosine_of
+        self.sharpening, self.cosine_of = sharpening, cosine_of
         self.negatives, self.temperature = negatives, temperature
         if self.on("contrast"):
-            channels = feature_channels(self, "a", "the projector")
+            channels = self.feature_channels("a", "the projector")
             self.heads["projector"] = nn.Sequential(
                 nn.Conv3d(channels, projection, 1), nn.PReLU(), nn.Conv3d(projection, projection, 1)
             )
@@ -88,59 +85,40 @@ class RCPS(SegmentationMethod):
         n, total = len(batch.label), len(batch.image)
         seen = self.see("a", torch.cat([batch.image, _changed(batch.image), _changed(batch.image)]))
         # of each scale: the patches', and those of their two views
-        scales = [view.split(total, total, total) for view in (seen, *_other_scales(seen))]
-        labeled = [raw.split(n, total - n)[0] for raw, _, _ in scales]
+        scales = [view.split(total, total, total) for view in seen.scales]
+        labeled = [z0.split(n, total - n)[0] for z0, _, _ in scales]
         if self.on("supervised_ce"):
             weight = torch.full((len(self.class_names),), 10.0, device=batch.image.device)
             weight[0] = 1.0
             yield self.term("supervised_ce", "a", _sum(supervised_ce(z.log_p, batch.label, weight) for z in labeled))
         if self.on("supervised_dice"):
             yield self.term("supervised_dice", "a", _sum(region_dice(z.p, batch.label) for z in labeled))
-        if self.on("pseudo_label", "uncertainty"):
-            yield from self._rectified(n, scales)
+        yield from self._rectified(n, scales[0][0].log_p.detach(), [z.log_p for _, *views in scales for z in views])
         if self.on("cosine"):
             of = (lambda view: view.logits.float()) if self.cosine_of == "logits" else (lambda view: view.p)
             yield self.term("cosine", "a", _sum(_of_halves(cosine, n, of(z1), of(z2)) for _, z1, z2 in scales))
         if self.on("contrast"):
             yield self._contrast(n, seen, scales[0][0])
 
-    def _rectified(self, n: int, scales: list[tuple[View, ...]]) -> Iterator[LossTerm]:
-        """L_cps in its two parts; without `uncertainty`, the plain cross-entropy."""
-        z0 = scales[0][0].log_p.detach()
+    def _rectified(self, n: int, z0: Tensor, views: Sequence[Tensor]) -> Iterator[LossTerm]:
+        """L_cps in its two parts, of log-softmaxes; without `uncertainty`, the plain cross-entropy."""
         target = (z0 / self.sharpening).softmax(dim=1)
-        pseudo, divergences = [], []
-        for view in [view for _, *views in scales for view in views]:
-            divergence = kl_divergence(view.log_p, z0)
-            cross_entropy = -(target * view.log_p).sum(dim=1)
-            weighted = torch.exp(-divergence) * cross_entropy if self.on("uncertainty") else cross_entropy
-            pseudo.append(_of_halves(mean, n, weighted))
-            divergences.append(_of_halves(mean, n, divergence))
+        weights = [(kl_divergence(z_t, z0),) if self.on("uncertainty") else () for z_t in views]
         if self.on("pseudo_label"):
-            yield self.term("pseudo_label", "a", _sum(pseudo))
+            values = [_of_halves(cross_pseudo, n, z_t, target, *d_t) for z_t, d_t in zip(views, weights, strict=True)]
+            yield self.term("pseudo_label", "a", _sum(values))
         if self.on("uncertainty"):
-            yield self.term("uncertainty", "a", _sum(divergences))
+            yield self.term("uncertainty", "a", _sum(_of_halves(uncertainty, n, *d_t) for d_t in weights))
 
     def _contrast(self, n: int, seen: View, raw: View) -> LossTerm:
-        """L_bc: anchors of the labeled half, negatives of the unlabeled one, and the other way round."""
+        """L_bc, on blocks of STRIDE^3 voxels."""
         embedded = F.normalize(self.heads["projector"](block_mean(seen.features, STRIDE).float()), dim=1)
-        confidence, predicted = block_mean(raw.p.detach(), STRIDE).max(dim=1)
         u0, u1, u2 = embedded.movedim(1, -1).flatten(1, 3).split(len(raw))
-        values, supports = [], []
-        for own, other in ((slice(n), slice(n, None)), (slice(n, None), slice(n))):
-            value, support = voxel_contrast(
-                u1[own].flatten(0, 1),
-                u2[own].flatten(0, 1),
-                predicted[own].flatten(),
-                bank=u0[other].flatten(0, 1),
-                bank_predicted=predicted[other].flatten(),
-                bank_confidence=confidence[other].flatten(),
-                num_classes=len(self.class_names),
-                negatives=self.negatives,
-                temperature=self.temperature,
-            )
-            values.append(value)
-            supports.append(support)
-        return self.term("contrast", "a", _sum(values), _sum(supports))
+        confidence, predicted = (tensor.flatten(1) for tensor in block_mean(raw.p.detach(), STRIDE).max(dim=1))
+        value, support = bidirectional_contrast(
+            u0, u1, u2, predicted, confidence, n, len(self.class_names), self.negatives, self.temperature
+        )
+        return self.term("contrast", "a", value, support)
 
 
 def _changed(image: Tensor) -> Tensor:
@@ -152,19 +130,10 @@ def _changed(image: Tensor) -> Tensor:
     return changed + sigma * (noisy < 0.5) * torch.randn_like(image)
 
 
-def _other_scales(view: View) -> list[View]:
-    """Logits of other scales as views of the patches' size."""
-    size = view.logits.shape[2:]
-    logits = [tensor for name, tensor in view.others.items() if name.startswith("logits")]
-    return [
-        View.of(SegmentationOutput(F.interpolate(z.float(), size, mode="trilinear"), view.features)) for z in logits
-    ]
-
-
 def _of_halves(loss: Callable[..., Tensor], n: int, *tensors: Tensor) -> Tensor:
     """The loss of the first n patches, and of the rest, added."""
     return loss(*(tensor[:n] for tensor in tensors)) + loss(*(tensor[n:] for tensor in tensors))
 
 
-def _sum(values: Any) -> Tensor:
+def _sum(values: Iterable[Tensor]) -> Tensor:
     return torch.stack(list(values)).sum()

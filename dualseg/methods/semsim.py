@@ -9,19 +9,10 @@ from torch.nn import functional as F
 
 from dualseg.arguments import at_least, count, fraction, positive
 from dualseg.data.batch import Batch
-from dualseg.losses import (
-    agreement,
-    block_centre,
-    block_mean,
-    class_log_probabilities,
-    masked_dice,
-    patch_prototypes,
-    refined,
-    similarities,
-)
+from dualseg.losses import block_centre, block_mean, masked_dice
 from dualseg.losses.masked import masked_mean, mean
+from dualseg.losses.similarity import agreement, class_log_probabilities, patch_prototypes, refined, similarities
 from dualseg.methods.base import SegmentationMethod
-from dualseg.methods.extra import feature_channels
 from dualseg.methods.terms import LossTerm, Term, Time
 from dualseg.views import blur, brightness, contrast, cutmix_boxes, gamma, noise, paste, uniform
 
@@ -78,35 +69,35 @@ class SemSim(SegmentationMethod):
         positive("method.temperature", temperature)
         at_least("method.sharpness", sharpness, 0)
         count("method.channels", channels)
-        self.confidence = confidence
-        self.temperature = temperature
-        self.sharpness = sharpness
+        self.confidence, self.temperature, self.sharpness = confidence, temperature, sharpness
         if self.on("intra_image", "cross_image"):
-            self.heads["likeness"] = nn.Conv3d(feature_channels(self, "a", "the method"), channels, 1)
+            self.heads["likeness"] = nn.Conv3d(self.feature_channels("a", "the method"), channels, 1)
 
     def objective(self, batch: Batch, time: Time) -> Iterator[LossTerm]:
         n, weak = len(batch.label), batch.unlabeled.image
         parts = (n, len(weak), len(weak), len(weak))
         boxes = [_boxes(weak) for _ in range(2)]
-        strong = [_with_boxes(_strong(weak), box) for box in boxes]
-        seen = self.see("a", torch.cat([batch.image, *strong]))
+        seen = self.see("a", torch.cat([batch.image, *(_with_boxes(_strong(weak), box) for box in boxes)]))
         labeled, w, s1, _ = seen.split(*parts)
         yield from self.supervised("a", labeled, batch.label)
         p_w = w.p.detach()
         if self.on("pseudo_label"):
-            label, mask = self._targets("pseudo_label", p_w, boxes[0])
-            yield self.term("pseudo_label", "a", masked_dice(s1.p, label, mask), mask.sum())
+            yield self._dice("pseudo_label", s1.p, p_w, boxes[0])
         if not self.on("intra_image", "cross_image"):
             return
         coarse = [block_mean(box[:, None].float(), STRIDE)[:, 0] > 0.5 for box in boxes]
         f, f_w, f_s1, f_s2 = self.heads["likeness"](block_mean(seen.features, STRIDE).float()).split(list(parts))
         if self.on("intra_image"):
             target = refined(block_mean(p_w, STRIDE), f_w.detach(), self.temperature)
-            label, mask = self._targets("intra_image", target, coarse[0])
-            value = masked_dice(refined(block_mean(s1.p, STRIDE), f_s1, self.temperature), label, mask)
-            yield self.term("intra_image", "a", value, mask.sum())
+            p_s1 = refined(block_mean(s1.p, STRIDE), f_s1, self.temperature)
+            yield self._dice("intra_image", p_s1, target, coarse[0])
         if self.on("cross_image"):
             yield self._cross(f, f_w.detach(), f_s2, block_centre(batch.label, STRIDE), coarse[1])
+
+    def _dice(self, name: str, p_s1: Tensor, p_w: Tensor, box: Tensor) -> LossTerm:
+        """L_u or L_intra: Dice where the weak prediction is confident."""
+        label, mask = self._targets(name, p_w, box)
+        return self.term(name, "a", masked_dice(p_s1, label, mask), mask.sum())
 
     def _cross(self, f: Tensor, f_w: Tensor, f_s2: Tensor, label: Tensor, box: Tensor) -> LossTerm:
         """L_cross; f and label are those of the labeled patches."""
@@ -142,8 +133,6 @@ def _boxes(image: Tensor) -> Tensor:
 
 def _strong(image: Tensor) -> Tensor:
     """In 4 of 5 patches: contrast, brightness and gamma, noise, and for every other one blur."""
-    if not len(image):
-        return image
     changed = brightness(contrast(image, uniform(image, 0.5, 1.5)), uniform(image, -0.5, 0.5))
     changed = gamma(changed, uniform(image, 0.7, 1.5))
     blurred = blur(changed, uniform(image, 0.1, 2.0), largest=2.0)

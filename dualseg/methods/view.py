@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from torch import Tensor
+from torch.nn import functional as F
 
 from dualseg.networks import SCALE, SegmentationOutput
 
@@ -52,6 +53,15 @@ class View:
 
     def __len__(self) -> int:
         return len(self.log_p)
+
+    @cached_property
+    def scales(self) -> "tuple[View, ...]":
+        """This view, and one of the logits of each further scale: those of `others` whose name begins with `logits`,
+        enlarged to its size."""
+        size = self.logits.shape[2:]
+        coarse = [logits for name, logits in self.others.items() if name.startswith("logits")]
+        enlarged = [F.interpolate(logits.float(), size, mode="trilinear") for logits in coarse]
+        return (self, *(View.of(SegmentationOutput(logits, self.features)) for logits in enlarged))
 
     def split(self, *sizes: int) -> "tuple[View, ...]":
         """Parts of so many patches, one after another; the sizes add up to all.

@@ -14,7 +14,7 @@ from dualseg.data.not_read import PICTURES, is_document, some, unread
 from dualseg.errors import DualsegError
 from dualseg.files import files_below
 from dualseg.prediction.names import name_scans
-from dualseg.prediction.record import Entry
+from dualseg.prediction.origin import Entry
 from dualseg.prediction.scans import AnyScan, DicomScan, FileScan, UnreadFile
 
 # names that DICOM files have, which often name the patient too

@@ -1,20 +1,15 @@
 """Names of outputs: each scan keeps its own, however often a prediction is started, and whatever was added since."""
 
-import hashlib
-import json
-import os
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cache
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from dualseg.names import check_printable
+from dualseg.prediction.origin import Entry, Origin, origin_of
 
 if TYPE_CHECKING:
-    from dualseg.prediction.record import Entry
     from dualseg.prediction.scans import AnyScan
 
     Scan = TypeVar("Scan", bound=AnyScan)
@@ -22,38 +17,7 @@ if TYPE_CHECKING:
 NAMELESS = re.compile(r"(series|unread)-(\d+)")
 
 
-class Origin(NamedTuple):
-    """Which scan it is. Digests, for folders and files may bear the name of the patient.
-
-    Attributes:
-        place: of where it lies; the same where its files have changed.
-        state: of its files: where they lie, their sizes and times of change.
-    """
-
-    place: str
-    state: str
-
-
-def origin_of(scan: "AnyScan") -> Origin:
-    """What its files are now."""
-    folder = cache(os.path.realpath)  # of a DICOM series, hundreds of files have one
-    state = _digest([[folder(file.parent), file.name, *_size_and_time(file)] for file in scan.parts])
-    return Origin(_digest(scan.place) if scan.place else state, state)
-
-
-def _size_and_time(file: Path) -> tuple[int, int]:
-    try:
-        status = file.stat()
-    except OSError:  # reading it will say so
-        return -1, -1
-    return status.st_size, status.st_mtime_ns
-
-
-def _digest(facts: Sequence[object]) -> str:
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-
-
-def name_scans(found: "Sequence[Scan]", known: "Mapping[str, Entry]") -> "list[Scan]":
+def name_scans(found: "Sequence[Scan]", known: Mapping[str, Entry]) -> "list[Scan]":
     """Give each scan a name of its own.
 
     One that is `known` keeps its name. Others are called what they are called here, those whose name may not be written

@@ -6,10 +6,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from dualseg.errors import DualsegError
+from dualseg.errors import DualsegError, nearest
 from dualseg.machine import bytes_of
 from dualseg.prediction.words import KEYS
-from dualseg.runs.folder import nearest
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,15 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dualseg.errors import DualsegError
 from dualseg.files import read_object, write_json
-from dualseg.prediction.names import NAMELESS, Origin, origin_of
+from dualseg.prediction.names import NAMELESS
 from dualseg.prediction.options import Options
+from dualseg.prediction.origin import Entry, Origin, origin_of
 from dualseg.prediction.review import Row
 from dualseg.runs.evaluation import checkpoints_of
 from dualseg.runs.folder import RunFolder
@@ -44,14 +45,6 @@ def made_by(options: Options, runs: Sequence[RunFolder], class_names: Sequence[s
         "labels": {name: value for value, name in enumerate(class_names)},
         "settings": {**settings, "keep_largest": list(options.keep_largest)},
     }
-
-
-@dataclass
-class Entry:
-    """A scan. `row`: what summary.csv says of it once its maps are written, until then None."""
-
-    origin: Origin
-    row: Row | None = None
 
 
 class PredictionRecord:

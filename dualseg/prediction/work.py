@@ -14,7 +14,6 @@ import torch
 
 from dualseg.cli import DISK_FULL, is_out_of_memory
 from dualseg.errors import DualsegError
-from dualseg.inference.components import keep_largest
 from dualseg.inference.predictor import Predictor
 from dualseg.prediction.inputs import Found
 from dualseg.prediction.options import Options, classes_to_clean
@@ -25,6 +24,7 @@ from dualseg.prediction.scans import AnyScan
 from dualseg.prediction.words import OUT_OF_MEMORY
 from dualseg.reporting.viewer import ReviewPage
 from dualseg.runs import provenance
+from dualseg.views.components import keep_largest
 
 
 def device_of(word: str) -> torch.device:

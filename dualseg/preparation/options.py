@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dualseg.data.brats2019 import MODALITIES
-from dualseg.errors import DualsegError
+from dualseg.errors import DualsegError, nearest
 from dualseg.preparation.base import Preparation
 from dualseg.preparation.brats2019 import BraTS2019Preparation
 from dualseg.preparation.left_atrium import LeftAtriumPreparation
 from dualseg.preparation.pancreas_ct import PancreasPreparation
 from dualseg.preparation.words import KEYS
-from dualseg.runs.folder import nearest
 from dualseg.words import read_words
 
 DATASETS: dict[str, type[Preparation]] = {

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from dualseg.cli import conf_dir
+from dualseg.configuration import conf_dir
 from dualseg.runs.identity import ADDED
 
 NOT_OF_A_RUN = ("defaults", "hydra", "sweep", "dry", "plan")  # keys of conf/train.yaml that no config.yaml has

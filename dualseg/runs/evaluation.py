@@ -12,13 +12,13 @@ import yaml
 from dualseg.data.split_file import place_of
 from dualseg.data.splits import split_source
 from dualseg.data.volumes import VolumeSource
-from dualseg.errors import DualsegError
+from dualseg.errors import DualsegError, nearest
 from dualseg.files import is_temporary, read_object, refuse_links, sha256_of, sweep_below, write_text
 from dualseg.machine import bytes_of
 from dualseg.record import Roles
 from dualseg.runs.cases import images_of, refuse_trained, trained_on
 from dualseg.runs.code import code_hashes, user_code
-from dualseg.runs.folder import RunFolder, iteration_of, nearest
+from dualseg.runs.folder import RunFolder, iteration_of
 from dualseg.runs.identity import flatten
 from dualseg.runs.lock import LOCK, is_locked, writing
 from dualseg.runs.trusted import Trust

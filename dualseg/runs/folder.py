@@ -1,6 +1,5 @@
 """The run folder: where everything of one run lies (design.md, "A run folder"). No torch here: it must answer fast."""
 
-import difflib
 import os
 import re
 import shutil
@@ -11,7 +10,7 @@ from typing import Any
 import yaml
 
 from dualseg.errors import DualsegError
-from dualseg.files import read_object, refuse_links, sweep_below, write_json, write_text
+from dualseg.files import read_object, refuse_links, sha256_of, sweep_below, write_json, write_text
 from dualseg.names import check_folder_name
 from dualseg.runs.code import changed_code
 from dualseg.runs.config_file import read_config
@@ -145,9 +144,9 @@ class RunFolder:
         """Check, before anything is computed, that this folder can take the run; writes nothing.
 
         Raises:
-            DualsegError: it belongs to another configuration, to other code of the user's or to something else, it is
-                finished on other data, another process is writing it, it cannot be written, W&B's part of it cannot,
-                or a folder in it is a link.
+            DualsegError: it belongs to another configuration, to other code of the user's, to other starting weights or
+                to something else, it is finished on other data, another process is writing it, it cannot be written,
+                W&B's part of it cannot, or a folder in it is a link.
         """
         parent = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
         if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
@@ -182,7 +181,7 @@ class RunFolder:
         if self.finished:  # one that is not will compare the volumes themselves
             _check_same_roots(self.path, self.config(), config)
         if self.finished or latest is not None:
-            self.check_code(config)
+            self.check_inputs(config)
 
     def noted_code(self) -> dict[str, str] | None:
         """Module -> SHA-256 of the user's own code that the run was started with; None where nothing is noted.
@@ -195,12 +194,17 @@ class RunFolder:
             raise DualsegError(f"{self.manifest_file}: 'code' is no mapping of modules; restore it from a copy.")
         return noted
 
-    def check_code(self, config: Mapping[str, Any]) -> None:
-        """The user's own code that `config` names is that which the run here was started with.
+    def check_inputs(self, config: Mapping[str, Any]) -> None:
+        """The user's own code, and the weights to start from, that `config` names are those of the run here.
 
         Raises:
-            DualsegError: it is not. Where an older version has noted none, that cannot be known.
+            DualsegError: they are not. Where an older version has noted none, or the weights are gone, that cannot be
+                known.
         """
+        self._check_code(config)
+        self._check_weights(config)
+
+    def _check_code(self, config: Mapping[str, Any]) -> None:
         noted = self.noted_code()
         changed = [] if noted is None else changed_code(config, noted)
         if changed:
@@ -208,6 +212,22 @@ class RunFolder:
             raise DualsegError(
                 f"{self.path}: {changed[0]}{more} changed since this run was started, or is not found, so its results "
                 "are of other code; put the former file back, choose name=..., or give overwrite=true to start anew."
+            )
+
+    def _check_weights(self, config: Mapping[str, Any]) -> None:
+        weights = config.get("weights")
+        noted = read_object(self.manifest_file).get("weights") if self.manifest_file.is_file() else None
+        if not weights or noted is None:
+            return
+        try:
+            checkpoint = checkpoint_of(weights)
+        except DualsegError:  # a run folder without one
+            return
+        if checkpoint.is_file() and noted_checkpoint(checkpoint)["sha256"] != noted["sha256"]:
+            raise DualsegError(
+                f"{self.path}: started from {noted['checkpoint']} of weights={weights}, and {checkpoint} is another "
+                "file now, so its results are of other starting weights; put the former file back, choose name=..., or "
+                "give overwrite=true to start anew."
             )
 
     def _check_wandb(self) -> None:
@@ -262,15 +282,24 @@ def _check_same_roots(path: Path, earlier: Mapping[str, Any], config: Mapping[st
             )
 
 
+def checkpoint_of(weights: str) -> Path:
+    """The checkpoint that `weights` names: a file, or the last one of a run folder.
+
+    Raises:
+        DualsegError: a folder without one.
+    """
+    path = Path(weights).expanduser()
+    return RunFolder.existing(path).checkpoint() if path.is_dir() else path
+
+
+def noted_checkpoint(path: Path) -> dict[str, str]:
+    """Name and SHA-256 of a checkpoint that a run starts from, for manifest.json."""
+    return {"checkpoint": path.name, "sha256": sha256_of(path)}
+
+
 def iteration_of(checkpoint: Path) -> int:
     """Iterations that a checkpoint file has behind it, from its name."""
     match = CHECKPOINT.fullmatch(checkpoint.name)
     if match is None:
         raise DualsegError(f"{checkpoint}: not a checkpoint of a run folder (iteration-NNNNNN.ckpt).")
     return int(match.group(1))
-
-
-def nearest(word: str, words: list[str]) -> str:
-    """' Did you mean X?' or the empty string."""
-    near = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
-    return f" Did you mean {near[0]}?" if near else ""

@@ -11,15 +11,14 @@ from typing import Any
 import yaml
 
 from dualseg.arguments import at_least, fraction, is_number, one_of, switch, triples
-from dualseg.cli import conf_dir
+from dualseg.configuration import conf_dir
 from dualseg.data.checks import check_batch, check_mirror_axes, check_mix, check_patch_size
 from dualseg.data.splits import Split, split_source
 from dualseg.data.volumes import VolumeSource
-from dualseg.errors import DualsegError
+from dualseg.errors import DualsegError, nearest
 from dualseg.machine import bytes_of
 from dualseg.names import check_folder_name, check_network_names, check_printable
 from dualseg.planning.configuration import left_to_plan, planned, unplanned
-from dualseg.runs.folder import nearest
 from dualseg.runs.identity import flatten
 
 WHOLE = {  # whole numbers and their least value; where the configuration leaves one null, null is fine

@@ -14,6 +14,7 @@ from dualseg.runs.collecting import RESULT_COLUMNS, RUN_COLUMNS, STUDY_CASE_COLU
 
 TABLES = {"results": RESULT_COLUMNS, "cases": STUDY_CASE_COLUMNS, "runs": RUN_COLUMNS}
 ORDER = ("scale", "variant", "seed", "split", "network", "case", "class")
+MEDIAN_DICE = "median_dice"
 ROW = ["variant", "scale", "seed"]  # what is one run of a study
 
 
@@ -44,6 +45,13 @@ class StudyTables:
         """The rows of `cases` of the prediction that stands for each run."""
         record = self.results.loc[self.results["record"] == "1", [*ROW, "run", "split", "network"]]
         return self.cases.merge(record, how="inner")
+
+    def median_dice(self) -> pd.DataFrame:
+        """`MEDIAN_DICE` of each run x network x split whose cases are known: the median over cases of the mean over
+        classes."""
+        keys = [*ROW, "run", "split", "network"]
+        dice = self.cases.astype({"dice": float}).groupby([*keys, "case"])["dice"].mean()
+        return dice.groupby(keys).median().rename(MEDIAN_DICE).reset_index()
 
     def updated(self, collected: Sequence[RunRows]) -> tuple["StudyTables", list[str]]:
         """These tables with the rows of `collected` in place of those of the same variant, scale and seed.

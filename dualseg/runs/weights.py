@@ -1,35 +1,49 @@
 """Networks that start from those of another run: `weights=RUN`, and `weights_as` for what goes where."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dualseg.errors import DualsegError
-from dualseg.files import sha256_of
 from dualseg.methods import SegmentationMethod
 from dualseg.record import averages_of
 from dualseg.runs.cases import Record, trained_before
 from dualseg.runs.checkpoints import check_same_shapes, network_states, not_finite, read_checkpoint
-from dualseg.runs.folder import RunFolder
+from dualseg.runs.folder import checkpoint_of
 
 
-def checkpoint_of(weights: str) -> Path:
-    """The checkpoint that `weights` names: a file, or the last one of a run folder.
+@dataclass(frozen=True)
+class Origin:
+    """What a run has started from.
 
-    Raises:
-        DualsegError: a folder without one.
+    Attributes:
+        checkpoint: the file.
+        records: what it says itself that it was trained on; None in one of an older version.
     """
-    path = Path(weights).expanduser()
-    return RunFolder.existing(path).checkpoint() if path.is_dir() else path
+
+    checkpoint: Path
+    records: Any
+
+    def trained_on(self) -> list[Record]:
+        """What its networks were trained on, as it says itself or the manifest.json of its run.
+
+        Raises:
+            DualsegError: as `trained_before`.
+        """
+        return trained_before(str(self.checkpoint), self.records)
 
 
-def start_from(weights: str, method: SegmentationMethod, parts: Mapping[str, str] | None = None) -> None:
+def start_from(weights: str, method: SegmentationMethod, parts: Mapping[str, str] | None = None) -> Origin:
     """Copy the networks of a checkpoint into those of a method; the averages of what is copied follow.
 
     Args:
         weights: a checkpoint, or a run folder.
         parts: network, or network.module, of the method -> the one of the checkpoint that goes there. None: every
             network under its own name, and none may be missing.
+
+    Returns:
+        What was started from.
 
     Raises:
         DualsegError: a part is not there or of another shape, or values are not finite.
@@ -51,6 +65,7 @@ def start_from(weights: str, method: SegmentationMethod, parts: Mapping[str, str
     for name, average in method.averages.items():
         if name not in parts:
             method.networks[name].load_state_dict(method.networks[average.of].state_dict())
+    return Origin(path, checkpoint["dualseg"].get("trained_on"))
 
 
 def _copy(
@@ -73,19 +88,3 @@ def _copy(
         key = f"networks.{source}.{broken}"
         raise DualsegError(f"{path}: weights not finite: {key} holds NaN or infinity; start from others.")
     module.load_state_dict(given)
-
-
-def weights_trained_on(weights: str) -> list[Record]:
-    """What the networks of a checkpoint were trained on, as it says itself or the manifest.json of its run.
-
-    Raises:
-        DualsegError: as `read_checkpoint` and `trained_before`.
-    """
-    path = checkpoint_of(weights)
-    return trained_before(str(path), read_checkpoint(path)["dualseg"].get("trained_on"))
-
-
-def noted(weights: str) -> dict[str, str]:
-    """Name and SHA-256 of the checkpoint that a run starts from, for manifest.json."""
-    path = checkpoint_of(weights)
-    return {"checkpoint": path.name, "sha256": sha256_of(path)}

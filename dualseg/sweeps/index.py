@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from dualseg.errors import DualsegError
+from dualseg.errors import DualsegError, nearest
 from dualseg.files import read_json, read_object, sweep_below, write_json
 from dualseg.names import check_folder_name
-from dualseg.runs.folder import RunFolder, nearest
+from dualseg.runs.folder import RunFolder
 from dualseg.runs.lock import LOCK, being_written, holding, is_locked
 from dualseg.runs.replaced import recover
 

@@ -1,5 +1,6 @@
 """One run of a sweep, as a launcher calls it: in processes of its own, whatever it does to the others."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,10 +68,14 @@ class Launch:
         return ended.signal
 
 
-def run_job(config: Any) -> None:
+def run_job(config: Any, train: Callable[[Any], None]) -> None:
     """Train the composed configuration of one job of `dualseg-train -m`, and record how that ended.
 
     In a Slurm job the processes are fresh already, one a task.
+
+    Args:
+        config: the composed configuration.
+        train: trains it in this process.
 
     Raises:
         Interrupted: Ctrl-C or SIGTERM, which end the sweep as well.
@@ -80,8 +85,6 @@ def run_job(config: Any) -> None:
 
     hydra = HydraConfig.get()
     if hydra.runtime.choices["hydra/launcher"] == "submitit_slurm":
-        from dualseg.train import train
-
         train(config)
         return
     asked = Launch.of(config, hydra)()

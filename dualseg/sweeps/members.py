@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dualseg.errors import DualsegError
+from dualseg.errors import DualsegError, nearest
 from dualseg.files import read_json
 from dualseg.names import check_folder_name
 from dualseg.runs.collecting import Member
-from dualseg.runs.folder import RunFolder, nearest
+from dualseg.runs.folder import RunFolder
 from dualseg.sweeps.index import Sweep
 from dualseg.sweeps.study import Study, read_study, study_names, study_of
 

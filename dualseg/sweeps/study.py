@@ -7,9 +7,8 @@ from typing import Any
 
 import yaml
 
-from dualseg.cli import conf_dir
-from dualseg.errors import DualsegError
-from dualseg.runs.folder import nearest
+from dualseg.configuration import conf_dir
+from dualseg.errors import DualsegError, nearest
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from dualseg.errors import DualsegError
+from dualseg.errors import DualsegError, nearest
 from dualseg.processes import processes_of, python_of
-from dualseg.runs.folder import RunFolder, nearest
+from dualseg.runs.folder import RunFolder
 from dualseg.runs.lock import is_locked
 from dualseg.runs.settings import check_data, resolve
 from dualseg.runs.trusted import to_trust
@@ -69,10 +69,10 @@ def sweep(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
         print(plan(target, jobs, config.scale))
         return []
 
-    if not config.overwrite:  # what is finished is not started again, and would show results of other code
+    if not config.overwrite:  # what is finished is not started again, and would show results of other code or weights
         for job, own in zip(jobs, settings, strict=True):
             if target.state(job) == "done":
-                target.run_folder(job).check_code(own)
+                target.run_folder(job).check_inputs(own)
     waiting = [job for job in jobs if config.overwrite or target.state(job) not in ("done", "damaged")]
     if config.hydra.runtime.choices["hydra/launcher"] != "submitit_slurm":  # else they are trained elsewhere
         for job, own in zip(jobs, settings, strict=True):

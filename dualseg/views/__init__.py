@@ -7,7 +7,7 @@ the host draws.
 
 from dualseg.views.augmentation import Augmentation
 from dualseg.views.boxes import contiguous_box, cutmix_boxes
-from dualseg.views.components import largest_component
+from dualseg.views.components import keep_largest, largest_component
 from dualseg.views.intensity import blur, brightness, contrast, gamma, low_resolution, noise, uniform
 from dualseg.views.mixing import mixup, mixup_share, paste
 
@@ -19,6 +19,7 @@ __all__ = [
     "contrast",
     "cutmix_boxes",
     "gamma",
+    "keep_largest",
     "largest_component",
     "low_resolution",
     "mixup",

@@ -45,6 +45,8 @@ def blur(image: Tensor, sigma: Tensor, largest: float) -> Tensor:
         sigma: (N,) standard deviations in voxels.
         largest: that `sigma` can have: it decides the length of the filter, three deviations to each side.
     """
+    if not len(image):  # a convolution of no groups is refused
+        return image
     radius = max(1, int(3 * largest + 0.5))
     places = torch.arange(-radius, radius + 1, device=image.device)
     kernel = torch.softmax(-0.5 * (places / sigma.clamp(min=1e-3)[:, None]) ** 2, dim=1)  # (N, k), adds up to 1

@@ -17,7 +17,7 @@ from hydra import compose, initialize_config_dir
 
 import dualseg.methods.dual
 from dualseg import audit, evaluate, export, predict, report, train
-from dualseg.cli import conf_dir
+from dualseg.configuration import conf_dir
 from dualseg.data.left_atrium import case_list
 from dualseg.methods import DualNetwork
 from dualseg.runs import checkpoints

@@ -17,7 +17,8 @@ from folder_layouts import save
 from dualseg import evaluate, predict, train
 from dualseg.metrics.functional import scores
 from dualseg.runs import callbacks
-from dualseg.runs.weights import weights_trained_on
+from dualseg.runs.checkpoints import read_checkpoint
+from dualseg.runs.folder import checkpoint_of
 
 ONE = {"channel_names": {"0": "MRI"}, "labels": {"background": 0, "ball": 1}}
 SHAPE = (24, 24, 24)
@@ -168,9 +169,9 @@ def test_weights_are_not_scored_on_what_they_were_trained_on_before(command, hom
     (home / "site1" / "imagesTr" / "b01_0000.nii.gz").unlink()
     outcome = command(train.main, *words)
     assert outcome.code == 0 and "unknown what" not in outcome.err
-    own, noted = content("manifest.json", home / "next")["data"], weights_trained_on(str(weights))
+    own, noted = content("manifest.json", home / "next")["data"], read_checkpoint(weights)["dualseg"]["trained_on"]
     assert noted == [{key: content("manifest.json", home / "run")["data"][key] for key in noted[0]}]
-    again = weights_trained_on(str(home / "next"))
+    again = read_checkpoint(checkpoint_of(str(home / "next")))["dualseg"]["trained_on"]
     assert again == [{key: own[key] for key in noted[0]}, *noted]
     (before,) = content("manifest.json", home / "next")["started_from"]
     assert before["cases"]["labeled"] == TRAINED

@@ -15,7 +15,7 @@ import dualseg.export
 import dualseg.predict
 import dualseg.report
 import dualseg.train
-from dualseg.cli import conf_dir
+from dualseg.configuration import conf_dir
 from dualseg.data import Phantom
 from dualseg.runs.checkpoints import read_checkpoint
 from dualseg.runs.folder import RunFolder

@@ -85,8 +85,9 @@ def test_the_wheel_names_every_command(wheel: Path) -> None:
 
 
 def test_the_installed_wheel_works_from_another_folder(installed: Path, tmp_path: Path) -> None:
-    where = python(["-c", "import dualseg.cli as c; print(c.__file__, c.conf_dir())"], tmp_path, installed).split()
-    assert where == [str(installed / "dualseg" / "cli.py"), str(installed / "dualseg" / "conf")]
+    print_places = "import dualseg.configuration as c; print(c.__file__, c.conf_dir())"
+    where = python(["-c", print_places], tmp_path, installed).split()
+    assert where == [str(installed / "dualseg" / "configuration.py"), str(installed / "dualseg" / "conf")]
     help_text = python(["-m", "dualseg.train", "--help"], tmp_path, installed)
     assert re.search(r"^ *experiment: .*\bla_paper\b", help_text, re.MULTILINE)
     composed = python(

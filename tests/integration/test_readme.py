@@ -21,7 +21,7 @@ import dualseg.exporting.options
 import dualseg.prediction.options
 import dualseg.preparation.options
 import dualseg.report
-from dualseg.cli import conf_dir
+from dualseg.configuration import conf_dir
 from dualseg.runs.checkpoints import network_states, read_checkpoint
 from dualseg.runs.evaluation import parse_words, settings_of_evaluation
 from dualseg.runs.settings import resolve

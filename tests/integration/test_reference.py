@@ -8,7 +8,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from dualseg.cli import conf_dir
+from dualseg.configuration import conf_dir
 from dualseg.runs.identity import flatten
 
 ROOT = Path(__file__).resolve().parents[2]

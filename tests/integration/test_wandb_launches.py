@@ -129,7 +129,7 @@ def test_a_folder_that_cannot_be_written_is_said_at_once(command, tiny, phantom,
 def dualseg_config(words: list[str]) -> dict[str, Any]:
     from hydra import compose, initialize_config_dir
 
-    from dualseg.cli import conf_dir
+    from dualseg.configuration import conf_dir
     from dualseg.runs.settings import resolve
 
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):

@@ -47,6 +47,21 @@ def weighted(z, other, plus_divergence):
     return value + uncertainty(divergence) if plus_divergence else value
 
 
+@pytest.mark.parametrize("weighs", [False, True])
+@pytest.mark.parametrize("num_classes", [2, 4])
+def test_soft(num_classes, weighs):
+    z, other = random_logits(0, num_classes, torch.float32), random_logits(1, num_classes, torch.float32)
+    soft = random_logits(2, num_classes, torch.float32).softmax(1)
+    divergence = kl_divergence(z.log_softmax(1), other.log_softmax(1)) if weighs else None
+
+    def derivation(z):
+        factors = torch.exp(-divergence).flatten().tolist() if weighs else [1.0] * len(z)
+        triples = zip(z, voxels(soft), factors, strict=True)
+        return mean([w * sum(q[k] * cross_entropy(p, k) for k in range(num_classes)) for p, q, w in triples])
+
+    assert_loss(lambda z: cross_pseudo(z.log_softmax(1), soft.to(z.dtype), divergence), derivation, z)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("num_classes", [2, 4])
 def test_plain(num_classes, dtype):

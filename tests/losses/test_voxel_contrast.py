@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from dualseg.losses import block_mean, voxel_contrast
+from dualseg.losses.voxel_contrast import bidirectional_contrast
 
 
 def tensors(classes: int, seed: int = 0):
@@ -43,6 +44,23 @@ def test_without_another_class_there_is_nothing_and_no_nan():
     assert (first.grad[predicted != 0] != 0).any()
     value, support = voxel_contrast(first[:0], second[:0], predicted[:0], bank, other, confidence, 3)
     assert (value.item(), int(support), value.requires_grad) == (0.0, 0, True)
+
+
+@pytest.mark.parametrize("labeled", [0, 1, 3])
+def test_both_directions_have_the_anchors_of_the_one_half_and_the_bank_of_the_other(labeled):
+    g = torch.Generator().manual_seed(1)
+    u0, u1, u2 = (F.normalize(torch.randn(3, 5, 4, generator=g), dim=2) for _ in range(3))
+    predicted, confidence = torch.randint(3, (3, 5), generator=g), torch.rand(3, 5, generator=g)
+    expected = []
+    patches = set(range(3))
+    for own in (set(range(labeled)), set(range(labeled, 3))):
+        a, b = sorted(own), sorted(patches - own)
+        anchors = (u1[a].reshape(-1, 4), u2[a].reshape(-1, 4), predicted[a].flatten())
+        bank = (u0[b].reshape(-1, 4), predicted[b].flatten(), confidence[b].flatten())
+        expected.append(voxel_contrast(*anchors, *bank, 3, 2, 0.2))
+    value, support = bidirectional_contrast(u0, u1, u2, predicted, confidence, labeled, 3, 2, 0.2)
+    assert value.item() == pytest.approx(sum(float(v) for v, _ in expected))
+    assert int(support) == sum(int(s) for _, s in expected) and (labeled in (0, 3)) == (int(support) == 0)
 
 
 def test_block_means():

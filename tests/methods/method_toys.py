@@ -1,4 +1,4 @@
-"""Small things to test methods with: networks that return stored tensors, tiny networks, volumes in memory."""
+"""Small things to test methods with: networks of stored tensors, tiny networks, volumes in memory, a watched fit."""
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -206,3 +206,29 @@ def differing(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> list
 
 
 plain_sgd = partial(torch.optim.SGD, lr=1.0)
+
+
+class Watch(pl.Callback):
+    """Parameters and learning rates after every iteration, and what the optimizer was asked to do."""
+
+    def __init__(self) -> None:
+        self.parameters: list[dict[str, Tensor]] = []
+        self.rates: list[list[float]] = []
+        self.steps: list[int] = []
+
+    def _note(self, method: pl.LightningModule) -> None:
+        self.parameters.append({name: p.detach().clone() for name, p in method.named_parameters()})
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._note(pl_module)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+        self._note(pl_module)
+        self.rates.append([group["lr"] for group in trainer.optimizers[0].param_groups])
+        self.steps.append(trainer.global_step)
+
+
+def fit_watched(method: SegmentationMethod, iterations: int, source: Volumes | None = None, **settings: Any) -> Watch:
+    watch = Watch()
+    cpu_trainer(iterations, callbacks=[watch], **settings).fit(method, volumes_data(source))
+    return watch

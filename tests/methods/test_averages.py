@@ -16,6 +16,7 @@ from method_toys import Normed, cpu_trainer, differing, tiny_parts, volumes_data
 from torch import Tensor
 
 from dualseg.data.batch import Batch
+from dualseg.errors import DualsegError
 from dualseg.methods import Average, LossTerm, SegmentationMethod, Term, Time
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*not resumable")
@@ -172,3 +173,10 @@ def test_two_processes_have_the_same_averages_and_heads(tmp_path):
     assert first["trained"] == dict.fromkeys(("teacher", "even", "odd"), False)
     for name in ("teacher", "even", "odd"):
         assert (state[f"networks.{name}.head.weight"] != state["networks.a.head.weight"]).any()
+
+
+@pytest.mark.parametrize("setting", [{"decay": 1.01}, {"decay": True}, {"warmup": 1}, {"buffers": "off"}])
+def test_an_average_that_cannot_be_is_refused_where_it_is_made(setting):
+    ((key, value),) = setting.items()
+    with pytest.raises(DualsegError, match=f"^{key}={value}: give"):
+        Average("a", **setting)

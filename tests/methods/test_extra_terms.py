@@ -11,7 +11,7 @@ from method_toys import Bare, Tiny, tiny_parts
 
 import dualseg.audit
 from dualseg import report, train
-from dualseg.cli import conf_dir
+from dualseg.configuration import conf_dir
 from dualseg.data import Phantom
 from dualseg.data.batch import Batch
 from dualseg.errors import DualsegError

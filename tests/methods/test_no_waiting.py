@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dualseg import assembly
-from dualseg.cli import conf_dir
+from dualseg.configuration import conf_dir
 from dualseg.runs.folder import RunFolder
 from dualseg.runs.settings import resolve
 from dualseg.views import largest_component

@@ -15,7 +15,7 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from dualseg import assembly
-from dualseg.cli import conf_dir
+from dualseg.configuration import conf_dir
 from dualseg.data.phantom import Phantom
 from dualseg.runs.folder import RunFolder
 from dualseg.runs.settings import resolve

@@ -85,8 +85,10 @@ def test_numbers_of_the_table(members: list[Member], tmp_path: Path) -> None:
     full = 100 * np.array([CASES.mean() + 0.02, CASES.mean() + 0.04])
     expected = f"**{full.mean():.2f} ± {abs(full[0] - full[1]) / np.sqrt(2):.2f}**"  # n - 1: half the gap times root 2
     assert table[3][:6] == ["full", "ensemble", "8", "2,000", "2", expected]
+    medians = 100 * np.array([np.median(CASES) + 0.02, np.median(CASES) + 0.04])
+    assert table[0][6] == "median Dice %" and table[3][6] == f"**{medians.mean():.2f} ± {np.std(medians, ddof=1):.2f}**"
     assert [row[0] for row in table[1:8]] == ["full"] * 3 + ["less"] * 3 + ["never"]
-    assert table[7][4:] == ["0", "not run", "not run", "not run", "not run"]
+    assert table[7][4:] == ["0", *["not run"] * 5]
     less = table[6]
     assert less[1] == "ensemble" and "**" not in "".join(less)
     assert "scale=full: not run (full, less, never)." in (tmp_path / "table.md").read_text()
@@ -161,7 +163,7 @@ def test_reported_figures_stand_in_a_column_of_their_own(members: list[Member], 
         by_line["full", "ensemble"][-1] == f"89.95 / {ABSENT} / {ABSENT} / {ABSENT} [1]"
         and by_line["full", "a"][-1] == ""
     )
-    assert by_line["MC_Net+", ""][2:] == ["8", "", "", "", "", "", "", "99.99 / 80.25 / 7.93 / 1.86 [2]"]
+    assert by_line["MC_Net+", ""][2:] == ["8", *[""] * 7, "99.99 / 80.25 / 7.93 / 1.86 [2]"]
     text = (tmp_path / "table.md").read_text()
     assert "- [1] paper, official list." in text and "- [2] its log." in text
     assert "**99.99" not in text  # never the best
@@ -361,6 +363,8 @@ def test_rows_without_run_folders_stay_and_say_what_is_not_recorded(members: lis
     assert "4 runs (full0, full1, less0 and 1 more): no per-case values" in said and "provenance not recorded" in said
     assert "no comparison" not in said and contents.comparisons == []
     assert not (tmp_path / "cases.csv").exists() and not (tmp_path / "runs.csv").exists()
+    assert [row[6] for row in lines(tmp_path / "table.md")[1:8]] == [*[ABSENT] * 6, "not run"]
+    assert f"- {ABSENT} the values of the cases are not recorded." in (tmp_path / "table.md").read_text()
     assert "not recorded" in Page(tmp_path / "report.html").text
     # figures of the comparisons that there are no more; what dualseg-report did not draw stays
     assert {path.name for path in tmp_path.glob("*.png")} == {"figure.png", "collapse.png"}
@@ -475,7 +479,7 @@ def test_what_is_committed_is_what_the_committed_rows_give(name: str, tmp_path: 
 
 def test_the_committed_means_are_those_of_the_study() -> None:
     text = (EXPERIMENTS / "la_main" / "table.md").read_text()
-    assert "| dual_described_8 | ensemble | 8 | 2,000 | 3 | 81.90 ± 3.71 |" in text
+    assert "| dual_described_8 | ensemble | 8 | 2,000 | 3 | 81.90 ± 3.71 | " in text
 
 
 def test_a_study_is_written_by_one_process_at_a_time(members: list[Member], tmp_path: Path, monkeypatch) -> None:

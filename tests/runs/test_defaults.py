@@ -8,7 +8,7 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 
-from dualseg.cli import conf_dir
+from dualseg.configuration import conf_dir
 from dualseg.errors import DualsegError
 from dualseg.files import write_json
 from dualseg.runs import identity as run_identity

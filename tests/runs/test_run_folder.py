@@ -15,7 +15,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from dualseg.cli import conf_dir
+from dualseg.configuration import conf_dir
 from dualseg.errors import DualsegError
 from dualseg.files import read_json, replacing, write_json, write_text
 from dualseg.runs.folder import RunFolder, iteration_of

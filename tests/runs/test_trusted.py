@@ -22,7 +22,7 @@ import dualseg.predict
 import dualseg.report
 import dualseg.train
 from dualseg import __version__
-from dualseg.cli import conf_dir
+from dualseg.configuration import conf_dir
 from dualseg.data import Phantom
 from dualseg.errors import DualsegError
 from dualseg.files import read_json, write_json

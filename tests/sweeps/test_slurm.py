@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from submitit.core.utils import JobPaths, cloudpickle_dump
 
 from dualseg import train
-from dualseg.cli import conf_dir
+from dualseg.configuration import conf_dir
 from dualseg.errors import DualsegError, Interrupted
 from dualseg.runs.identity import run_name
 from dualseg.runs.settings import resolve

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 
-from dualseg.cli import conf_dir
+from dualseg.configuration import conf_dir
 from dualseg.errors import DualsegError
 from dualseg.methods import DualNetwork
 from dualseg.runs.identity import identity

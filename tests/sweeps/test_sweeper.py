@@ -1,5 +1,6 @@
 """`dualseg-train -m`: which runs there are, which are launched, and what becomes of the rest when one fails."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -456,6 +457,24 @@ def test_a_study_whose_runs_start_from_others_is_the_same_in_another_place(train
     outcome = train("sweep=toy", "variant=full,supervised", f"output='{tmp_path}/it\\'s moved, (2)'")
     assert outcome.code == 0 and len(launches.words) == known, outcome.err
     train("sweep=toy", "weights=x").complains("weights", "sets it for each of its rows")
+
+
+def test_a_run_of_a_study_that_started_from_other_weights_is_not_shown(train, launches: Launches, tmp_path) -> None:
+    text = TOY_STUDY.replace("against: full", "after: {full: supervised}")
+    (tmp_path / "conf" / "sweep" / "toy.yaml").write_text(text)
+    words = ("sweep=toy", "variant=full,supervised", "seed=0")
+    assert train(*words).code == 0
+    sweep = Sweep.existing("toy", tmp_path / "runs")
+    runs = {job.variant: sweep.run_folder(job) for job in sweep.jobs()}
+    runs["supervised"].checkpoints.mkdir()
+    (runs["supervised"].checkpoints / "iteration-000002.ckpt").write_bytes(b"weights")
+    manifest = json.loads(runs["full"].manifest_file.read_text())
+    noted = {"checkpoint": "iteration-000002.ckpt", "sha256": "of others"}
+    runs["full"].manifest_file.write_text(json.dumps({**manifest, "weights": noted}))
+    train(*words).complains(f"{runs['full'].path}: started from iteration-000002.ckpt", "is another file now")
+    noted["sha256"] = hashlib.sha256(b"weights").hexdigest()
+    runs["full"].manifest_file.write_text(json.dumps({**manifest, "weights": noted}))
+    assert train(*words).code == 0
 
 
 def test_a_run_whose_origin_is_not_finished_is_not_started(train, launches: Launches, tmp_path: Path) -> None:

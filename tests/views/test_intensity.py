@@ -57,6 +57,10 @@ def test_gamma_by_hand(image):
     assert gamma(torch.full((1, 1, *SIZE), 3.0), torch.tensor([0.5])).isfinite().all()
 
 
+def test_no_patch_is_blurred():
+    assert blur(torch.zeros(0, 2, *SIZE), torch.zeros(0), largest=2.0).shape == (0, 2, *SIZE)
+
+
 def test_blur_is_scipys_gaussian_filter(image):
     sigma = torch.tensor([0.4, 1.0, 1.5])
     blurred = blur(image, sigma, largest=1.5)

@@ -12,8 +12,7 @@ from dualseg.reporting.html import render
 from dualseg.reporting.studies.comparisons import CONFIDENCE, RESAMPLES, Comparison, by_scale
 from dualseg.reporting.studies.contents import StudyContents
 from dualseg.reporting.studies.figures import Drawing, of_record
-from dualseg.reporting.studies.tables import NOT_RUN, Line, Table, spread
-from dualseg.runs.reading import METRICS
+from dualseg.reporting.studies.tables import COLUMNS, NOT_RUN, Line, Table, spread
 from dualseg.sweeps.study import as_word
 
 COMPARISON_HEADS = ("variant", "against", "seeds", "cases", "difference", "95 % interval", "effect", "p", "p (Holm)")
@@ -110,7 +109,7 @@ def _table(contents: StudyContents, table: Table) -> dict[str, Any]:
 
 def _numbers(line: Line) -> list[tuple[str, bool]]:
     if line.cells is None:
-        return [(NOT_RUN if line.own else "", False)] * len(METRICS)
+        return [(NOT_RUN if line.own else "", False)] * len(COLUMNS)
     return [(spread(cell), cell.best) for cell in line.cells]
 
 

@@ -1,5 +1,6 @@
 """The table of a study at one scale: a line for each variant and network, in Markdown and LaTeX."""
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -10,18 +11,21 @@ from dualseg.names import as_markdown
 from dualseg.reporting.contents import sort_networks
 from dualseg.reporting.studies.contents import StudyContents, test_cases
 from dualseg.runs.reading import METRICS
+from dualseg.runs.tidy import MEDIAN_DICE
 
-FACTOR = {"dice": 100, "jaccard": 100, "hd95": 1, "asd": 1}  # Dice and Jaccard are shown in per cent
+COLUMNS = ("dice", MEDIAN_DICE, "jaccard", "hd95", "asd")
+FACTOR = {"dice": 100, MEDIAN_DICE: 100, "jaccard": 100, "hd95": 1, "asd": 1}  # Dice and Jaccard in per cent
 NOT_RUN, ABSENT = "not run", "\N{EN DASH}"
 REPORTED = "reported: Dice / Jaccard / 95HD / ASD"
-SPREAD_WORDS = "mean ± standard deviation (n - 1) over seeds"
+SPREAD_WORDS = "of each run the mean over cases, or their median; mean ± standard deviation (n - 1) over seeds"
 BOLD_WORDS = "Bold: the best of the lines with the same number of labels, iterations, seeds and test cases"
+UNKNOWN_WORDS = f"{ABSENT} the values of the cases are not recorded"
 MARK_WORDS = "† a run of the line had uncommitted code"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Mean and standard deviation (n - 1; None for one run) over seeds, in the table's unit."""
+    """Mean and standard deviation (n - 1; None for one run) over seeds, in the table's unit; NaN where not known."""
 
     mean: float
     deviation: float | None
@@ -35,7 +39,7 @@ class Line:
     Attributes:
         variant: row of the study, or a method of the literature.
         network, labeled, iterations, runs: as shown; `runs` says how many were asked for where some are missing.
-        cells: one for each of `METRICS`; None where no run is finished, and for the literature.
+        cells: one for each of `COLUMNS`; None where no run is finished, and for the literature.
         reported: the literature's figures, with the number of their source; empty where there are none.
         uncommitted: a run's code was.
         own: a row of the study, and not of the literature.
@@ -64,8 +68,8 @@ class Table:
     @property
     def heads(self) -> list[str]:
         """Of the columns."""
-        distances = [f"95HD ({self.unit})", f"ASD ({self.unit})"]
-        heads = ["variant", "network", "labeled", "iterations", "runs", "Dice %", "Jaccard %", *distances]
+        scores = ["Dice %", "median Dice %", "Jaccard %", f"95HD ({self.unit})", f"ASD ({self.unit})"]
+        heads = ["variant", "network", "labeled", "iterations", "runs", *scores]
         return [*heads, REPORTED] if self.sources else heads
 
     @property
@@ -84,7 +88,9 @@ class Table:
     @property
     def legend(self) -> list[str]:
         """What the signs in the table mean, of those that it has."""
-        found = [BOLD_WORDS] if any(cell.best for line in self.lines for cell in line.cells or ()) else []
+        cells = [cell for line in self.lines for cell in line.cells or ()]
+        found = [BOLD_WORDS] if any(cell.best for cell in cells) else []
+        found += [UNKNOWN_WORDS] if any(math.isnan(cell.mean) for cell in cells) else []
         found += [MARK_WORDS] if any(line.uncommitted for line in self.lines) else []
         if self.sources:
             found.append("Reported figures are the literature's, of its own protocols and splits, and never bold")
@@ -94,6 +100,7 @@ class Table:
 def table_of(contents: StudyContents, scale: str) -> Table:
     """The table of one scale, every variant of the study in its order, then the literature's methods."""
     rows = contents.test_rows(scale).astype(dict.fromkeys(METRICS, float))
+    rows = rows.merge(contents.tables.median_dice(), how="left")
     by_variant = {str(variant): own for variant, own in rows.groupby("variant")}
     uncommitted = set(contents.tables.runs.loc[contents.tables.runs["uncommitted"] == "yes", "run"])
     cases = test_cases(contents, scale)
@@ -132,8 +139,8 @@ def table_of(contents: StudyContents, scale: str) -> Table:
 def _line(own: pd.DataFrame, asked: int, uncommitted: set[str]) -> Line:
     """The line of one network's rows."""
     cells = []
-    for metric in METRICS:
-        values = FACTOR[metric] * own[metric]
+    for column in COLUMNS:
+        values = FACTOR[column] * own[column].to_numpy(float)
         cells.append(Cell(float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else None))
     lengths = sorted({int(n) for n in own["iterations"]})
     return Line(
@@ -151,9 +158,10 @@ def _embolden(lines: list[Line], group: Sequence[int]) -> None:
     """Mark the best cells of lines that can be compared, where they are of at least two variants."""
     if len({lines[index].variant for index in group}) < 2:
         return
-    for column, metric in enumerate(METRICS):
+    for column, name in enumerate(COLUMNS):
         means = {index: round(cells[column].mean, 2) for index in group if (cells := lines[index].cells)}
-        best = max(means.values()) if FACTOR[metric] == 100 else min(means.values())
+        known = [mean for mean in means.values() if not math.isnan(mean)]
+        best = (max if FACTOR[name] == 100 else min)(known, default=None)
         for index, mean in means.items():
             cells = lines[index].cells
             if mean == best and cells:
@@ -163,6 +171,8 @@ def _embolden(lines: list[Line], group: Sequence[int]) -> None:
 
 def spread(cell: Cell) -> str:
     """78.33 ± 0.57"""
+    if math.isnan(cell.mean):
+        return ABSENT
     return f"{cell.mean:.2f}" if cell.deviation is None else f"{cell.mean:.2f} ± {cell.deviation:.2f}"
 
 
@@ -197,7 +207,7 @@ def _texts(table: Table, line: Line, bold: str, escape: Callable[[str], str] = a
     name = line.variant + (" †" if line.uncommitted else "")
     before = [name, line.network, line.labeled, line.iterations, line.runs]
     if line.cells is None:
-        numbers = [NOT_RUN if line.own else "" for _ in METRICS]
+        numbers = [NOT_RUN if line.own else "" for _ in COLUMNS]
     else:
         numbers = [bold.format(escape(spread(cell))) if cell.best else escape(spread(cell)) for cell in line.cells]
     after = [line.reported] if table.sources else []

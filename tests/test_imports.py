@@ -1,0 +1,70 @@
+"""Imports point one way: no circle of files, and the rooms at the bottom know no other room.
+
+Every import counts, within a function and under TYPE_CHECKING as well.
+"""
+
+import ast
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+GROUND = ("losses", "metrics", "networks", "views")
+
+
+def module_of(file: Path, root: Path) -> str:
+    parts = file.relative_to(root).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(root: Path, *packages: str) -> dict[str, set[str]]:
+    """Module -> the modules that it imports by name; `from package import name` is of the module where it is one."""
+    files = {module_of(file, root): file for package in packages for file in (root / package).rglob("*.py")}
+    return {module: {*named(file, files)} - {module} for module, file in files.items()}
+
+
+def named(file: Path, known):
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}:{node.lineno}: a relative import"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            parts = name.split(".")
+            prefixes = [".".join(parts[:count]) for count in range(len(parts), 0, -1)]
+            yield from [prefix for prefix in prefixes if prefix in known][:1]
+
+
+def test_no_circle_of_files():
+    TopologicalSorter(imports(ROOT, "dualseg", "hydra_plugins")).prepare()  # raises CycleError with the circle
+
+
+def test_the_rooms_at_the_bottom_know_no_other():
+    for module, imported in imports(ROOT, "dualseg").items():
+        room = module.split(".")[1:2]
+        if room and room[0] in GROUND:
+            others = {name for name in imported if name.count(".") > 1 and name.split(".")[1:2] != room}
+            assert not others, module
+
+
+@pytest.mark.parametrize(
+    "back",
+    [
+        "import toy.a",
+        "from toy import a",
+        "from toy.a import thing",
+        "def late():\n    from toy.a import thing",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from toy.a import thing",
+    ],
+)
+def test_a_circle_is_found_wherever_the_import_stands(tmp_path, back):
+    (tmp_path / "toy").mkdir()
+    (tmp_path / "toy" / "__init__.py").write_text("")
+    (tmp_path / "toy" / "a.py").write_text("from toy.b import other\nthing = 1")
+    (tmp_path / "toy" / "b.py").write_text(back)
+    with pytest.raises(CycleError, match=r"toy\.a"):
+        TopologicalSorter(imports(tmp_path, "toy")).prepare()

@@ -9,12 +9,8 @@ and torchvision. They get an environment of their own, without these two, which 
     PYTHONPATH=. /tmp/nnunet_networks/bin/python experiments/beside_nnunet/compare_networks.py
 
 Exit code 1 where a name or shape differs, or an output by more than 1e-5 of the largest logit, in training or
-evaluation mode; outputs are those of double precision. In a minute it printed, with torch 2.13.0:
-
-    isotropic: 93 tensors, 610513 parameters; the same ones are 0 at the start: True; 2 outputs, largest difference
-    0.0e+00 of the largest logit
-
-and 0.0e+00 for the other two as well.
+evaluation mode; outputs are those of double precision. With torch 2.13.0 on a CPU the difference was 0.0e+00 for all
+three plans: the same digits.
 """
 
 import sys

@@ -12,10 +12,17 @@ from dualseg import __version__
 from dualseg.files import write_json
 from dualseg.methods.base import CHECKPOINT_FORMAT
 
+STAGES = {
+    "channels": [2, 2, 4, 4],
+    "strides": [[1, 1, 1], [2, 2, 1], [2, 2, 2], [2, 1, 2]],
+    "kernels": [[3, 3, 1], [3, 3, 3], [3, 3, 3], [3, 3, 3]],
+}
 NETWORKS: dict[str, dict[str, Any]] = {
     "resnet34": {"_target_": "dualseg.networks.ResNet34VNet", "base_channels": 2},
     "vnet": {"_target_": "dualseg.networks.VNet", "base_channels": 2},
     "segresnet": {"_target_": "dualseg.networks.monai_network", "network": "SegResNet", "init_filters": 8},
+    "residual_encoder": {"_target_": "dualseg.networks.ResidualEncoderUNet", **STAGES, "blocks": [1, 2, 1, 1]},
+    "plain_unet": {"_target_": "dualseg.networks.PlainUNet", **STAGES},
 }
 PHANTOM = {"class_names": ["background", "atrium"], "channels": 1}
 
@@ -54,7 +61,7 @@ def write_run(
 def _unsettle(network: nn.Module) -> None:
     """Give every normalisation its own scale, shift and statistics, as training does."""
     for module in network.modules():
-        if isinstance(module, nn.BatchNorm3d | nn.GroupNorm):
+        if isinstance(module, nn.BatchNorm3d | nn.GroupNorm | nn.InstanceNorm3d):
             nn.init.uniform_(module.weight, 0.7, 1.3)
             nn.init.uniform_(module.bias, -0.3, 0.3)
         if isinstance(module, nn.BatchNorm3d):

@@ -28,6 +28,7 @@ FOLDER = {
     [
         (("resnet34", "vnet"), "dualseg.data.Phantom", PHANTOM),
         (("segresnet",), "dualseg.data.folder.Folder", FOLDER),
+        (("residual_encoder", "plain_unet"), "dualseg.data.folder.Folder", FOLDER),
     ],
 )
 def test_onnxruntime_gives_the_logits_of_each_network(export, tmp_path: Path, networks, source, record) -> None:

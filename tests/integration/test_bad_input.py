@@ -163,6 +163,7 @@ def test_a_bad_evaluation_volume_is_found_before_the_run(phantom_fails, phantom_
     "words, parts",
     [
         (["data.patch_size=[32,32,33]"], ["data.patch_size=[32, 32, 33]", "multiples of 16", "[32, 32, 32]"]),
+        (["networks=planned"], ["networks.a.strides=None", "three whole numbers above 0 for each stage"]),
         (["data.patch_size=32"], ["data.patch_size=32", "three whole numbers"]),
         (["data.stride=[16,16,48]"], ["data.stride=[16, 16, 48]", "from 1 to data.patch_size"]),
         (["data.labeled=0"], ["data.labeled=0", "at least 1"]),
@@ -193,8 +194,8 @@ def test_a_bad_evaluation_volume_is_found_before_the_run(phantom_fails, phantom_
         (["networks=vnet"], ["networks: DualNetwork takes a and b, not ['a']; choose another networks=..."]),
         (["method=dual_gentle", "networks=vnet"], ["networks: DualNetwork takes a and b", "choose another"]),
         (
-            ["method=supervised", "networks=vnet_vnet"],
-            ["networks: Supervised takes a, not ['a', 'b']", "choose"],
+            ["method=supervised", "+network@networks.c=vnet"],
+            ["networks: Supervised takes a, not ['a', 'c']", "choose"],
         ),
         (["batch.labeled=0"], ["batch.labeled=0: leaves no patch for supervised_ce"]),
         (["seed=-1"], ["seed=-1: give a whole number of at least 0"]),

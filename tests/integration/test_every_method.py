@@ -1,4 +1,7 @@
-"""Every method of conf/method through all commands at toy size; a method added later is covered by being there."""
+"""Every method of conf/method through all commands at toy size; a method added later is covered by being there.
+
+Some of them with the planned networks as well: tests/methods/test_deep_supervision.py has all of these.
+"""
 
 import json
 from collections.abc import Callable
@@ -22,19 +25,39 @@ from dualseg.runs.folder import RunFolder
 
 METHODS = sorted(path.stem for path in (conf_dir() / "method").glob("*.yaml"))
 TOY = ["base_channels=2", "data.patch_size=[16,16,16]", "data.stride=[16,16,16]", "trainer.log_every=1"]
+PLANNED = [
+    "networks=planned",
+    "plan.channels=[2,2,4,4]",
+    "plan.strides=[[1,1,1],[2,2,1],[2,2,2],[2,2,1]]",
+    "plan.kernels=[[3,3,1],[3,3,3],[3,3,3],[3,3,3]]",
+    "plan.blocks=[1,2,1,1]",
+    "data.patch_size=[16,16,6]",
+    "data.stride=[16,16,6]",
+]
+CASES = [
+    *(pytest.param(method, [], id=method) for method in METHODS),
+    *(pytest.param(method, PLANNED, id=f"{method}-planned") for method in ("supervised", "dual_gentle", "bcp")),
+]
 
 
-def words_of(method: str, tiny: Callable[..., list[str]], phantom: Phantom, output: Path) -> list[str]:
+def words_of(
+    method: str, own_words: list[str], tiny: Callable[..., list[str]], phantom: Phantom, output: Path
+) -> list[str]:
     replaced = ("base_channels", "data.patch_size", "data.stride", "evaluate_on", "trainer.max_iterations")
     own = [word for word in tiny(phantom.root, output) if not word.startswith(replaced)]
-    return [*own, *TOY, f"method={method}", "evaluate_on=[test]"]
+    return [*own, *TOY, f"method={method}", *own_words, "evaluate_on=[test]"]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method, own_words", CASES)
 def test_a_method_through_all_commands(
-    method: str, command: Callable[..., object], tiny: Callable[..., list[str]], phantom: Phantom, tmp_path: Path
+    method: str,
+    own_words: list[str],
+    command: Callable[..., object],
+    tiny: Callable[..., list[str]],
+    phantom: Phantom,
+    tmp_path: Path,
 ) -> None:
-    words = words_of(method, tiny, phantom, tmp_path)
+    words = words_of(method, own_words, tiny, phantom, tmp_path)
     length = ["trainer.max_iterations=4", "trainer.checkpoint_every=2", "trainer.checkpoints_kept=2"]
 
     def ran(main: Callable[[], None], *given: str | Path) -> str:
@@ -75,9 +98,10 @@ def test_a_method_through_all_commands(
     assert record in (whole.path / "report.html").read_text()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method, own_words", CASES)
 def test_a_method_in_the_audit(
     method: str,
+    own_words: list[str],
     command: Callable[..., object],
     tiny: Callable[..., list[str]],
     phantom: Phantom,
@@ -86,7 +110,9 @@ def test_a_method_in_the_audit(
 ) -> None:
     """No gradient goes where it should not; masks that are empty so early are other tests'."""
     monkeypatch.setattr(dualseg.audit, "WARM_UP", (4, 8))
-    outcome = command(dualseg.audit.main, *words_of(method, tiny, phantom, tmp_path), "trainer.max_iterations=20")
+    outcome = command(
+        dualseg.audit.main, *words_of(method, own_words, tiny, phantom, tmp_path), "trainer.max_iterations=20"
+    )
     assert outcome.code == 0, outcome.out + outcome.err
 
 

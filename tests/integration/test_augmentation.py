@@ -6,6 +6,7 @@ import torch
 
 import dualseg.evaluate
 import dualseg.train
+from dualseg.data import Phantom
 from dualseg.runs.checkpoints import read_checkpoint
 from dualseg.runs.folder import RunFolder
 
@@ -55,3 +56,12 @@ def test_workers_and_interruptions_change_no_bit(trained, command, tmp_path):
     config = alone.config()
     assert config["augmentation"] == {"intensity": "strong", "mix": True} and config["data"]["foreground"] == 0.33
     assert command(dualseg.evaluate.main, f"run={alone.path}").code == 0
+
+
+def test_a_line_says_that_left_and_right_stay_apart(trained, monkeypatch):
+    monkeypatch.setattr(Phantom, "class_names", ("background", "left_atrium"))
+    _, outcome = trained("sided", "trainer.max_iterations=1")
+    (note,) = [line for line in outcome.err.splitlines() if line.startswith("note: ")]
+    assert "not mirrored from right to left" in note and "left_atrium" in note
+    _, outcome = trained("all", "trainer.max_iterations=1", "data.augmentation.mirror_axes=[0,1,2]")
+    assert "note: " not in outcome.err

@@ -86,8 +86,9 @@ class SpatialCut:
     for a patch of 32x48x32 and its label on one core, MONAI's `RandAffined` and SciPy 8 ms, so it is not MONAI's.
 
     Args:
-        patch_size: (W, H, D) of the patch. Where the longest side is over 3 times the shortest one, that axis is left
-            as it is: patches are turned and scaled in their plane, as in nnU-Net's "dummy 2-D".
+        patch_size: (W, H, D) of the patch. Where the longest side is over 3 times the shortest one, the axis of the
+            shortest one stays as it is: patches are turned and scaled in their plane, as in nnU-Net's "dummy 2-D",
+            which however turns them all the way round.
         mirror_axes: along which patches are mirrored.
     """
 
@@ -121,18 +122,17 @@ class SpatialCut:
             rooms = [max(n - s, 0) + 1 for n, s in zip(shape, self.patch_size, strict=True)]
             voxel = tuple(int(p * room) + s // 2 for p, room, s in zip(place, rooms, self.patch_size, strict=True))
         start = start_around(voxel, shape, self.patch_size)
-        axes = [axis - 3 for axis in change.mirrored]
-        patches = []
-        for volume, mode in ((image, "bilinear"), (None if label is None else label[None], "nearest")):
-            if volume is None:
-                continue
-            if change.matrix is None:
-                patch = cut(volume, start, self.patch_size)
-            else:
-                centre = np.add(start, (np.array(self.patch_size) - 1) / 2)
-                patch = resampled(volume, centre, change.matrix, self.patch_size, mode)
-            patches.append(patch.flip(axes) if axes else patch)
-        return patches[0], None if label is None else patches[1][0]
+        patch = self._patch(image, start, change, "bilinear")
+        return patch, None if label is None else self._patch(label[None], start, change, "nearest")[0]
+
+    def _patch(self, volume: Tensor, start: tuple[int, ...], change: SpatialChange, mode: str) -> Tensor:
+        """(C, w, h, d) -> (C, W, H, D): the crop from `start`, or what lies about its middle, mirrored."""
+        if change.matrix is None:
+            patch = cut(volume, start, self.patch_size)
+        else:
+            centre = np.add(start, (np.array(self.patch_size) - 1) / 2)
+            patch = resampled(volume, centre, change.matrix, self.patch_size, mode)
+        return patch.flip([axis - 3 for axis in change.mirrored]) if change.mirrored else patch
 
 
 def _rotation(axis: int, angle: float) -> np.ndarray:

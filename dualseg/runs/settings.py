@@ -72,17 +72,8 @@ NULLABLE = (
 )
 # top-level keys of groups, beside those of conf/train.yaml itself
 NODES = (
-    "data",
-    "augmentation",
-    "method",
-    "networks",
-    "optimizer",
-    "lr_schedule",
-    "trainer",
-    "logger",
-    "batch",
-    "objective",
-)
+    "data", "augmentation", "method", "networks", "optimizer", "lr_schedule", "trainer", "logger", "batch", "objective",
+)  # fmt: skip
 IN_PATHS = ("name", "study", "scale", "variant")  # folders are named after them, each alone or put together
 SHOWN = re.compile(r"(data|method)\.name|networks\.[\w-]+\.architecture")  # in tables
 FOR_SCANS = ("seed", "data.patch_size", "data.downsample", "inference.batch_size", "trainer.channels_last")

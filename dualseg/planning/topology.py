@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 STAGES = 6  # at most; nnU-Net halves five times
+LEAST_STAGES = 3  # of MONAI's plain U-Net
 LEAST_SIDE = 4  # voxels of a patch at the coarsest stage
 WIDEST = 320  # channels; nnU-Net's limit for 3-D
 BLOCKS = {"small": (1, 2, 2, 2, 2, 2), "full": (1, 3, 4, 6, 6, 6)}  # residual blocks a stage; `full` is nnU-Net's
@@ -40,7 +41,7 @@ def divisor_of(strides: Sequence[Sequence[int]]) -> Triple:
 def topology_of(patch: Sequence[int], spacing: Sequence[float]) -> Topology:
     """Halve the axes whose voxels are finest, while a patch keeps `LEAST_SIDE` voxels along them.
 
-    An axis is left out of a stage while its voxels are more than twice as long as the shortest that can be halved; a
+    Of very small patches any axis of 3 voxels is halved until there are `LEAST_STAGES`, which may pad it. An axis is left out of a stage while its voxels are more than twice as long as the shortest that can be halved; a
     kernel is 1 voxel long along an axis until its voxels are less than twice as long as the shortest.
 
     Args:
@@ -51,6 +52,8 @@ def topology_of(patch: Sequence[int], spacing: Sequence[float]) -> Topology:
     strides, kernels = [[1, 1, 1]], [[_kernel(edge, min(edges)) for edge in edges]]
     while len(strides) < STAGES:
         can = [axis for axis in range(3) if sides[axis] >= 2 * LEAST_SIDE]
+        if not can and len(strides) < LEAST_STAGES:
+            can = [axis for axis in range(3) if sides[axis] > 2]
         if not can:
             break
         finest = min(edges[axis] for axis in can)

@@ -45,10 +45,16 @@ def test_any_patch_keeps_its_least_side_and_the_axes_their_order(seed):
         halved = np.array(stride) == 2
         assert halved.any()
         sides = np.ceil(sides / stride)
-        assert (sides[halved] >= LEAST_SIDE).all()
+        assert (sides[halved] >= LEAST_SIDE).all() or len(unet.strides) == 3
         assert (np.array(after) >= before).all()  # a kernel never gets flat again
     turned = topology_of(patch[::-1], spacing[::-1])  # axes have no names here
     assert turned.strides == [stride[::-1] for stride in unet.strides]
+
+
+@pytest.mark.parametrize("patch", [(12, 12, 12), (8, 9, 10), (6, 6, 6)])
+def test_a_very_small_patch_still_has_the_stages_that_networks_need(patch):
+    unet = topology_of(patch, (1, 1, 1))
+    assert len(unet.strides) == 3 and unet.divisor == (4, 4, 4)
 
 
 def test_channels_double_up_to_the_limit_and_blocks_follow_the_width():

@@ -41,8 +41,9 @@ def divisor_of(strides: Sequence[Sequence[int]]) -> Triple:
 def topology_of(patch: Sequence[int], spacing: Sequence[float]) -> Topology:
     """Halve the axes whose voxels are finest, while a patch keeps `LEAST_SIDE` voxels along them.
 
-    Of very small patches any axis of 3 voxels is halved until there are `LEAST_STAGES`, which may pad it. An axis is left out of a stage while its voxels are more than twice as long as the shortest that can be halved; a
-    kernel is 1 voxel long along an axis until its voxels are less than twice as long as the shortest.
+    An axis is left out of a stage while its voxels are more than twice as long as the shortest that can be halved; a
+    kernel is 1 voxel long along an axis until its voxels are less than twice as long as the shortest. Of very small
+    patches any axis of 3 voxels is halved until there are `LEAST_STAGES`, which may pad it.
 
     Args:
         patch: voxels along each axis.

@@ -1,6 +1,8 @@
 """metrics.json and cases.csv as lines of text for the terminal."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from statistics import mean, median
 from typing import Any
 
 from dualseg.files import read_json
@@ -35,6 +37,9 @@ def results_of(folder: RunFolder) -> str:
 def results_table(metrics: Mapping[str, Any], config: Mapping[str, Any], rows: Sequence[CaseRow] = ()) -> str:
     """One line per stage and network: Dice and Jaccard in %, distances as metrics.json has them.
 
+    Beside the mean Dice stands the median over cases, where these are known: a few that fail move the one and not the
+    other.
+
     Where there are several classes or regions, each has a line of its own below: its scores, and in how many of the
     cases that contain it the network has found any of it.
 
@@ -45,20 +50,23 @@ def results_table(metrics: Mapping[str, Any], config: Mapping[str, Any], rows: S
     """
     hd95, asd = (f"{name} {distance_unit(config)}" for name in ("95HD", "ASD"))
     wide, narrow = max(9, len(hd95) + 2), max(9, len(asd) + 2)
-    found = _found(rows)
-    table: list[tuple[str, Mapping[str, float], str]] = []
+    found, medians = _found(rows), _median_dice(rows)
+    table: list[tuple[str, Mapping[str, float], float | None, str]] = []
     for stage in STAGES:
         for network, scores in metrics.get(stage, {}).items():
-            table.append((f"{stage} {network}", scores, ""))
+            table.append((f"{stage} {network}", scores, medians.get((stage, network, None)), ""))
             for name, own in scores.get("classes", {}).items():
                 hits = found.get((stage, network, name))
-                table.append((f"  {name}", own, f"{hits[0]} of {hits[1]} cases" if hits else ""))
-    first = max([22, *(len(name) + 1 for name, _, _ in table)])
-    last = max([0, *(len(cases) + 2 for _, _, cases in table if cases)])
-    lines = [f"{'':{first}}{'Dice %':>9}{'Jaccard %':>11}{hd95:>{wide}}{asd:>{narrow}}"]
+                cases = f"{hits[0]} of {hits[1]} cases" if hits else ""
+                table.append((f"  {name}", own, medians.get((stage, network, name)), cases))
+    first = max([22, *(len(name) + 1 for name, *_ in table)])
+    last = max([0, *(len(cases) + 2 for *_, cases in table if cases)])
+    middle = 8 if medians else 0
+    lines = [f"{'':{first}}{'Dice %':>9}{'median'[:middle]:>{middle}}{'Jaccard %':>11}{hd95:>{wide}}{asd:>{narrow}}"]
     lines[0] += f"{'found in':>{last}}" if last else ""
-    for name, m, cases in table:
-        numbers = f"{100 * m['dice']:9.2f}{100 * m['jaccard']:11.2f}{m['hd95']:{wide}.2f}{m['asd']:{narrow}.2f}"
+    for name, m, middle_dice, cases in table:
+        numbers = f"{100 * m['dice']:9.2f}" + (f"{100 * middle_dice:{middle}.2f}" if middle_dice is not None else "")
+        numbers += f"{100 * m['jaccard']:11.2f}{m['hd95']:{wide}.2f}{m['asd']:{narrow}.2f}"
         lines.append(f"{name:{first}}{numbers}{cases:>{last}}".rstrip())
     return "\n".join(lines)
 
@@ -76,6 +84,18 @@ def absences(rows: Sequence[CaseRow]) -> list[str]:
         else:
             said.append(f"{split}: no case contains {name}; its Dice is the share of cases where none is predicted.")
     return said
+
+
+def _median_dice(rows: Sequence[CaseRow]) -> dict[tuple[str, str, str | None], float]:
+    """Split, network, class -> the median over cases; class None: of each case's mean over classes."""
+    cases: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    classes: dict[tuple[str, str, str | None], list[float]] = defaultdict(list)
+    for row in rows:
+        classes[row.split, row.network, row.class_name].append(row.dice)
+        cases[row.split, row.network][row.case].append(row.dice)
+    for (split, network), own in cases.items():
+        classes[split, network, None] = [mean(values) for values in own.values()]
+    return {key: median(values) for key, values in classes.items()}
 
 
 def _found(rows: Sequence[CaseRow]) -> Found:

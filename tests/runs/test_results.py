@@ -136,6 +136,20 @@ def test_every_class_has_its_line_and_how_often_it_was_found(tmp_path):
     assert absences(rows) == [], "each was found in one case at least"
 
 
+def test_the_median_is_over_cases_of_each_class_and_of_their_mean():
+    dice = {"x": (0.9, 0.1), "y": (0.8, 0.6), "z": (0.0, 0.3)}
+    rows = [
+        CaseRow(case, "test", "a", name, value, value, 1.0, 1.0, "")
+        for case, values in dice.items()
+        for name, value in zip(("liver", "tumour"), values, strict=True)
+    ]
+    scores = {"dice": 0.61, "jaccard": 0.5, "hd95": 1.0, "asd": 1.0}
+    metrics = {"test": {"a": {**scores, "classes": {"liver": scores, "tumour": scores}}}}
+    head, *lines = results_table(metrics, {}, rows).splitlines()
+    assert head.split()[:3] == ["Dice", "%", "median"]
+    assert [re.findall(r"\d+\.\d\d", line)[:2] for line in lines] == [["61.00", m] for m in ("50.00", "80.00", "30.00")]
+
+
 def test_a_class_that_is_never_found_or_never_there_is_said():
     def row(network, case, name, dice, empty):
         return CaseRow(case, "test", network, name, dice, dice, 1.0, 1.0, empty)

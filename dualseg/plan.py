@@ -26,12 +26,16 @@ def plan_config(config: Any) -> None:
 
     from dualseg.errors import DualsegError
     from dualseg.planning.plan_file import lines, read
-    from dualseg.runs.settings import resolve
+    from dualseg.runs.settings import resolve, source_and_split
 
-    path = resolve(config).get("plan")
+    settings = resolve(config)
+    path = settings.get("plan")
     if path is None:
-        raise DualsegError("nothing is planned here: dualseg-plan is for data=folder data.root=DIR.")
-    print("\n".join([f"Plan: {path}", *lines(read(Path(path)))]))
+        raise DualsegError(
+            "nothing is planned here: dualseg-plan is for data=folder data.root=DIR, without recipe=none."
+        )
+    _, split = source_and_split(settings)
+    print("\n".join([f"Plan: {path}", *lines(read(Path(path), split.labeled), settings)]))
 
 
 def main() -> None:

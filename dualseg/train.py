@@ -1,7 +1,7 @@
 """`dualseg-train`: from a configuration to a finished run folder; started again, it resumes."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -108,6 +108,7 @@ def train_here(settings: dict[str, Any]) -> None:
 def _train(settings: dict[str, Any], folder: Any) -> None:
     from dualseg import assembly
     from dualseg.data.checking.doubts import warnings
+    from dualseg.data.checks import check_mix
     from dualseg.files import write_json
     from dualseg.machine import MemoryLimit
     from dualseg.processes import world_size
@@ -116,6 +117,7 @@ def _train(settings: dict[str, Any], folder: Any) -> None:
     from dualseg.runs.weights import start_from
 
     own_code = code.code_hashes(settings)  # before it is imported: a file may be edited while the volumes are read
+    plan = Path(settings["plan"]).read_text() if "plan" in settings else None  # likewise
     latest = None if settings["overwrite"] else folder.latest_checkpoint()
     origin, before = None, []
     assembly.use_threads(settings)
@@ -147,11 +149,13 @@ def _train(settings: dict[str, Any], folder: Any) -> None:
     trained_on = cases.as_records([facts, *before], folder.manifest_file)
     trainer = assembly.build_trainer(settings, folder, resumed_at, provenance.resume_command(), trained_on)
     data.check_processes(trainer.world_size, stages)
+    if settings["augmentation"]["mix"]:
+        check_mix(settings["batch"]["labeled"], trainer.world_size)
     if trainer.is_global_zero:
         folder.open(settings)
         write_json(folder.preprocessing_file, data.source.scan_record())
-        if "plan" in settings and not folder.plan_file.exists():
-            _record_plan(Path(settings["plan"]), folder.plan_file)
+        if plan is not None and not folder.plan_file.exists():
+            _record_plan(plan, folder.plan_file, settings, data.split.labeled)
         manifest = {**provenance.describe(settings["seed"], facts), "started_from": before, "code": own_code}
         if origin:
             manifest["weights"] = noted_checkpoint(origin.checkpoint)
@@ -173,13 +177,18 @@ def _train(settings: dict[str, Any], folder: Any) -> None:
             _write(folder, trainer, method, data)
 
 
-def _record_plan(plan: Path, record: Path) -> None:
-    """Show the plan, and keep a copy of it in the run folder: `plan` may be edited or deleted."""
+def _record_plan(text: str, record: Path, settings: dict[str, Any], labeled: Sequence[str]) -> None:
+    """Keep a copy of the plan in the run folder, since its file may be edited or deleted, and show it."""
+    from dualseg import assembly
     from dualseg.files import write_text
     from dualseg.planning.plan_file import lines, read
 
-    print("\n".join([f"Plan: {plan}", *lines(read(plan))]))
-    write_text(record, plan.read_text())
+    write_text(record, text)
+    plan = read(record, labeled)
+    print("\n".join([f"Plan: {settings['plan']}", *lines(plan, settings)]))
+    if plan.gpu is False and not assembly.on_cpu(settings):
+        fix = "delete it for a new one, or give plan.memory=8GiB base_channels=16"
+        print(f"note: the plan was made where there is no GPU, for a small network and patch; {fix}", file=sys.stderr)
 
 
 def _facts_of(data: Any, name: str, stages: list[str], before: list[Any]) -> dict[str, Any]:

@@ -26,12 +26,13 @@ def check_batch(labeled: int, unlabeled: int, split: Split) -> None:
         )
 
 
-def check_mix(labeled: int) -> None:
-    """Raises: DualsegError unless there are two labeled patches at least to mix with one another."""
-    if labeled < 2:
+def check_mix(labeled: int, processes: int = 1) -> None:
+    """Raises: DualsegError unless each process has two labeled patches at least to mix with one another."""
+    if labeled < 2 * processes:
+        each = f" {processes} processes," if processes > 1 else ""
         raise DualsegError(
-            f"batch.labeled={labeled}: augmentation.mix=true mixes labeled patches with one another; give at least 2 "
-            "for each process, or augmentation.mix=false."
+            f"batch.labeled={labeled}:{each} augmentation.mix=true mixes labeled patches with one another; give at "
+            f"least {2 * processes}, or augmentation.mix=false."
         )
 
 

@@ -15,15 +15,11 @@ def positions_of(label: np.ndarray) -> list[np.ndarray]:
     with a fixed seed, since equal steps could hit the same row of every slice.
     """
     flat = label.reshape(-1)
-    places = np.flatnonzero(flat)
-    if not len(places):
-        return []
-    classes = flat[places]
-    order = np.argsort(classes, kind="stable")
-    ends = np.flatnonzero(np.diff(classes[order])) + 1
     rng = np.random.default_rng(0)
     dtype = np.int32 if label.size <= np.iinfo(np.int32).max else np.int64
-    return [_thinned(part, rng).astype(dtype) for part in np.split(places[order], ends)]
+    present = np.flatnonzero(np.bincount(flat))
+    # class by class: all indices of a large label at once would take several times its memory
+    return [_thinned(np.flatnonzero(flat == value), rng).astype(dtype) for value in present if value]
 
 
 def _thinned(places: np.ndarray, rng: np.random.Generator) -> np.ndarray:

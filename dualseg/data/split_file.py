@@ -24,18 +24,36 @@ def place_of(root: Path, given: Path | None) -> Path:
 
     Args:
         root: folder of the dataset.
-        given: the file that the user wants; None: in `root`. Where that cannot be written, it is in a folder of the
-            user's own, and found from any working directory: $XDG_DATA_HOME/dualseg, or else ~/.local/share/dualseg.
+        given: the file that the user wants; None: in `root`. Where that cannot be written, it is in `own_folder`.
+
+    Raises:
+        DualsegError: `given` lies in a folder that does not exist, such as one that is named from elsewhere.
     """
     if given is not None:
+        if not given.parent.is_dir():
+            raise DualsegError(f"data.source.splits={given}: there is no folder {given.parent}; correct it or make it.")
         return given
     inside = root / NAME
-    home = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
-    digest = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:8]
-    outside = home / "dualseg" / f"{root.resolve().name}-{digest}.json"
-    if inside.exists() or (not outside.exists() and os.access(root, os.W_OK | os.X_OK)):
+    outside = own_folder() / f"{name_of(root)}.json"
+    if inside.exists() or (not outside.exists() and is_writable(root)):
         return inside
     return outside
+
+
+def own_folder() -> Path:
+    """The user's, found from any working directory: $XDG_DATA_HOME/dualseg, or else ~/.local/share/dualseg."""
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "dualseg"
+
+
+def name_of(root: Path) -> str:
+    """What files of a dataset are called in `own_folder`."""
+    digest = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:8]
+    return f"{root.resolve().name}-{digest}"
+
+
+def is_writable(folder: Path) -> bool:
+    """New files can be made in a folder."""
+    return os.access(folder, os.W_OK | os.X_OK)
 
 
 class SplitFile:

@@ -14,7 +14,7 @@ from dualseg.machine import bytes_of
 from dualseg.planning import plan_file
 from dualseg.planning.decisions import DECISIONS, Plan, decide, networks_of
 from dualseg.planning.fingerprint import fingerprint_of
-from dualseg.planning.topology import topology_of
+from dualseg.planning.topology import DIVISOR, topology_of
 
 MEMORY = {True: "8GiB", False: "1GiB"}  # with a GPU; without, where a larger patch takes minutes an iteration
 CHANNELS = {True: 16, False: 8}  # at full resolution
@@ -48,7 +48,7 @@ def planned(config: Any) -> tuple[Any, Path | None]:
     settings: Any = OmegaConf.to_container(config, resolve=True)
     source = _bare_source(settings["data"]["source"])
     if isinstance(source, Folder):
-        plan, path = _of_folder(source, settings)
+        plan, path = _of_folder(source, settings, "spacing" not in left_to_plan(config))
     else:
         plan, path = _of_patch(settings), None
     for name in left_to_plan(config):
@@ -64,7 +64,7 @@ def unplanned(config: Any) -> Any:
 
     config = config.copy()
     simple = {"spacing": "median", "intensity": "auto", "batch": 4, "base_channels": 8, "channels": [8], "blocks": [1]}
-    simple |= {"patch_size": [16] * 3, "stride": [16] * 3, "strides": [[1] * 3], "kernels": [[3] * 3]}
+    simple |= {"patch_size": [2**20] * 3, "stride": [1] * 3, "strides": [[1] * 3], "kernels": [[3] * 3]}
     for name in left_to_plan(config):
         OmegaConf.update(config, f"plan.{name}", simple[name], force_add=True)
     return config
@@ -79,18 +79,18 @@ def _bare_source(source: Mapping[str, Any]) -> VolumeSource:
     return built
 
 
-def _of_folder(source: Folder, settings: Mapping[str, Any]) -> tuple[Plan, Path]:
-    data, asked = settings["data"], _asked(settings)
+def _of_folder(source: Folder, settings: Mapping[str, Any], spacing_given: bool) -> tuple[Plan, Path]:
+    data, asked = settings["data"], _asked(settings, spacing_given)
     split = split_source(source, data)
     path = settings["plan"]["file"]
     path = plan_file.place_of(source.split_file, split.labeled, asked) if path is None else Path(path).expanduser()
     if path.exists():
-        return plan_file.read(path), path
+        return plan_file.read(path, split.labeled), path
     found = fingerprint_of(source, split.labeled, split.unlabeled)
     gpu = _has_gpu(settings["trainer"]["accelerator"])
-    memory = asked["memory"] or MEMORY[gpu]
-    given = {**asked["given"], "base_channels": asked["given"].get("base_channels") or CHANNELS[gpu]}
-    plan = decide(found, given, bytes_of("plan.memory", memory), data["downsample"])
+    memory = MEMORY[gpu] if asked["memory"] is None else asked["memory"]
+    given = {"base_channels": CHANNELS[gpu], **asked["given"]}
+    plan = decide(found, given, bytes_of("plan.memory", memory), data["downsample"], asked["multiple"])
     plan_file.write(path, plan, found, {**asked, "memory": memory, "gpu": gpu})
     print(f"The plan was written to {path} and is read from there from now on.", file=sys.stderr)
     return plan, path
@@ -104,23 +104,24 @@ def _of_patch(settings: Mapping[str, Any]) -> Plan:
     return Plan(networks_of(topology_of(patch, (1.0, 1.0, 1.0)), settings["base_channels"]), {})
 
 
-def _asked(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _asked(settings: Mapping[str, Any], spacing_given: bool) -> dict[str, Any]:
     """What a plan depends on beside the labels."""
-    data = settings["data"]
-    spacing = data["source"]["spacing"]
-    given = {
-        "spacing": None if spacing in (None, "median") else list(given_spacing(spacing)),
-        "patch_size": data["patch_size"],
-        "base_channels": settings["base_channels"],
-    }
+    data, networks = settings["data"], settings["networks"]
+    given = {"patch_size": data["patch_size"], "base_channels": settings["base_channels"]}
+    if spacing_given:  # each volume's own is the median, on the whole
+        spacing = data["source"]["spacing"]
+        given["spacing"] = "median" if spacing in (None, "median") else list(given_spacing(spacing))
+    others = [network for network in networks.values() if network is not None and "strides" not in network]
     return {
         "given": {name: value for name, value in given.items() if value is not None},
         "memory": settings["plan"]["memory"],
         "downsample": data["downsample"],
+        "multiple": DIVISOR if others else 1,
     }
 
 
 def _has_gpu(accelerator: str) -> bool:
+    """Whether training will have one: as it is asked for, else as this machine has it."""
     import torch  # here: a plan is made once, and reading one must not wait for torch
 
-    return accelerator != "cpu" and torch.accelerator.is_available()
+    return accelerator not in ("cpu", "auto") or (accelerator == "auto" and torch.accelerator.is_available())

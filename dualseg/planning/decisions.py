@@ -40,33 +40,41 @@ class Plan:
     Attributes:
         values: each of `DECISIONS`.
         reasons: a sentence for each of those that need one.
+        gpu: whether it was made for a GPU; None: unknown.
     """
 
     values: dict[str, Any]
     reasons: dict[str, str]
+    gpu: bool | None = None
 
 
-def decide(found: DatasetFingerprint, given: Mapping[str, Any], memory: int, downsample: float = 1.0) -> Plan:
+def decide(
+    found: DatasetFingerprint, given: Mapping[str, Any], memory: int, downsample: float = 1.0, multiple: int = 1
+) -> Plan:
     """Plan what is not given.
 
     Args:
         found: what is known of the dataset.
-        given: decisions that are the user's: they stand, and the others follow them. `base_channels` is among them.
+        given: decisions that are the user's: they stand, and the others follow them. `base_channels` is among them;
+            `spacing` may be `median`.
         memory: bytes that the activations of a training iteration may take.
         downsample: factor by which networks see volumes smaller.
+        multiple: what networks that are not planned need the sides of a patch to be multiples of.
 
     Raises:
         DualsegError: even the smallest patch takes more memory.
     """
     spacing, why_spacing = _spacing(found)
-    spacing = list(given.get("spacing") or spacing)
+    if "spacing" in given:
+        spacing, why_spacing = given["spacing"], "given"
+        spacing = found.median_spacing if spacing == "median" else list(spacing)
     edges = np.array(spacing) * downsample
     shape = np.maximum(1, np.round(np.median(found.shapes * found.spacings / edges, axis=0))).astype(int).tolist()
     base, classes = given["base_channels"], len(found.class_names)
     if given.get("patch_size"):
-        patch, why_patch = list(given["patch_size"]), "as given"
+        patch, why_patch = list(given["patch_size"]), "given"
     else:
-        patch, why_patch = _patch(shape, edges.tolist(), base, classes, memory)
+        patch, why_patch = _patch(shape, edges.tolist(), base, classes, memory, multiple)
     unet = topology_of(patch, edges.tolist())
     batch = _batch(patch, unet, base, classes, memory)
     intensity, why_intensity = _intensity(found.foreground)
@@ -88,7 +96,7 @@ def decide(found: DatasetFingerprint, given: Mapping[str, Any], memory: int, dow
         f"{size_text(memory)}",
         "strides": f"{len(unet.strides)} stages; halved along axes of similar edges, down to 4 voxels at least",
     }
-    return Plan(values | {name: given[name] for name in DECISIONS if given.get(name) is not None}, reasons)
+    return Plan(values, reasons)
 
 
 def networks_of(unet: Topology, base_channels: int) -> dict[str, Any]:
@@ -135,7 +143,7 @@ def _intensity(foreground: Sequence[Foreground | None]) -> tuple[list[Any], str]
 
 
 def _patch(
-    shape: Sequence[int], edges: Sequence[float], base_channels: int, classes: int, memory: int
+    shape: Sequence[int], edges: Sequence[float], base_channels: int, classes: int, memory: int, multiple: int
 ) -> tuple[list[int], str]:
     """The largest patch of the volumes' form that fits: start at a cube in mm, cut to the median volume, shrink.
 
@@ -146,18 +154,19 @@ def _patch(
     covers = patch == list(shape)
     while True:
         unet = topology_of(patch, edges)
-        patch = [-(-side // step) * step for side, step in zip(patch, unet.divisor, strict=True)]
+        steps = [math.lcm(step, multiple) for step in unet.divisor]
+        patch = [-(-side // step) * step for side, step in zip(patch, steps, strict=True)]
         if training_bytes(patch, 2 * LEAST_BATCH, unet, base_channels, classes) <= memory:
             return patch, "the whole volume" if covers else "the largest that fits into memory"
         covers = False
-        axes = [axis for axis in range(3) if patch[axis] - unet.divisor[axis] >= min(LEAST_SIDE, shape[axis])]
+        axes = [axis for axis in range(3) if patch[axis] - steps[axis] >= min(LEAST_SIDE, shape[axis])]
         if not axes:
             raise DualsegError(
                 f"plan.memory={size_text(memory)}: does not hold a patch of {_by(patch)} voxels; give more, or lower "
                 "base_channels."
             )
         axis = max(axes, key=lambda k: patch[k] / shape[k])
-        patch[axis] -= unet.divisor[axis]
+        patch[axis] -= steps[axis]
 
 
 def _batch(patch: Sequence[int], unet: Topology, base_channels: int, classes: int, memory: int) -> int:

@@ -9,21 +9,29 @@ from typing import Any
 
 import yaml
 
-from dualseg.data.split_file import is_spacing
+from dualseg.data.intensity import intensities, is_window
+from dualseg.data.split_file import is_spacing, is_writable, name_of, own_folder
 from dualseg.errors import DualsegError
 from dualseg.files import sweep, write_text
 from dualseg.planning.decisions import DECISIONS, Plan
 from dualseg.planning.fingerprint import DatasetFingerprint
+from dualseg.planning.topology import divisor_of
 
 PARTS = ("plan", "why", "measured", "asked")
 HEAD = "# Read by dualseg-train; edit the values of `plan`, or delete the file for a new one: docs/planning.md\n"
 
 
 def place_of(split_file: Path, labeled: Sequence[str], asked: Mapping[str, Any]) -> Path:
-    """Where the plan of these labels lies: another list, or other preprocessing that is asked for, is another file."""
+    """Where the plan of these labels lies: another list, or other preprocessing that is asked for, is another file.
+
+    Beside the split; where nothing can be written there, in the user's `own_folder`.
+    """
     digest = hashlib.sha256(json.dumps([sorted(labeled), asked], sort_keys=True).encode()).hexdigest()[:8]
-    start = split_file.stem.removesuffix("-split")
-    return split_file.with_name(f"{start}-plan-{len(labeled)}labels-{digest}.yaml")
+    end = f"plan-{len(labeled)}labels-{digest}.yaml"
+    beside = split_file.with_name(f"{split_file.stem.removesuffix('-split')}-{end}")
+    if beside.exists() or is_writable(split_file.parent):
+        return beside
+    return own_folder() / f"{name_of(split_file.parent)}-{end}"
 
 
 def write(path: Path, plan: Plan, found: DatasetFingerprint, asked: Mapping[str, Any]) -> None:
@@ -46,12 +54,18 @@ def write(path: Path, plan: Plan, found: DatasetFingerprint, asked: Mapping[str,
         raise DualsegError(f"{error} Or give plan.file=FILE, a new file elsewhere.") from error
 
 
-def read(path: Path) -> Plan:
+def read(path: Path, labeled: Sequence[str]) -> Plan:
     """The plan in a file, which may have been edited.
+
+    Args:
+        path: the file.
+        labeled: the cases whose labels the run may read; the plan must not know others.
 
     Raises:
         DualsegError: naming the file and what of it cannot be.
     """
+    if not path.is_file():
+        raise DualsegError(f"plan.file={path}: is no file; name a plan, or a new file.")
     try:
         content = yaml.safe_load(path.read_text())
     except (OSError, ValueError, yaml.YAMLError) as error:
@@ -65,17 +79,43 @@ def read(path: Path) -> Plan:
             raise DualsegError(f"{path}: plan.{name}={values.get(name)} cannot be; correct it, or delete the file.")
     if unknown := sorted({*values} - {*DECISIONS}):
         raise DualsegError(f"{path}: plan.{unknown[0]}: no such decision; it has {', '.join(DECISIONS)}.")
-    reasons = content.get("why")
-    return Plan(values, reasons if isinstance(reasons, dict) else {})
+    try:
+        _check_together(values)
+    except DualsegError as error:
+        raise DualsegError(f"{path}: plan.{error} Correct it, or delete the file.") from error
+    parts = {name: content[name] if isinstance(content.get(name), dict) else {} for name in PARTS}
+    known = parts["measured"].get("labels")
+    if not isinstance(known, list) or (others := sorted({*map(str, known)} - {*labeled})):
+        whose = (
+            f"of {', '.join(others[:3])}, which this run may not read" if isinstance(known, list) else "it does not say"
+        )
+        raise DualsegError(f"{path}: was made of labels {whose}; give another plan.file, or none.")
+    return Plan(values, {key: str(why) for key, why in parts["why"].items()}, parts["asked"].get("gpu"))
 
 
-def lines(plan: Plan) -> list[str]:
-    """A plan for the console: a line a decision."""
-    values = plan.values
+def _check_together(values: Mapping[str, Any]) -> None:
+    """Raises: DualsegError, beginning with the name of a decision, where they contradict one another."""
+    stages = len(values["channels"])
+    for name in ("strides", "kernels", "blocks"):
+        if len(values[name]) != stages:
+            raise DualsegError(f"{name}: has {len(values[name])} stages, channels {stages}.")
+    if any(side % 2 == 0 for kernel in values["kernels"] for side in kernel):
+        raise DualsegError(f"kernels={values['kernels']}: give odd sides.")
+    patch, divisor = values["patch_size"], divisor_of(values["strides"])
+    if any(side % factor for side, factor in zip(patch, divisor, strict=True)):
+        raise DualsegError(f"patch_size={patch}: give multiples of {list(divisor)}, by which strides divide it.")
+    if any(step > side for step, side in zip(values["stride"], patch, strict=True)):
+        raise DualsegError(f"stride={values['stride']}: give at most patch_size={patch}.")
+    intensities(values["intensity"], [str(channel) for channel in range(len(values["intensity"]))])
+
+
+def lines(plan: Plan, settings: Mapping[str, Any]) -> list[str]:
+    """A plan for the console: a line a decision, as a resolved configuration has it."""
+    values = {**plan.values, **_in_use(settings)}
     widths = "-".join(map(str, values["channels"]))
     shown = {
-        "spacing": " x ".join(f"{edge:g}" for edge in values["spacing"]) + " mm",
-        "intensity": "; ".join(map(_intensity_text, values["intensity"])),
+        "spacing": _spacing_text(values["spacing"]),
+        "intensity": _intensity_text(values["intensity"]),
         "patch_size": _by(values["patch_size"]),
         "stride": _by(values["stride"]),
         "batch": str(values["batch"]),
@@ -84,14 +124,31 @@ def lines(plan: Plan) -> list[str]:
         "kernels": " ".join(_by(kernel) for kernel in values["kernels"]),
         "blocks": "-".join(map(str, values["blocks"])),
     }
-    reasons = {name: f"   ({why})" for name, why in plan.reasons.items()}
+    given = {name: "given" for name in values if values[name] != plan.values[name]}
+    reasons = {name: f"   ({why})" for name, why in (plan.reasons | given).items()}
     return [f"  {name:<10} {text}{reasons.get(name, '')}" for name, text in shown.items()]
 
 
+def _in_use(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Decisions of a resolved configuration that may stand there in place of the plan's."""
+    data, planned = settings["data"], [net for net in settings["networks"].values() if "strides" in net]
+    found = {"spacing": data["source"]["spacing"], "intensity": data["source"]["intensity"]}
+    found |= {"patch_size": data["patch_size"], "stride": data["stride"], "batch": settings["batch"]["labeled"]}
+    for network in planned:
+        found |= {name: network[name] for name in ("channels", "strides", "kernels", "blocks") if name in network}
+    return found
+
+
 def _intensity_text(how: Any) -> str:
+    if isinstance(how, list) and not is_window(how):
+        return "; ".join(map(_intensity_text, how))
     if not isinstance(how, Mapping):
         return str(how)
     return f"clip {how['clip'][0]:g}..{how['clip'][1]:g}, mean {how['mean']:.4g}, deviation {how['deviation']:.4g}"
+
+
+def _spacing_text(spacing: Any) -> str:
+    return " x ".join(f"{edge:g}" for edge in spacing) + " mm" if isinstance(spacing, list) else str(spacing)
 
 
 def _by(sizes: Sequence[int]) -> str:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 STAGES = 6  # at most; nnU-Net halves five times
 LEAST_STAGES = 3  # of MONAI's plain U-Net
 LEAST_SIDE = 4  # voxels of a patch at the coarsest stage
+DIVISOR = 16  # what a network that names no strides halves each side of a patch to, in four steps
 WIDEST = 320  # channels; nnU-Net's limit for 3-D
 BLOCKS = {"small": (1, 2, 2, 2, 2, 2), "full": (1, 3, 4, 6, 6, 6)}  # residual blocks a stage; `full` is nnU-Net's
 SMALL = 8  # channels at full resolution up to which `small` is enough

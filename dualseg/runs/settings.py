@@ -19,6 +19,7 @@ from dualseg.errors import DualsegError, nearest
 from dualseg.machine import bytes_of
 from dualseg.names import check_folder_name, check_network_names, check_printable
 from dualseg.planning.configuration import left_to_plan, planned, unplanned
+from dualseg.planning.topology import DIVISOR
 from dualseg.runs.identity import flatten
 
 WHOLE = {  # whole numbers and their least value; where the configuration leaves one null, null is fine
@@ -61,7 +62,7 @@ FRACTIONS = (
     "dropout",
     "optimizer.momentum",
 )
-SIZES = ("data.memory",)
+SIZES = ("data.memory", "plan.memory")
 NULLABLE = (
     "augmentation.intensity",
     "data.labeled",
@@ -78,7 +79,6 @@ IN_PATHS = ("name", "study", "scale", "variant")  # folders are named after them
 SHOWN = re.compile(r"(data|method)\.name|networks\.[\w-]+\.architecture")  # in tables
 FOR_SCANS = ("seed", "data.patch_size", "data.downsample", "inference.batch_size", "trainer.channels_last")
 PATHS = ("data.root", "data.source.splits", "data.source.unlabeled", "plan.file")
-DIVISOR = 16  # what a network that names no strides halves each side of a patch to, in four steps
 CHOICES = {
     "augmentation.intensity": ("strong",),
     "inference.distance_unit": ("voxel", "mm"),
@@ -111,6 +111,7 @@ def resolve(config: Any, planning: bool = True) -> dict[str, Any]:
     if config.data.name is None:
         config.data.name = Path(config.data.root).name
     plan = None
+    _check_before_planning(config)
     if left_to_plan(config):
         config, plan = planned(config) if planning else (unplanned(config), None)
     settings = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
@@ -126,6 +127,22 @@ def resolve(config: Any, planning: bool = True) -> dict[str, Any]:
             check_folder_name(key, str(plain[key]))
     check(plain)
     return plain
+
+
+def _check_before_planning(config: Any) -> None:
+    """Raises: DualsegError for a value that a plan would be made of, and that cannot work; null is left to the plan."""
+    from omegaconf import OmegaConf
+
+    if not OmegaConf.is_dict(config.plan):
+        raise DualsegError(
+            f"plan={config.plan}: is no value; plan.file=FILE names a plan, recipe=none does without one."
+        )
+    settings: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    known = {key: value for key, value in flatten(settings).items() if value is not None}
+    _check_values(known)
+    if "data.patch_size" in known:
+        _check_sizes("data.patch_size", known["data.patch_size"])
+        check_patch_size(known["data.patch_size"])
 
 
 @cache

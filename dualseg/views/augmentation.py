@@ -72,7 +72,10 @@ STRONG = (
     Change(_gamma, 0.3, (0.7, 1.5), around_one=True),
 )
 """nnU-Net's, in its order: noise, blur, brightness, contrast within the range that there is, low resolution, gamma of
-the inverted image and of the image, both of which keep mean and deviation. A blur has one deviation for all axes."""
+the inverted image and of the image, both of which keep mean and deviation.
+
+Unlike there, a blur has one deviation for all axes, noise is drawn for each channel, and low resolution is along
+all axes of thin patches too."""
 
 
 def strong_intensity(image: Tensor, rng: np.random.Generator) -> Tensor:

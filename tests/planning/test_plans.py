@@ -12,6 +12,7 @@ from folder_layouts import NEW, odd_affine, save, write_nnunet
 from dualseg import plan, train
 from dualseg.data import Folder
 from dualseg.errors import DualsegError
+from dualseg.planning import plan_file
 from dualseg.planning.decisions import decide
 from dualseg.planning.fingerprint import DatasetFingerprint, fingerprint_of
 
@@ -147,6 +148,10 @@ def test_validation_and_test_labels_are_not_opened(tmp_path, command):
         (lambda text: text.replace("plan:", "plan: ["), "cannot be read"),
         (lambda text: "[]", "is no plan"),
         (lambda text: text.replace("  batch:", "  bach: 2\n  batch:"), r"plan\.bach: no such decision"),
+        (lambda text: re.sub(r"intensity: .*", "intensity: [{mean: 3}]", text), "intensity"),
+        (lambda text: re.sub(r"blocks: .*", "blocks: [1]", text), r"plan\.blocks: has 1 stages"),
+        (lambda text: re.sub(r"patch_size: .*", "patch_size: [33, 32, 32]", text), r"plan\.patch_size=\[33, 32, 32\]"),
+        (lambda text: re.sub(r"stride: .*", "stride: [200, 2, 2]", text, count=1), r"plan\.stride=\[200, 2, 2\]"),
     ],
 )
 def test_a_damaged_plan_is_refused_by_name(tmp_path, command, edit, complaint):
@@ -157,6 +162,89 @@ def test_a_damaged_plan_is_refused_by_name(tmp_path, command, edit, complaint):
     ended = command(plan.main, *WORDS, f"data.root={root}")
     ended.complains(path.name)
     assert re.search(complaint, ended.err)
+
+
+def test_a_plan_that_knows_other_labels_is_refused(tmp_path, command):
+    root = write_nnunet(tmp_path / "set", 5, 1)
+    own = (*WORDS, f"data.root={root}", f"plan.file={tmp_path / 'plan.yaml'}")
+    assert command(plan.main, *own).code == 0
+    command(plan.main, *own, "data.labeled=2", "data.held_out_test=2").complains("which this run may not read")
+    command(plan.main, *own[:-1], f"plan.file={tmp_path}").complains("is no file")
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "data.patch_size=[33,32]",
+        "data.patch_size=abc",
+        "data.patch_size=64",
+        "data.patch_size=[64,64,-1]",
+        "base_channels=abc",
+        "base_channels=0",
+        "data.downsample=abc",
+        "plan=null",
+        "plan.memory=0",
+        "plan.memory=much",
+        "data.foreground=2",
+        "data.source.splits=nowhere/split.json",
+    ],
+)
+def test_words_that_cannot_work_leave_no_plan_behind(tmp_path, command, word):
+    root = write_nnunet(tmp_path, 3, 1)
+    command(plan.main, *WORDS, f"data.root={root}", word).complains(word.partition("=")[0])
+    assert not plan_files(root)
+
+
+def test_the_plan_lies_with_the_user_where_nothing_can_be_written_beside_the_split(tmp_path, command, monkeypatch):
+    root = write_nnunet(tmp_path / "set", 3, 1)
+    Folder(root)  # writes the split
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(plan_file, "is_writable", lambda folder: False)  # root may write anywhere
+    assert command(plan.main, *WORDS, f"data.root={root}").code == 0
+    assert not plan_files(root) and len([*(tmp_path / "home" / "dualseg").glob("set-*-plan-3labels-*.yaml")]) == 1
+
+
+def test_the_spacing_that_is_given_decides_the_patch(tmp_path, command):
+    """Six of eight scans have slices of 6 mm: their median keeps these, the plan's own rule does not."""
+    for number, slices in enumerate([6.0] * 6 + [1.5] * 2):
+        affine = np.diag([1.0, 1.0, slices, 1.0])
+        label = np.zeros((48, 48, round(72 / slices)), np.uint8)
+        label[10:20, 10:20, 2:8] = 1
+        save(tmp_path / "imagesTr" / f"c{number}_0000.nii.gz", np.zeros(label.shape, np.float32) + label, affine)
+        save(tmp_path / "labelsTr" / f"c{number}.nii.gz", label, affine)
+    described = {"channel_names": {"0": "MRI"}, "labels": {"background": 0, "x": 1}}
+    (tmp_path / "dataset.json").write_text(json.dumps(described))
+    words = (*WORDS, f"data.root={tmp_path}")
+    planned = command(plan.main, *words).out
+    for spacing in ("median", "null", "[1,1,6]"):
+        given = command(plan.main, *words, f"data.source.spacing={spacing}").out
+        assert re.search(r"patch_size 48x48x12 ", given) and "strides    1x1x1 2x2x1" in given, given
+    assert "patch_size 48x48x48" in planned and "strides    1x1x1 2x2x2" in planned
+
+
+def test_networks_that_are_not_planned_get_a_patch_that_they_can_halve(tmp_path, command):
+    root = write_nnunet(tmp_path, 3, 1)
+    for networks in ("vnet", "segresnet_vnet"):
+        shown = command(plan.main, *WORDS, f"data.root={root}", f"networks={networks}", "method=supervised")
+        sides = [int(side) for side in re.search(r"patch_size (\d+)x(\d+)x(\d+)", shown.out).groups()]
+        assert all(side % 16 == 0 for side in sides)
+
+
+def test_what_is_given_is_shown_as_it_trains(tmp_path, command):
+    root = write_nnunet(tmp_path, 3, 1)
+    words = ("data.source.intensity=null", "data.stride=[8,8,8]", "batch.labeled=2")
+    shown = command(plan.main, *WORDS, f"data.root={root}", *words).out
+    assert re.search(r"intensity  None   \(given\)", shown) and "stride     8x8x8   (given)" in shown
+    assert "batch      2   (given)" in shown
+
+
+def test_no_plan_is_made_where_none_is_wanted(tmp_path, command):
+    root = write_nnunet(tmp_path / "set", 4, 2)
+    words = ("recipe=none", "base_channels=2", "data.patch_size=[32,32,16]", "data.stride=[32,32,16]")
+    words = (*words, "trainer.max_iterations=1", "evaluate_on=[]", f"output={tmp_path / 'runs'}")
+    ended = command(train.main, *WORDS, f"data.root={root}", *words)
+    assert ended.code == 0 and "Plan" not in ended.out, ended.err
+    assert not plan_files(root) and not [*(tmp_path / "runs").glob("*/plan.yaml")]
 
 
 # --- bad data

@@ -154,8 +154,6 @@ def _train(settings: dict[str, Any], folder: Any) -> None:
     if trainer.is_global_zero:
         folder.open(settings)
         write_json(folder.preprocessing_file, data.source.scan_record())
-        if plan is not None and not folder.plan_file.exists():
-            _record_plan(plan, folder.plan_file, settings, data.split.labeled)
         manifest = {**provenance.describe(settings["seed"], facts), "started_from": before, "code": own_code}
         if origin:
             manifest["weights"] = noted_checkpoint(origin.checkpoint)
@@ -164,6 +162,8 @@ def _train(settings: dict[str, Any], folder: Any) -> None:
             more = f" dualseg-check names {len(left) - 1} more such." if len(left) > 1 else ""
             print(f"warning: {left[0]}{more}", file=sys.stderr)
         print(f"Resuming {folder.path} from iteration {resumed_at}" if latest else f"Training {folder.path}")
+        if plan is not None and not folder.plan_file.exists():
+            _record_plan(plan, folder.plan_file, settings, data.split.labeled)
         if data.augmentation_note:
             print(f"note: {data.augmentation_note}", file=sys.stderr)
         for warning in warnings(data.reader.doubts):

@@ -67,6 +67,7 @@ def assert_quick(facts, code):
         ("report", ["one self-contained HTML page of a run"]),
         ("audit", ["dualseg-audit", "gradient"]),
         ("check", ["dualseg-check", "exit code"]),
+        ("plan", ["dualseg-plan", "one for each list of labels"]),
         ("export", ["run=RUN_FOLDER", "onnx", "bundle"]),
     ],
 )

@@ -36,7 +36,7 @@ def with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
         defaults["data"] = {**_file("data/default"), "augmentation": None, **option}
     named = networks if isinstance(networks, Mapping) else {}
     defaults["networks"] = {n: _option("network", own, ("architecture", "_target_")) for n, own in named.items()}
-    return _filled(config, _as_before(defaults), config)
+    return _filled(config, _as_before(defaults), dict(config))
 
 
 def _as_before(defaults: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -50,7 +50,7 @@ def _as_before(defaults: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return older
 
 
-def _filled(own: Mapping[str, Any], defaults: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+def _filled(own: Mapping[str, Any], defaults: Mapping[str, Any], config: dict[str, Any]) -> dict[str, Any]:
     filled = dict(own)
     for key, default in defaults.items():
         value = own.get(key)
@@ -61,7 +61,7 @@ def _filled(own: Mapping[str, Any], defaults: Mapping[str, Any], config: Mapping
                 filled[key] = inner
         elif key not in own:
             reference = REFERENCE.fullmatch(default) if isinstance(default, str) else None
-            found = _value(config, reference[1]) if reference else default
+            found = _value(config | _file("recipe/none"), reference[1]) if reference else default  # older than plans
             if found is not None or default is None:
                 filled[key] = found
     return {key: value for key, value in filled.items() if value != "???"}

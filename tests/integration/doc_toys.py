@@ -129,7 +129,7 @@ def toy_words(words: list[str], folder: Path) -> list[str]:
     """
     name, *rest = words
     shown_only = {"--help", "--cfg"} & set(rest)
-    training = name in ("dualseg-train", "dualseg-audit", "dualseg-check") and not shown_only
+    training = name in ("dualseg-train", "dualseg-audit", "dualseg-check", "dualseg-plan") and not shown_only
     dataset = dataset_of(rest)
     if any("DIR2" in word for word in rest):  # another dataset: the split file of the first one does not know its cases
         dataset = "folder-and-more"

@@ -163,7 +163,6 @@ def test_a_bad_evaluation_volume_is_found_before_the_run(phantom_fails, phantom_
     "words, parts",
     [
         (["data.patch_size=[32,32,33]"], ["data.patch_size=[32, 32, 33]", "multiples of 16", "[32, 32, 32]"]),
-        (["networks=planned"], ["networks.a.strides=None", "three whole numbers above 0 for each stage"]),
         (["data.patch_size=32"], ["data.patch_size=32", "three whole numbers"]),
         (["data.stride=[16,16,48]"], ["data.stride=[16, 16, 48]", "from 1 to data.patch_size"]),
         (["data.labeled=0"], ["data.labeled=0", "at least 1"]),

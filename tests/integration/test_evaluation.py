@@ -56,7 +56,8 @@ def split(root: Path, labeled: Sequence[str], validation: Sequence[str], test: S
 
 
 WORDS = (
-    "data=folder", "method=supervised", "networks=vnet", "base_channels=4", "dropout=0", "data.patch_size=[16,16,16]",
+    "data=folder", "recipe=none",
+    "method=supervised", "networks=vnet", "base_channels=4", "dropout=0", "data.patch_size=[16,16,16]",
     "data.stride=[8,8,8]", "trainer.accelerator=cpu", "trainer.threads=1", "trainer.progress_bar=false",
     "trainer.max_iterations=30", "optimizer.lr=0.05",
 )  # fmt: skip

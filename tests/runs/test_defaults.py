@@ -62,7 +62,7 @@ def without(config: dict[str, Any], key: str) -> dict[str, Any]:
     "overrides",
     [
         (),
-        ("data=folder", "method=supervised"),
+        ("data=folder", "recipe=none", "method=supervised"),
         ("method=mean_teacher", "+term=[erda,guided_contrast]"),
         ("+term=erda",),
         ("data=brats", "method=dual_gentle", "networks=segresnet_vnet", "lr_schedule=polynomial"),
@@ -123,12 +123,12 @@ def test_an_older_run_is_none_of_another_value(older):
 
 def test_what_an_option_gives_a_newer_key_is_no_default_of_older_runs():
     """They were trained without it: a third of the patches around the foreground makes another run."""
-    config = composed("data=folder", "method=supervised")
+    config = composed("data=folder", "recipe=none", "method=supervised")
     older = without(without(config, "data.foreground"), "augmentation")
     assert config["data"]["foreground"] == 0.33
     filled = with_defaults(older)
     assert filled["data"]["foreground"] == 0 and filled["augmentation"] == {"intensity": None, "mix": False}
-    assert run_name(older) == run_name(composed("data=folder", "method=supervised", "data.foreground=0"))
+    assert run_name(older) == run_name(composed("data=folder", "recipe=none", "method=supervised", "data.foreground=0"))
 
 
 def test_a_key_that_is_left_out_on_purpose_is_no_default(older):
@@ -161,9 +161,12 @@ def test_a_key_of_a_newer_version_changes_no_name_where_it_has_its_default(older
     [
         ((), "phantom-dual-described-resnet34-vnet-4labels-seed0-d87a1c1e"),
         (("data=la",), "la-dual-described-resnet34-vnet-alllabels-seed0-84f058d4"),
-        (("data=folder", "method=supervised"), "data-supervised-vnet-alllabels-seed0-140372db"),
+        (("data=folder", "recipe=none", "method=supervised"), "data-supervised-vnet-alllabels-seed0-140372db"),
         # as before patches were cut around the foreground
-        (("data=folder", "method=supervised", "data.foreground=0"), "data-supervised-vnet-alllabels-seed0-c75d9074"),
+        (
+            ("data=folder", "recipe=none", "method=supervised", "data.foreground=0"),
+            "data-supervised-vnet-alllabels-seed0-c75d9074",
+        ),
         (
             ("data=pancreas", "method=dual_gentle", "lr_schedule=polynomial"),
             "pancreas-dual_gentle-described-resnet34-vnet-alllabels-seed0-3fadfd03",

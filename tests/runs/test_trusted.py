@@ -464,10 +464,11 @@ def test_a_recorded_dataset_writes_nowhere_but_where_the_command_line_says(tmp_p
             )
     write_json(folder / "dataset.json", {"channel_names": {"0": "MRI"}, "labels": {"background": 0, "organ": 1}})
     split = tmp_path / "else" / "app.json"
+    split.parent.mkdir()
     source = {"_target_": "dualseg.data.Folder", "root": str(folder), "splits": str(split), "spacing": None}
     with pytest.raises(DualsegError, match=str(split)):
         Trust().source(source, "x")
-    assert not split.parent.exists()
+    assert not [*split.parent.iterdir()]
     Trust(writable=[split]).source(source, "x")
     before = split.read_text()
     with pytest.raises(DualsegError, match=str(split)):

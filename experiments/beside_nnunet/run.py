@@ -20,6 +20,7 @@ from statistics import mean, median
 DATASET = 1
 CONFIGURATION = "3d_fullres"
 EPOCH = 50  # iterations
+WORKERS = "nnUNet_n_proc_DA"  # that prepare batches, as nnU-Net is told
 
 
 def write_raw(root: Path, raw: Path, training: list[str], test: list[str]) -> Path:
@@ -58,18 +59,11 @@ def _link(source: Path, target: Path) -> None:
     target.symlink_to(source.resolve())
 
 
-def trained(work: Path, iterations: int):
-    """A trainer that has run for so many iterations; its learning rate ends with them."""
+def trained(work: Path, iterations: int, threads: int):
+    """A trainer that has run for so many iterations, with which its learning rate ends, and the seconds it took."""
     import torch
     from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints, plan_experiments, preprocess
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-
-    class Budget(nnUNetTrainer):
-        def __init__(self, *args, **kwargs) -> None:
-            super().__init__(*args, **kwargs)
-            self.num_iterations_per_epoch = min(EPOCH, iterations)
-            self.num_epochs = -(-iterations // self.num_iterations_per_epoch)
-            self.num_val_iterations_per_epoch = 1  # what it measures there chooses nothing: the last weights count
 
     extract_fingerprints([DATASET], num_processes=1)
     plan_experiments([DATASET])
@@ -78,7 +72,13 @@ def trained(work: Path, iterations: int):
     plans = json.loads((folder / "nnUNetPlans.json").read_text())
     described = json.loads((folder / "dataset.json").read_text())
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    trainer = Budget(plans, CONFIGURATION, "all", described, device)
+    os.environ[WORKERS] = "0"  # batches are made in this process: no thread beside those that are counted
+    torch.set_num_threads(threads)  # planning sets another number
+    plans["continue_training"] = False  # nnunetv2 2.8 takes it from there
+    trainer = nnUNetTrainer(plans, CONFIGURATION, "all", described, device)
+    trainer.num_iterations_per_epoch = min(EPOCH, iterations)
+    trainer.num_epochs = -(-iterations // trainer.num_iterations_per_epoch)
+    trainer.num_val_iterations_per_epoch = 1  # what it measures there chooses nothing: the last weights count
     trainer.initialize()
     began = time.perf_counter()
     trainer.run_training()
@@ -139,16 +139,15 @@ def main() -> None:
     given = parser.parse_args()
     for name in ("raw", "preprocessed", "results"):
         os.environ[f"nnUNet_{name}"] = str(given.work / name)  # read when nnunetv2 is imported
-    os.environ |= {"nnUNet_n_proc_DA": "0", "nnUNet_compile": "f", "OMP_NUM_THREADS": str(given.threads)}
+    os.environ |= {WORKERS: "1", "nnUNet_compile": "f", "OMP_NUM_THREADS": str(given.threads)}
     split = json.loads(given.split.read_text())
     training, test = split["labeled"][: given.labeled], split["test"]
     images = write_raw(given.root, given.work / "raw", training, test)
 
     import torch
 
-    torch.set_num_threads(given.threads)
     began = time.perf_counter()
-    trainer, training_seconds = trained(given.work, given.iterations)
+    trainer, training_seconds = trained(given.work, given.iterations, given.threads)
     planning_seconds = time.perf_counter() - began - training_seconds
     prediction_seconds = predict(trainer, images, given.work / "predicted")
     classes = list(trainer.label_manager.foreground_labels)

@@ -44,14 +44,14 @@ def planned(config: Any) -> tuple[Any, Path | None]:
     """
     from omegaconf import OmegaConf
 
-    config = config.copy()
+    config, left = config.copy(), left_to_plan(config)
     settings: Any = OmegaConf.to_container(config, resolve=True)
     source = _bare_source(settings["data"]["source"])
     if isinstance(source, Folder):
-        plan, path = _of_folder(source, settings, "spacing" not in left_to_plan(config))
+        plan, path = _of_folder(source, settings, "spacing" not in left)
     else:
         plan, path = _of_patch(settings), None
-    for name in left_to_plan(config):
+    for name in left:
         if name not in plan.values:
             raise DualsegError(f"plan.{name}: is planned for data=folder alone; give {name} itself.")
         OmegaConf.update(config, f"plan.{name}", plan.values[name], force_add=True)

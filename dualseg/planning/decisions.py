@@ -90,7 +90,7 @@ def decide(
     reasons = {
         "spacing": why_spacing,
         "intensity": why_intensity,
-        "patch_size": f"{why_patch}; the median volume has {_by(shape)} voxels at this spacing",
+        "patch_size": f"{why_patch}; the median volume has {by_text(shape)} voxels at this spacing",
         "stride": "half a patch",
         "batch": f"labeled patches an iteration; two networks on twice as many take about {taken} of "
         f"{size_text(memory)}",
@@ -162,8 +162,8 @@ def _patch(
         axes = [axis for axis in range(3) if patch[axis] - steps[axis] >= min(LEAST_SIDE, shape[axis])]
         if not axes:
             raise DualsegError(
-                f"plan.memory={size_text(memory)}: does not hold a patch of {_by(patch)} voxels; give more, or lower "
-                "base_channels."
+                f"plan.memory={size_text(memory)}: does not hold a patch of {by_text(patch)} voxels; give more, or "
+                "lower base_channels."
             )
         axis = max(axes, key=lambda k: patch[k] / shape[k])
         patch[axis] -= steps[axis]
@@ -176,5 +176,6 @@ def _batch(patch: Sequence[int], unet: Topology, base_channels: int, classes: in
     return LEAST_BATCH
 
 
-def _by(sizes: Sequence[int]) -> str:
+def by_text(sizes: Sequence[int]) -> str:
+    """Three sizes for people: 40x56x40."""
     return "x".join(map(str, sizes))

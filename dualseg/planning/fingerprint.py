@@ -62,8 +62,7 @@ def fingerprint_of(source: Folder, labeled: Sequence[str], unlabeled: Sequence[s
         labeled, unlabeled: the cases that the run trains on.
 
     Raises:
-        DualsegError: a header or label cannot be read; no label has any
-            foreground.
+        DualsegError: a header or label cannot be read; no label has any foreground.
     """
     source.check_cases()
     cases = [*labeled, *unlabeled]

@@ -13,7 +13,7 @@ from dualseg.data.intensity import intensities, is_window
 from dualseg.data.split_file import is_spacing, is_writable, name_of, own_folder
 from dualseg.errors import DualsegError
 from dualseg.files import sweep, write_text
-from dualseg.planning.decisions import DECISIONS, Plan
+from dualseg.planning.decisions import DECISIONS, Plan, by_text
 from dualseg.planning.fingerprint import DatasetFingerprint
 from dualseg.planning.topology import divisor_of
 
@@ -116,12 +116,12 @@ def lines(plan: Plan, settings: Mapping[str, Any]) -> list[str]:
     shown = {
         "spacing": _spacing_text(values["spacing"]),
         "intensity": _intensity_text(values["intensity"]),
-        "patch_size": _by(values["patch_size"]),
-        "stride": _by(values["stride"]),
+        "patch_size": by_text(values["patch_size"]),
+        "stride": by_text(values["stride"]),
         "batch": str(values["batch"]),
         "channels": widths,
-        "strides": " ".join(_by(stride) for stride in values["strides"]),
-        "kernels": " ".join(_by(kernel) for kernel in values["kernels"]),
+        "strides": " ".join(by_text(stride) for stride in values["strides"]),
+        "kernels": " ".join(by_text(kernel) for kernel in values["kernels"]),
         "blocks": "-".join(map(str, values["blocks"])),
     }
     given = {name: "given" for name in values if values[name] != plan.values[name]}
@@ -149,10 +149,6 @@ def _intensity_text(how: Any) -> str:
 
 def _spacing_text(spacing: Any) -> str:
     return " x ".join(f"{edge:g}" for edge in spacing) + " mm" if isinstance(spacing, list) else str(spacing)
-
-
-def _by(sizes: Sequence[int]) -> str:
-    return "x".join(map(str, sizes))
 
 
 def _yaml(**parts: Mapping[str, Any]) -> str:

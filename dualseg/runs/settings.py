@@ -19,7 +19,7 @@ from dualseg.errors import DualsegError, nearest
 from dualseg.machine import bytes_of
 from dualseg.names import check_folder_name, check_network_names, check_printable
 from dualseg.planning.configuration import left_to_plan, planned, unplanned
-from dualseg.planning.topology import DIVISOR
+from dualseg.planning.topology import DIVISOR, divisor_of
 from dualseg.runs.identity import flatten
 
 WHOLE = {  # whole numbers and their least value; where the configuration leaves one null, null is fine
@@ -270,7 +270,7 @@ def check_patch_divides(patch_size: list[int], networks: Mapping[str, Any]) -> N
     for name, network in networks.items():
         if isinstance(network, Mapping) and "strides" in network:
             triples(f"networks.{name}.strides", network["strides"])
-            planned.append([math.prod(axis) for axis in zip(*network["strides"], strict=True)])
+            planned.append([*divisor_of(network["strides"])])
     others = [[DIVISOR] * 3] if len(planned) < len(networks) else []
     divisors = [math.lcm(*axis) for axis in zip(*planned, *others, strict=True)]
     if any(size % divisor for size, divisor in zip(patch_size, divisors, strict=True)):

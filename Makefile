@@ -1,7 +1,7 @@
 # Every target makes .venv and installs the pinned dependencies first, if they are missing or their list has changed.
 .DEFAULT_GOAL := help
 STUDIES := la-main la-label-count la-ablation la-networks la-seed la-baseline pancreas-main brats-main hippocampus \
-  hippocampus-design
+  hippocampus-design head-neck
 .PHONY: help demo test test-slurm drill check bench $(STUDIES) reproduce tables clean
 
 PYTHON ?= python3
@@ -15,6 +15,7 @@ LA_ROOT ?=
 PANCREAS_ROOT ?=
 BRATS_ROOT ?=
 HIPPOCAMPUS_ROOT ?=
+HEAD_NECK_ROOT ?=
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
@@ -50,6 +51,7 @@ root_la := LA_ROOT
 root_pancreas := PANCREAS_ROOT
 root_brats := BRATS_ROOT
 root_hippocampus := HIPPOCAMPUS_ROOT
+root_head := HEAD_NECK_ROOT
 
 # $(call sweep,study): finished runs are skipped, interrupted ones resume. What is finished is collected, also when runs
 # failed: exit code 1, which stays. Above that the sweep was refused, or stopped by hand: nothing is collected.
@@ -68,6 +70,7 @@ la-seed: $(INSTALLED) ## study: every method beside supervised training (same wo
 la-baseline: $(INSTALLED) ## study: how strong labels alone are, three networks and augmentations (same words)
 hippocampus: $(INSTALLED) ## study: supervised at full resolution, 10 and 140 labels (same words, HIPPOCAMPUS_ROOT=)
 hippocampus-design: $(INSTALLED) ## study: where the recipe of data=folder is chosen (same words, HIPPOCAMPUS_ROOT=)
+head-neck: $(INSTALLED) ## study: five small organs of CT, foreground sampling (same words, HEAD_NECK_ROOT=)
 pancreas-main: $(INSTALLED) ## study: Pancreas-CT at 10 and 20 % of the labels (same words, PANCREAS_ROOT=)
 brats-main: $(INSTALLED) ## study: BraTS-2019 at 10 and 20 % of the labels (same words, BRATS_ROOT=)
 

@@ -1,5 +1,6 @@
 """What the tests of whole commands and of the data share: small volumes, the real ones, a command called in-process."""
 
+import gc
 import json
 import logging
 import os
@@ -25,6 +26,10 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED_LA = ROOT.parent / "shared" / "la2018"
 SHAPE = (40, 36, 32)
 LA_SHAPE = (36, 34, 32)
+
+# The modules are there to stay: without this a twentieth of all time goes into looking for garbage among them.
+gc.freeze()
+gc.set_threshold(50_000, 20, 100)
 
 
 @pytest.fixture
@@ -87,6 +92,8 @@ class Outcome(NamedTuple):
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Outcome]]:
     """Call an entry point's `main` in this process with the words of a command line."""
+    # Hydra composes everything one more time to learn whether hydra.mode is given; here it never is
+    monkeypatch.setattr("hydra._internal.hydra.Hydra.get_mode", lambda *_, **__: None)
 
     def call(main: Callable[[], None], *words: str | Path) -> Outcome:
         monkeypatch.setattr(sys, "argv", [f"dualseg-{main.__module__.rpartition('.')[2]}", *map(str, words)])

@@ -96,7 +96,7 @@ def test_reproduce_goes_on_after_a_study_that_failed_and_skips_what_has_no_volum
 def test_reproduce_ends_well_where_every_study_did(make: Make) -> None:
     outcome, calls = make("reproduce", "BRATS_ROOT=/volumes", "DRY=1")
     assert outcome.returncode == 0, outcome.stderr
-    assert calls == [TRAIN.format("brats_main") + " dry=true"] and outcome.stdout.count("skipped") == 9
+    assert calls == [TRAIN.format("brats_main") + " dry=true"] and outcome.stdout.count("skipped") == 10
 
 
 def test_help_lists_every_study(make: Make) -> None:
@@ -110,6 +110,7 @@ def test_help_lists_every_study(make: Make) -> None:
         "la-baseline",
         "hippocampus",
         "hippocampus-design",
+        "head-neck",
         "pancreas-main",
         "brats-main",
         "reproduce",

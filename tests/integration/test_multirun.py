@@ -91,6 +91,8 @@ def test_a_killed_sweep_leaves_no_process(phantom, tmp_path, launcher) -> None:
 def long_sweep(phantom: Phantom, cwd: Path, launcher: str, runs: int) -> Iterator[subprocess.Popen[str]]:
     """A sweep of which so many runs are training; it ends with the block."""
     lasting = ["trainer.max_iterations=100000", "trainer.checkpoint_every=100000", "trainer.log_every=1"]
+    if launcher == "joblib":  # two runs at a time: one rank each, for the time that it takes to start more
+        lasting.append("trainer.devices=1")
     with started(cwd, *sweep_words(phantom, launcher), *lasting) as process:
         wait_for(lambda: sum(iterations_done(folder) > 0 for folder in run_folders(cwd)) == runs, process)
         yield process

@@ -165,7 +165,9 @@ def assert_same_run(run: RunFolder, whole: RunFolder) -> None:
     assert layouts[0] == layouts[1]
 
 
-def test_killed_twice_and_interrupted_once_a_run_ends_bit_identical(start: Launcher, whole: RunFolder) -> None:
+def test_killed_twice_and_interrupted_once_a_run_ends_bit_identical(
+    start: Launcher, whole: RunFolder, command, monkeypatch
+) -> None:
     run = start.folder("stopped")
 
     process = start("stopped")  # 1: SIGKILL from outside, right after the first checkpoint
@@ -211,9 +213,11 @@ def test_killed_twice_and_interrupted_once_a_run_ends_bit_identical(start: Launc
     assert manifest["seconds"] >= round(read_checkpoint(run.checkpoint())["callbacks"]["RunTime"]["seconds"], 1) > 0
 
     before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*")}
-    again, _ = finish(start("stopped"))  # 5: nothing left to do
-    assert again.splitlines()[-7:] == out.splitlines()[-7:], "the same table"
-    assert "test ensemble" in again
+    monkeypatch.chdir(start.cwd)
+    again = command(dualseg.train.main, *start.words, "output=runs", "name=stopped")  # 5: nothing left to do
+    assert (again.code, again.err) == (0, "")
+    assert again.out.splitlines()[-7:] == out.splitlines()[-7:], "the same table"
+    assert "test ensemble" in again.out
     assert {path: path.stat().st_mtime_ns for path in run.path.rglob("*")} == before
 
 

@@ -239,6 +239,7 @@ def test_command_trains_on_while_a_mask_is_empty(words, command, monkeypatch):
 def test_every_term_of_the_study_on_left_atrium_is_live(la_root, command, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "140")
+    monkeypatch.setattr(dualseg.audit, "BATCHES", 1)
     few = ["data.labeled=2", "data.held_out_test=77", "evaluate_on=[]"]  # volumes; all else is the study's
     outcome = command(dualseg.audit.main, "experiment=la_cpu", f"data.root={la_root}", *few)
     assert outcome.code == 0, outcome.err

@@ -22,8 +22,8 @@ from dualseg.sweeps.study import read_study, study_names, study_of
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDIES = [
-    *("brats_main", "hippocampus", "hippocampus_design", "la_ablation", "la_baseline", "la_label_count", "la_main"),
-    *("la_networks", "la_seed", "pancreas_main"),
+    *("brats_main", "head_neck", "hippocampus", "hippocampus_design", "la_ablation", "la_baseline", "la_label_count"),
+    *("la_main", "la_networks", "la_seed", "pancreas_main"),
 ]
 SCALES = [(name, scale) for name in STUDIES for scale in ("cpu", "full")]
 GENTLE = ("cross_pseudo", "uncertainty", "entropy_filtered", "cosine")  # a tenth of their weight at scale=cpu
@@ -32,7 +32,8 @@ ALIASES = {"objective": ("method.objective",)}  # keys that take their value fro
 
 def root_of(study: str) -> Path:
     """Of the benchmarks no file is looked at; a folder must be there to be read."""
-    return ROOT.parent / "shared" / "hippocampus" if study.startswith("hippocampus") else Path("/tmp")
+    folder = {"hippocampus": "hippocampus", "hippocampus_design": "hippocampus", "head_neck": "head-neck-ct"}.get(study)
+    return ROOT.parent / "shared" / folder if folder else Path("/tmp")
 
 
 @cache

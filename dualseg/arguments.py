@@ -56,14 +56,21 @@ def counts(key: str, value: Any) -> None:
 
 def triples(key: str, value: Any) -> None:
     """Raises: DualsegError unless `value` is a list of three whole numbers above 0 for each stage of a network."""
-    if not _is_list(value) or not all(_are_counts(stage) and len(stage) == 3 for stage in value):
+    if not is_list(value) or not value or not all(_are_counts(stage) and len(stage) == 3 for stage in value):
         example = "[[1,1,1],[2,2,1],[2,2,2]]"
         raise DualsegError(f"{key}={value}: give three whole numbers above 0 for each stage, for example {example}.")
 
 
-def _is_list(value: Any) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 0
+def sizes(key: str, value: Any) -> None:
+    """Raises: DualsegError unless `value` is a list of three whole numbers above 0."""
+    if not (_are_counts(value) and len(value) == 3):
+        raise DualsegError(f"{key}={value}: give three whole numbers above 0, for example [112,112,80].")
+
+
+def is_list(value: Any) -> bool:
+    """A list or another sequence, no text."""
+    return isinstance(value, Sequence) and not isinstance(value, str)
 
 
 def _are_counts(value: Any) -> bool:
-    return _is_list(value) and all(type(number) is int and number > 0 for number in value)
+    return is_list(value) and len(value) > 0 and all(type(number) is int and number > 0 for number in value)

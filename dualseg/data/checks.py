@@ -1,18 +1,9 @@
 """What cannot work whatever the volumes hold. No torch here: a mistake in the configuration must answer at once."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from dualseg.data.splits import Split
 from dualseg.errors import DualsegError
-
-
-def check_patch_size(patch_size: Sequence[int]) -> None:
-    """Raises: DualsegError unless these are three whole numbers above 0."""
-    if len(patch_size) != 3 or any(type(size) is not int or size < 1 for size in patch_size):
-        raise DualsegError(
-            f"data.patch_size={list(patch_size)}: give three whole numbers above 0, for example [112,112,80]."
-        )
 
 
 def check_batch(labeled: int, unlabeled: int, split: Split) -> None:

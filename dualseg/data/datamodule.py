@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from dualseg.arguments import fraction
+from dualseg.arguments import fraction, sizes
 from dualseg.data.batch import Batch
 from dualseg.data.checking.content import content_hash
-from dualseg.data.checks import check_batch, check_patch_size
+from dualseg.data.checks import check_batch
 from dualseg.data.foreground import ForegroundSampling
 from dualseg.data.loading import BatchLoader, check_shared_memory
 from dualseg.data.memory import MemoryCheck
@@ -106,7 +106,7 @@ class SemiSupervisedDataModule(pl.LightningDataModule):
         foreground: float = 0.0,
     ) -> None:
         super().__init__()
-        check_patch_size(patch_size)
+        sizes("data.patch_size", patch_size)
         fraction("data.foreground", foreground)
         self.source = source
         self.patch_size = tuple(patch_size)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from dualseg.arguments import is_number
+from dualseg.arguments import is_list, is_number
 from dualseg.data.preprocessing import window, z_score
 from dualseg.errors import DualsegError
 
@@ -34,7 +34,7 @@ def intensities(given: Any, channel_names: Sequence[str]) -> tuple[Any, ...]:
     """
     if given == "auto":
         given = "zscore"
-    several = _is_list(given) and not is_window(given)
+    several = is_list(given) and not is_window(given)
     each = list(given) if several else [given] * len(channel_names)
     if len(each) != len(channel_names):
         fix = f"give one for all channels, or one for each of {', '.join(channel_names)}"
@@ -70,7 +70,7 @@ def lowest_kept(how: Any) -> float:
 
 def is_window(value: Any) -> bool:
     """Two numbers."""
-    return _is_list(value) and len(value) == 2 and all(type(edge) in (int, float) for edge in value)
+    return is_list(value) and len(value) == 2 and all(type(edge) in (int, float) for edge in value)
 
 
 def _is_clip(value: Any) -> bool:
@@ -83,10 +83,6 @@ def _is_clip(value: Any) -> bool:
         and is_number(value["deviation"])
         and value["deviation"] > 0
     )
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str)
 
 
 def _plain(how: Any) -> Any:

@@ -97,7 +97,13 @@ def _of_folder(source: Folder, settings: Mapping[str, Any], spacing_given: bool)
 
 
 def _of_patch(settings: Mapping[str, Any]) -> Plan:
-    """Networks for the patch of a dataset whose voxels are as long as wide: all others here."""
+    """Networks for the patch of a dataset whose voxels are as long as wide: all others here.
+
+    Raises:
+        DualsegError: naming what is for `data=folder` alone.
+    """
+    if given := [key for key in ("file", "memory") if settings["plan"][key] is not None]:
+        raise DualsegError(f"plan.{given[0]}: is for data=folder alone; leave it out.")
     patch = settings["data"]["patch_size"]
     if not patch or not settings["base_channels"]:
         raise DualsegError("data.patch_size, base_channels: are planned for data=folder alone; give both.")

@@ -2,13 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from dualseg.arguments import count, counts, is_list, sizes, triples
 from dualseg.data.intensity import intensities, is_window
 from dualseg.data.split_file import is_spacing, is_writable, name_of, own_folder
 from dualseg.errors import DualsegError
@@ -74,13 +75,8 @@ def read(path: Path, labeled: Sequence[str]) -> Plan:
     if not isinstance(content, dict) or not isinstance(content.get("plan"), dict):
         raise DualsegError(f"{path}: is no plan; it is a mapping of {', '.join(PARTS)}. Correct or delete it.")
     values = content["plan"]
-    for name, check in _CHECKS.items():
-        if name not in values or not check(values[name]):
-            raise DualsegError(f"{path}: plan.{name}={values.get(name)} cannot be; correct it, or delete the file.")
-    if unknown := sorted({*values} - {*DECISIONS}):
-        raise DualsegError(f"{path}: plan.{unknown[0]}: no such decision; it has {', '.join(DECISIONS)}.")
     try:
-        _check_together(values)
+        _check(values)
     except DualsegError as error:
         raise DualsegError(f"{path}: plan.{error} Correct it, or delete the file.") from error
     parts = {name: content[name] if isinstance(content.get(name), dict) else {} for name in PARTS}
@@ -93,8 +89,12 @@ def read(path: Path, labeled: Sequence[str]) -> Plan:
     return Plan(values, {key: str(why) for key, why in parts["why"].items()}, parts["asked"].get("gpu"))
 
 
-def _check_together(values: Mapping[str, Any]) -> None:
-    """Raises: DualsegError, beginning with the name of a decision, where they contradict one another."""
+def _check(values: Mapping[str, Any]) -> None:
+    """Raises: DualsegError, beginning with the name of a decision that cannot be, or that contradicts another."""
+    for name, check in _CHECKS.items():
+        check(name, values.get(name))
+    if unknown := sorted({*values} - {*DECISIONS}):
+        raise DualsegError(f"{unknown[0]}: no such decision; it has {', '.join(DECISIONS)}.")
     stages = len(values["channels"])
     for name in ("strides", "kernels", "blocks"):
         if len(values[name]) != stages:
@@ -106,7 +106,17 @@ def _check_together(values: Mapping[str, Any]) -> None:
         raise DualsegError(f"patch_size={patch}: give multiples of {list(divisor)}, by which strides divide it.")
     if any(step > side for step, side in zip(values["stride"], patch, strict=True)):
         raise DualsegError(f"stride={values['stride']}: give at most patch_size={patch}.")
-    intensities(values["intensity"], [str(channel) for channel in range(len(values["intensity"]))])
+
+
+def _check_spacing(key: str, value: Any) -> None:
+    if not is_spacing(value):
+        raise DualsegError(f"{key}={value}: give three lengths in mm, for example [1,1,2.5].")
+
+
+def _check_intensity(key: str, value: Any) -> None:
+    if not is_list(value):
+        raise DualsegError(f"{key}={value}: give a list, one entry for each channel.")
+    intensities(value, [str(channel) for channel in range(len(value))])
 
 
 def lines(plan: Plan, settings: Mapping[str, Any]) -> list[str]:
@@ -165,31 +175,15 @@ def _range(values: Sequence[float]) -> list[float]:
     return [min(values), max(values)]
 
 
-def _is_count(value: Any) -> bool:
-    return type(value) is int and value > 0
-
-
-def _are_counts(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(map(_is_count, value))
-
-
-def _is_triple(value: Any) -> bool:
-    return _are_counts(value) and len(value) == 3
-
-
-def _are_triples(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(map(_is_triple, value))
-
-
-_CHECKS = {
-    "spacing": is_spacing,
-    "intensity": lambda value: isinstance(value, list) and bool(value),  # the source looks closer
-    "patch_size": _is_triple,
-    "stride": _is_triple,
-    "batch": _is_count,
-    "base_channels": _is_count,
-    "channels": _are_counts,
-    "strides": _are_triples,
-    "kernels": _are_triples,
-    "blocks": _are_counts,
+_CHECKS: dict[str, Callable[[str, Any], None]] = {
+    "spacing": _check_spacing,
+    "intensity": _check_intensity,
+    "patch_size": sizes,
+    "stride": sizes,
+    "batch": count,
+    "base_channels": count,
+    "channels": counts,
+    "strides": triples,
+    "kernels": triples,
+    "blocks": counts,
 }

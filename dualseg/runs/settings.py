@@ -10,9 +10,9 @@ from typing import Any
 
 import yaml
 
-from dualseg.arguments import at_least, fraction, is_number, one_of, switch, triples
+from dualseg.arguments import at_least, fraction, is_number, one_of, sizes, switch, triples
 from dualseg.configuration import conf_dir
-from dualseg.data.checks import check_batch, check_mirror_axes, check_mix, check_patch_size
+from dualseg.data.checks import check_batch, check_mirror_axes, check_mix
 from dualseg.data.splits import Split, split_source
 from dualseg.data.volumes import VolumeSource
 from dualseg.errors import DualsegError, nearest
@@ -141,8 +141,7 @@ def _check_before_planning(config: Any) -> None:
     known = {key: value for key, value in flatten(settings).items() if value is not None}
     _check_values(known)
     if "data.patch_size" in known:
-        _check_sizes("data.patch_size", known["data.patch_size"])
-        check_patch_size(known["data.patch_size"])
+        sizes("data.patch_size", known["data.patch_size"])
 
 
 @cache
@@ -191,14 +190,13 @@ def check(settings: Mapping[str, Any]) -> None:
     if not isinstance(stages, list) or any(stage not in ("validation", "test") for stage in stages):
         raise DualsegError(f"evaluate_on={stages}: give a list of validation and test, for example [test].")
     patch, stride = settings["data"]["patch_size"], settings["data"]["stride"]
-    _check_sizes("data.patch_size", patch)
-    _check_sizes("data.stride", stride)
-    check_patch_size(patch)
+    sizes("data.patch_size", patch)
+    sizes("data.stride", stride)
     check_patch_divides(patch, settings["networks"])
     if settings["augmentation"]["mix"]:
         check_mix(settings["batch"]["labeled"])
-    if not all(1 <= s <= p for s, p in zip(stride, patch, strict=True)):
-        raise DualsegError(f"data.stride={stride}: needs three numbers from 1 to data.patch_size={patch}.")
+    if any(step > side for step, side in zip(stride, patch, strict=True)):
+        raise DualsegError(f"data.stride={stride}: give at most data.patch_size={patch}.")
 
 
 def check_for_scans(config: Mapping[str, Any], file: Path) -> None:
@@ -217,8 +215,7 @@ def check_for_scans(config: Mapping[str, Any], file: Path) -> None:
             raise DualsegError(f"{file}: has no {key}; restore the file that the run wrote.")
     try:
         _check_values(config)
-        _check_sizes("data.patch_size", known["data.patch_size"])
-        check_patch_size(known["data.patch_size"])
+        sizes("data.patch_size", known["data.patch_size"])
         check_patch_divides(known["data.patch_size"], config["networks"])
     except DualsegError as error:
         raise DualsegError(f"{file}: {error}") from error
@@ -251,11 +248,6 @@ def _check_values(settings: Mapping[str, Any]) -> None:
             bytes_of(key, value)
         if key in CHOICES:
             one_of(key, value, CHOICES[key])
-
-
-def _check_sizes(key: str, sizes: Any) -> None:
-    if not isinstance(sizes, list) or len(sizes) != 3 or any(type(size) is not int for size in sizes):
-        raise DualsegError(f"{key}={sizes}: give three whole numbers, for example [112,112,80].")
 
 
 def check_patch_divides(patch_size: list[int], networks: Mapping[str, Any]) -> None:

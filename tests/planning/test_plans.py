@@ -172,6 +172,12 @@ def test_a_plan_that_knows_other_labels_is_refused(tmp_path, command):
     command(plan.main, *own[:-1], f"plan.file={tmp_path}").complains("is no file")
 
 
+@pytest.mark.parametrize("word", ["plan.file=plan.yaml", "plan.memory=2GiB"])
+def test_what_is_for_a_folder_alone_is_refused_elsewhere(word, tmp_path, command):
+    words = ["data=phantom", f"data.root={tmp_path / 'phantom'}", "networks=planned", "method=supervised", word]
+    command(train.main, *words).complains(word.partition("=")[0], "data=folder alone")
+
+
 @pytest.mark.parametrize(
     "word",
     [

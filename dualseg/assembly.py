@@ -87,12 +87,22 @@ def on_cpu(config: Config) -> bool:
 
 
 def build_networks(config: Config, source: VolumeSource) -> dict[str, nn.Module]:
-    """`networks`: the initial weights are a function of the seed alone."""
+    """`networks`: the initial weights are a function of the seed alone.
+
+    Raises:
+        DualsegError: a setting of a network that cannot be, or that it does not take.
+    """
     pl.seed_everything(config["seed"], verbose=False)
     networks = {}
     for name, network in config["networks"].items():
         with naming_keys_of(f"networks.{name}", network):
-            networks[name] = instantiate({k: v for k, v in network.items() if k != "architecture"}, **_shape(source))
+            settings = {key: value for key, value in network.items() if key != "architecture"}
+            try:
+                networks[name] = instantiate(settings, **_shape(source))
+            except InstantiationException as error:
+                if isinstance(error.__cause__, DualsegError):  # of its constructor, which knows no network's name
+                    raise DualsegError(f"networks.{name}.{error.__cause__}") from error
+                raise
     return networks
 
 

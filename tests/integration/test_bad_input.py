@@ -164,7 +164,7 @@ def test_a_bad_evaluation_volume_is_found_before_the_run(phantom_fails, phantom_
     [
         (["data.patch_size=[32,32,33]"], ["data.patch_size=[32, 32, 33]", "multiples of 16", "[32, 32, 32]"]),
         (["data.patch_size=32"], ["data.patch_size=32", "three whole numbers"]),
-        (["data.stride=[16,16,48]"], ["data.stride=[16, 16, 48]", "from 1 to data.patch_size"]),
+        (["data.stride=[16,16,48]"], ["data.stride=[16, 16, 48]", "at most data.patch_size"]),
         (["data.labeled=0"], ["data.labeled=0", "at least 1"]),
         (["data.labeled=7"], ["data.labeled=7", "give between 1 and 6"]),
         (["data.labeled=two"], ["data.labeled=two", "whole number"]),
@@ -180,6 +180,8 @@ def test_a_bad_evaluation_volume_is_found_before_the_run(phantom_fails, phantom_
         (["trainer.max_iteration=4"], ["trainer.max_iteration", "Did you mean trainer.max_iterations?"]),
         (["method.terms.cosin.weight=2"], ["method.terms.cosin", "Did you mean method.terms.cosine"]),
         (["sead=4"], ["sead", "Did you mean seed?"]),
+        (["augmentation=null"], ["augmentation=null", "choose from flip_rotate, none, strong"]),
+        (["networks=planned", "networks.a.blocks=[1]"], ["networks.a.blocks: has 1 stages"]),
         (["method=duel"], ["method=duel", "Did you mean dual?"]),
         (["networks=resnet34_vnett"], ["networks=resnet34_vnett", "Did you mean resnet34_vnet?"]),
         (["experiment=la_papr"], ["experiment=la_papr", "Did you mean la_paper?"]),

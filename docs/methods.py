@@ -24,6 +24,8 @@ HEAD = """# Methods
 Written by `docs/methods.py` from `conf/method/`, the docstrings of `dualseg/methods/` and one iteration at toy size;
 change those, not this page. `dualseg-train method=NAME` trains one; `+term=NAME` adds a term to any.
 What came out on Left Atrium: [experiments/la_seed](../experiments/la_seed/README.md).
+The equations of `dual`: [method.md](method.md). In all methods the gradient of each network is limited to a norm of 10,
+which none of the papers does.
 
 Passes: patches that go through a network in an iteration with the batch of the configuration, `+` without gradient.
 
@@ -47,12 +49,14 @@ def page() -> str:
     notes = [
         f"## {', '.join(names)}\n\n{differences_of(kind)}\n" for kind, names in of_class.items() if differences_of(kind)
     ]
-    terms = [extra_row(file) for file in sorted((ROOT / "conf" / "term").glob("*.yaml"))]
-    added = "| `+term=` | idea |\n| --- | --- |\n" + "\n".join(terms)
+    terms = {file.stem: class_of_term(file) for file in sorted((ROOT / "conf" / "term").glob("*.yaml"))}
+    notes += [f"## `+term={name}`\n\n{differences_of(kind)}\n" for name, kind in terms.items() if differences_of(kind)]
+    lines = [f"| `{name}` | {idea_of(kind)} |" for name, kind in terms.items()]
+    added = "| `+term=` | idea |\n| --- | --- |\n" + "\n".join(lines)
     added += (
-        "\n\nUnder `bcp`, `rcps` and `semsim`, whose networks see mixed or changed images, an added term costs one "
+        "\n\nUnder a method whose networks see mixed or changed images, an added term costs one more pass of the whole "
     )
-    added += "more pass of the whole batch, in training mode."
+    added += "batch, in training mode."
     head = "What differs from the papers and their public code:"
     return HEAD + "\n".join(rows) + "\n\n" + added + f"\n\n{head}\n\n" + "\n".join(notes)
 
@@ -112,12 +116,12 @@ def differences_of(kind: type) -> str:
     return one_line(found[1][:1].upper() + found[1][1:]) if found else ""
 
 
-def extra_row(file: Path) -> str:
-    """A line for an option of conf/term."""
-    from hydra.utils import get_object
+def class_of_term(file: Path) -> type:
+    """The class that an option of conf/term names."""
+    from hydra.utils import get_class
 
     ((_, setting),) = yaml.safe_load(file.read_text()).items()
-    return f"| `{file.stem}` | {idea_of(get_object(setting['_target_']))} |"
+    return get_class(setting["_target_"])
 
 
 def one_line(text: str) -> str:

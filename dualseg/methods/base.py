@@ -53,8 +53,8 @@ class SegmentationMethod(NetworkEvaluation):
             experiments/la_main shows what that does.
         terms: name -> {"weight", "ramp", "enabled"}; what is not named keeps its default (`TERMS`). Under another name
             an `ExtraTerm` is added.
-        rampup_iterations: length of the ramp `start`, or below 1 its share of the run; None is a tenth of the run, 0 is
-            no ramp.
+        rampup_iterations: length of the ramp `start`, as a float up to 1.0 its share of the run; None is a tenth of the
+            run, 0 is no ramp.
         seed: of dropout and of what a method draws.
         augmentation: of every batch before the objective sees it; None: none.
 
@@ -187,7 +187,8 @@ class SegmentationMethod(NetworkEvaluation):
     def ramp(self, kind: Literal["none", "start", "run"]) -> float:
         """The ramp of that kind at this time."""
         length = 0.1 if self.rampup_iterations is None else self.rampup_iterations
-        return self._time.ramp(kind, int(length if length >= 1 else length * self._time.total))
+        share = isinstance(length, float) and length <= 1
+        return self._time.ramp(kind, int(length * self._time.total if share else length))
 
     def supervised(self, network: str, view: View, label: Tensor) -> Iterator[LossTerm]:
         """The terms `supervised_ce` and `supervised_dice` of a network's view of labeled patches.
@@ -287,9 +288,12 @@ class SegmentationMethod(NetworkEvaluation):
         return {name: self.networks[name] for name in self.takes} | dict(self.heads.items())
 
     def configure_optimizers(self) -> Any:
+        trained = self.trained()
+        if unknown := sorted({*self.head_settings} - {*trained}):
+            raise DualsegError(f"{type(self).__name__}.head_settings: no head is named {', '.join(unknown)}.")
         groups = [
             {"params": list(module.parameters()), "name": name, **self.head_settings.get(name, {})}
-            for name, module in self.trained().items()
+            for name, module in trained.items()
             if any(True for _ in module.parameters())
         ]
         optimizer = self.optimizer(groups)

@@ -33,11 +33,11 @@ class BidirectionalCopyPaste(SegmentationMethod):
     A term's value is the mean of its two mixed images, whose sum L has; so alpha is the weight of `pseudo_ce` and
     `pseudo_dice`. Where there are more patches of one kind, those of the other take part again.
 
-    Differences: the two stages are one run with one optimizer and one schedule, and the last weights of each count,
-    where the public code takes the best on the test cases; its schedule leaves no learning rate in the last half of the
-    run, so that pre-training is a quarter of the live iterations, as here, rather than 2,000 of 17,000. The student
-    stands for the run, in both variants. The largest component is taken of every foreground class, so that a class of
-    two organs loses one (the paper's is binary).
+    Differences: the two stages are one run with one optimizer and one polynomial schedule (theirs: x 0.1 every 2,500
+    iterations), and the last weights of each count, where the public code takes the best on the test cases; its
+    schedule leaves no learning rate in the last half of the run, so that pre-training is a quarter of the live
+    iterations, as here, rather than 2,000 of 17,000. The student stands for the run, in both variants. The largest
+    component is taken of every foreground class, so that a class of two organs loses one (the paper's is binary).
 
     Args:
         variant: `described`: the teacher runs in training mode and its weights alone are averaged, with decay 0.99;

@@ -24,9 +24,10 @@ class SSLContrastive(TwoNetworks):
     computes both unlabeled terms without gradient, so that the first three remain.
 
     Differences: R leaves out voxels among the least certain 20 % of both networks (the script keeps those among the
-    most certain 20 % of one: an argument read the other way round); prototypes are kept apart by a hinge, where the
-    script's sign would draw them together; the mean over R is not multiplied by |Omega| / |R| as well; at most 4,096
-    voxels are drawn of either kind; the ramp is smooth; more than two classes.
+    most certain 20 % of one: an argument read the other way round), and a voxel at the very quantile is kept;
+    prototypes are kept apart by a hinge, where the script's sign would draw them together; the mean over R is not
+    multiplied by |Omega| / |R| as well; at most 4,096 voxels are drawn of either kind; the ramp is smooth; more than
+    two classes.
 
     Args:
         fusion: of yhat, as in `TwoNetworks`; with more than two classes it has to be `mean`.

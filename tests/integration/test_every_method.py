@@ -6,11 +6,13 @@ Some of them with the planned networks as well: tests/methods/test_deep_supervis
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import pytest
 import torch
 from hydra.utils import get_object
+from wandb_records import records
 
 import dualseg.audit
 import dualseg.evaluate
@@ -20,6 +22,7 @@ import dualseg.report
 import dualseg.train
 from dualseg.configuration import conf_dir
 from dualseg.data import Phantom
+from dualseg.methods import MeanTeacher
 from dualseg.runs.checkpoints import read_checkpoint
 from dualseg.runs.folder import RunFolder
 
@@ -52,12 +55,32 @@ def words_of(
 def test_a_method_through_all_commands(
     method: str,
     own_words: list[str],
-    command: Callable[..., object],
+    command: Callable[..., Any],
     tiny: Callable[..., list[str]],
     phantom: Phantom,
     tmp_path: Path,
 ) -> None:
-    words = words_of(method, own_words, tiny, phantom, tmp_path)
+    through_all_commands(words_of(method, own_words, tiny, phantom, tmp_path), command, phantom, tmp_path)
+
+
+def test_an_average_that_stands_for_the_run(
+    command: Callable[..., Any],
+    tiny: Callable[..., list[str]],
+    phantom: Phantom,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(MeanTeacher, "record", "teacher")
+    own_words = ["logger=wandb", "logger.project=p"]
+    words = words_of("mean_teacher", own_words, tiny, phantom, tmp_path)
+    metrics = through_all_commands(words, command, phantom, tmp_path)
+    assert (metrics["record"], {*metrics["test"]}) == ("teacher", {"a", "teacher"})
+    (record,) = records(tmp_path / "whole")
+    assert record.summary["test/teacher/dice"] == metrics["test"]["teacher"]["dice"]
+
+
+def through_all_commands(words: list[str], command: Callable[..., Any], phantom: Phantom, tmp_path: Path) -> Any:
+    """Train, resume, evaluate, predict, export and report; the content of metrics.json."""
     length = ["trainer.max_iterations=4", "trainer.checkpoint_every=2", "trainer.checkpoints_kept=2"]
 
     def ran(main: Callable[[], None], *given: str | Path) -> str:
@@ -96,6 +119,7 @@ def test_a_method_through_all_commands(
 
     ran(dualseg.report.main, "run", whole.path)
     assert record in (whole.path / "report.html").read_text()
+    return metrics
 
 
 @pytest.mark.parametrize("method, own_words", CASES)

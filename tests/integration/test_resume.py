@@ -251,6 +251,14 @@ def test_weights_start_another_run_from_this_ones_networks(whole, words, command
     outcome.complains("['a', 'b']", "['a']", "weights_as={a: a}")
     outcome = command(dualseg.train.main, *arguments, "networks=vnet", "weights_as={a: b}", "name=part")
     assert outcome.code == 0, outcome.err
+    outcome = command(dualseg.train.main, *arguments, "networks=vnet", "weights_as={a.encoder: b.encoder}", "name=half")
+    assert outcome.code == 0, outcome.err
+    half = network_states(read_checkpoint(RunFolder(tmp_path / "half").checkpoint()))["a"]
+    key, other = (
+        next(k for k in half if k.startswith(part) and k.endswith("weight")) for part in ("encoder", "decoder")
+    )
+    assert torch.equal(half[key], network_states(origin)["b"][key])
+    assert not torch.equal(half[other], network_states(origin)["b"][other])
     started = network_states(read_checkpoint(RunFolder(tmp_path / "part").checkpoint()))
     assert started.keys() == {"a", "teacher"}
     for state in started.values():

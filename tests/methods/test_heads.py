@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from method_toys import (
@@ -20,6 +21,8 @@ from method_toys import (
 from torch import Tensor, nn
 
 from dualseg.data.batch import Batch
+from dualseg.data.volumes import Image
+from dualseg.errors import DualsegError
 from dualseg.losses import supervised_ce
 from dualseg.methods import (
     ERDA,
@@ -74,6 +77,39 @@ def test_a_head_is_trained_with_settings_of_its_own():
     trainer = cpu_trainer(3)
     trainer.fit(longer, volumes_data())
     assert [group["lr"] for group in trainer.optimizers[0].param_groups] == pytest.approx([0.001, 0.025])
+
+
+def test_settings_of_a_head_that_is_not_there_are_refused():
+    method = with_head()
+    method.head_settings = {"auxilliary": {"lr": 1.0}}
+    with pytest.raises(DualsegError, match=r"WithHead\.head_settings: no head is named auxilliary"):
+        cpu_trainer(1).fit(method, volumes_data())
+
+
+def test_a_run_without_labels_reads_none():
+    """Self-supervised: of `labeled=0` every patch is an unlabeled one, also those of labeled cases."""
+
+    class Still(SegmentationMethod):
+        TERMS = {"still": Term("unlabeled")}
+
+        def objective(self, batch: Batch, time: Time) -> Iterator[LossTerm]:
+            assert batch.label.shape == (0, *batch.image.shape[2:]) and len(batch.unlabeled.image) == 4
+            seen.update(batch.case)
+            yield self.term("still", "a", self.view("a").p.var())
+
+    class Unlabeled(Volumes):
+        def read_label(self, case: str) -> np.ndarray:
+            pytest.fail(f"the label of {case} was read")
+
+        def read_image(self, case: str) -> Image:
+            return Image(self._rng(case).standard_normal((1, *self.shape)).astype(np.float32), np.eye(4))
+
+    source, seen = Unlabeled(), set()
+    method = Still(**tiny_parts(a=Normed()))
+    before = {name: p.detach().clone() for name, p in method.named_parameters()}
+    cpu_trainer(12).fit(method, volumes_data(source, labeled_per_batch=0, unlabeled_per_batch=4))
+    assert seen == {*source.train_cases}
+    assert differing(dict(method.named_parameters()), before)
 
 
 def test_a_heads_gradient_is_limited_on_its_own():

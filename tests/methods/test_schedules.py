@@ -99,3 +99,7 @@ def test_ramps_of_the_specification():
     terms = {term.key: term.weight for term in method.loss_terms(stored_batch(2), Time(5, 200))}
     assert terms["loss/a/cosine"] == pytest.approx(np.exp(-5 * 0.75**2))  # w over a tenth of the run
     assert terms["loss/b/contrast"] == pytest.approx(0.1 * np.exp(-5 * 0.975**2))  # lambda_c over all of it
+    for length, ramp in ((0.2, 40), (1.0, 200), (50, 50), (1, 1), (0, 0)):  # a float up to 1.0 is a share of the run
+        method = stored_dual(outputs(2), rampup_iterations=length)
+        terms = {term.key: term.weight for term in method.loss_terms(stored_batch(2), Time(5, 200))}
+        assert terms["loss/a/cosine"] == pytest.approx(np.exp(-5 * (1 - 5 / ramp) ** 2) if ramp > 5 else 1.0)

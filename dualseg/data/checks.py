@@ -18,8 +18,8 @@ def check_batch(labeled: int, unlabeled: int, split: Split) -> None:
 
 
 def check_mix(labeled: int, processes: int = 1) -> None:
-    """Raises: DualsegError unless each process has two labeled patches at least to mix with one another."""
-    if labeled < 2 * processes:
+    """Raises: DualsegError unless each process has none, or two labeled patches at least to mix with one another."""
+    if 0 < labeled < 2 * processes:
         each = f" {processes} processes," if processes > 1 else ""
         raise DualsegError(
             f"batch.labeled={labeled}:{each} augmentation.mix=true mixes labeled patches with one another; give at "

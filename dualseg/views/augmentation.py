@@ -128,4 +128,4 @@ class Augmentation:
         """Images (N, C, W, H, D), labeled ones first, and labels (N_l, W, H, D), changed."""
         if self.intensity == "strong":
             image = strong_intensity(image, rng)
-        return mix_labeled(image, label) if self.mix else (image, label)
+        return mix_labeled(image, label) if self.mix and len(label) else (image, label)

@@ -11,6 +11,7 @@ from method_toys import Bare, cpu_trainer, tiny_parts, volumes_data
 from torch import Tensor
 
 from dualseg.data.batch import Batch
+from dualseg.data.checks import check_mix
 from dualseg.errors import DualsegError
 from dualseg.methods import LossTerm, Term, Time
 from dualseg.views import Augmentation
@@ -72,3 +73,10 @@ def test_images_and_labels_are_those_of_the_augmentation():
 def test_one_labeled_patch_cannot_be_mixed():
     with pytest.raises(DualsegError, match=r"batch\.labeled=1: augmentation\.mix=true .*at least 2, or augmentation"):
         seen(augmentation=Augmentation(mix=True), labeled_per_batch=1)
+
+
+def test_without_labels_nothing_is_mixed():
+    image, label = torch.randn(2, 1, 8, 8, 8), torch.empty(0, 8, 8, 8, dtype=torch.int64)
+    mixed, its = Augmentation(mix=True)(image, label, np.random.default_rng(0))
+    assert torch.equal(mixed, image) and its.shape == label.shape
+    check_mix(0, processes=2)

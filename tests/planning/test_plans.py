@@ -306,7 +306,7 @@ def test_training_plans_by_itself_shows_it_and_keeps_it(tmp_path, command):
     assert config["batch"]["labeled"] == planned["batch"]
     again = command(train.main, *words)
     assert again.code == 0 and "Finished" in again.out and "Plan" not in again.out
-    path.write_text(path.read_text().replace(f"batch: {planned['batch']}", "batch: 1"))
+    path.write_text(path.read_text().replace(f"batch: {planned['batch']}", "batch: 2"))
     other = command(train.main, *words)
     assert other.code == 0 and "Plan" in other.out  # another plan is another run
     assert len([*(tmp_path / "runs").glob("*/plan.yaml")]) == 2

@@ -148,8 +148,8 @@ def _answer(command: Callable[[], Any], out_of_memory: str) -> None:
         if is_out_of_memory(error):
             reason = (str(error) or "MemoryError").splitlines()[0]
             _exit(f"error: out of memory ({reason}). {out_of_memory}", 2)
-        if reason.startswith("Config group override must be"):
-            _exit(f"error: {_empty_group()}", 2)
+        if reason.startswith("Config group override must be") and (problem := _empty_group()):
+            _exit(f"error: {problem}", 2)
         # by the place and not by the type: Lightning's MisconfigurationException can be a bug of a method as well
         if any(frame.f_globals.get("__name__") == DEVICES for frame, _ in traceback.walk_tb(error.__traceback__)):
             mend = (
@@ -202,11 +202,13 @@ def explain(error: BaseException) -> str:
 
 
 def _empty_group() -> str:
-    """What to do about group=null, of which Hydra says neither the group nor its options."""
-    words = (word.partition("=")[0] for word in sys.argv[1:] if word.endswith("=null"))
-    group = next((word for word in words if (conf_dir() / word).is_dir()), "a group")
-    options = sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
-    return f"{group}=null: is a group; choose from {', '.join(options)}."
+    """What to do about group=null, of which Hydra says neither the group nor its options; empty where it is none."""
+    choice = next((choice for choice in _group_choices() if choice.endswith("=null")), None)
+    if choice is None:
+        return ""
+    folder = choice.partition("=")[0].lstrip("+").partition("@")[0]
+    options = sorted({path.stem for conf in _conf_dirs() for path in (conf / folder).glob("*.yaml")})
+    return f"{choice}: is a group; choose from {', '.join(options)}."
 
 
 def _why_not_imported(target: str, error: BaseException) -> str:

@@ -14,6 +14,7 @@ from dualseg.arguments import fraction, sizes
 from dualseg.data.batch import Batch
 from dualseg.data.checking.content import content_hash
 from dualseg.data.checks import check_batch
+from dualseg.data.class_shares import class_shares
 from dualseg.data.foreground import ForegroundSampling
 from dualseg.data.loading import BatchLoader, check_shared_memory
 from dualseg.data.memory import MemoryCheck
@@ -266,6 +267,11 @@ class SemiSupervisedDataModule(pl.LightningDataModule):
         for case in sorted(self.volumes):
             digest.add(case, *self.volumes[case])
         return digest.hexdigest()
+
+    def class_shares(self) -> Tensor:
+        """(K,) share of each class in labeled patches that are cut anywhere; after `setup("fit")`."""
+        labels = [label for _, label in self.volumes.values() if label is not None]
+        return class_shares(labels, self.patch_size, len(self.source.class_names))
 
     def image_hashes(self) -> dict[str, str]:
         """Training case -> hash of its image, by which it is known under any name; after `setup("fit")`."""

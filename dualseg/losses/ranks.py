@@ -13,6 +13,11 @@ def own_rank() -> int:
     return distributed.get_rank() if _is_distributed() else 0
 
 
+def rank_count() -> int:
+    """How many processes there are."""
+    return distributed.get_world_size() if _is_distributed() else 1
+
+
 def sum_over_ranks(tensor: Tensor) -> None:
     """Add the tensors of all ranks, in place; of the same shape on every rank. No gradient."""
     if _is_distributed():

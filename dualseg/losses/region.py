@@ -7,15 +7,19 @@ from torch.nn import functional as F
 from dualseg.losses.masked import masked_mean, mean
 
 
-def region_ce(log_p: Tensor, label: Tensor, region: Tensor) -> Tensor:
-    """sum_v M CE(z, y) / sum_v M, over the whole batch; 0 where M is empty.
+def region_ce(log_p: Tensor, label: Tensor, region: Tensor | None = None, weight: Tensor | None = None) -> Tensor:
+    """sum_v M w CE(z, y) / sum_v M, over the whole batch; 0 where M is empty.
 
     Args:
         log_p: (N, K, W, H, D) float32, log-softmax of the logits.
         label: (N, W, H, D) int64, values 0..K-1.
-        region: (N, W, H, D) or (1, W, H, D) bool, M.
+        region: (N, W, H, D) or (1, W, H, D) bool, M; None: every voxel.
+        weight: (N, W, H, D) float32, w; None: 1.
     """
-    return masked_mean(F.nll_loss(log_p, label, reduction="none"), region.expand_as(label))
+    ce = F.nll_loss(log_p, label, reduction="none")
+    if weight is not None:
+        ce = weight * ce
+    return mean(ce) if region is None else masked_mean(ce, region.expand_as(label))
 
 
 def region_dice(p: Tensor, label: Tensor, region: Tensor | None = None, eps: float = 1e-5) -> Tensor:

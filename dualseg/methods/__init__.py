@@ -6,6 +6,7 @@ from dualseg.methods.bcp import BidirectionalCopyPaste
 from dualseg.methods.cps import CrossPseudoSupervision
 from dualseg.methods.dual import DualNetwork, TwoNetworks
 from dualseg.methods.dual_isbi import DualISBI
+from dualseg.methods.dual_mix import DualMix
 from dualseg.methods.erda import ERDA
 from dualseg.methods.evaluation import NetworkEvaluation
 from dualseg.methods.extra import ExtraTerm
@@ -25,6 +26,7 @@ __all__ = [
     "BidirectionalCopyPaste",
     "CrossPseudoSupervision",
     "DualISBI",
+    "DualMix",
     "DualNetwork",
     "ExtraTerm",
     "GuidedContrast",

@@ -14,7 +14,7 @@ from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from dualseg import __version__
-from dualseg.arguments import at_least, positive
+from dualseg.arguments import at_least, positive, switch
 from dualseg.data.batch import Batch
 from dualseg.data.checks import check_mix
 from dualseg.errors import DualsegError
@@ -24,6 +24,7 @@ from dualseg.methods.averages import Average, averaged_copy, move
 from dualseg.methods.evaluation import NetworkEvaluation
 from dualseg.methods.extra import ExtraTerm
 from dualseg.methods.finite import FiniteLoss
+from dualseg.methods.guard import Guard
 from dualseg.methods.schedules import Schedule, step_decay
 from dualseg.methods.terms import LossTerm, Term, Time, configured, progress
 from dualseg.methods.view import View
@@ -57,6 +58,7 @@ class SegmentationMethod(NetworkEvaluation):
             run, 0 is no ramp.
         seed: of dropout and of what a method draws.
         augmentation: of every batch before the objective sees it; None: none.
+        guard: whether a `Guard` may hold the weight of the unlabeled terms at zero; where it may not, it measures.
 
     Attributes:
         heads: further trained modules of the method's own, by name: filled in its constructor. They are trained,
@@ -79,6 +81,10 @@ class SegmentationMethod(NetworkEvaluation):
     deep_supervision: ClassVar[bool] = True
     """Whether the objective trains the coarser logits of planned networks, as `supervised` does; else they give none,
     and what makes them is frozen."""
+    mixes: ClassVar[bool] = False
+    """Whether it mixes patches itself, so that `augmentation.mix` is not for it."""
+    pseudo_labels: ClassVar[bool] = False
+    """Whether the objective calls `note_pseudo_labels`."""
     head_settings: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
     """Head -> settings of the optimizer that are its own, such as {"lr": 1e-4}."""
 
@@ -96,6 +102,7 @@ class SegmentationMethod(NetworkEvaluation):
         distance_unit: Literal["voxel", "mm"] = "voxel",
         regions: Mapping[str, Sequence[int]] | None = None,
         augmentation: Augmentation | None = None,
+        guard: bool = False,
     ) -> None:
         if sorted(networks) != sorted(self.takes):
             wanted = " and ".join(self.takes)
@@ -130,6 +137,10 @@ class SegmentationMethod(NetworkEvaluation):
         self.rampup_iterations = rampup_iterations
         self.seed = seed
         self.augmentation = augmentation
+        switch("method.guard", guard)
+        if guard and not self.pseudo_labels:
+            raise DualsegError(f"method.guard=true: {type(self).__name__} has no pseudo-labels to watch; leave it out.")
+        self.guard = Guard(len(self.class_names), guard) if self.pseudo_labels else None
         self.heads = nn.ModuleDict()
         self.watched: dict[str, Tensor] = {}
         self._gradient_norms: dict[str, Tensor] = {}
@@ -181,8 +192,24 @@ class SegmentationMethod(NetworkEvaluation):
         return any(self.terms[name].enabled for name in names)
 
     def term(self, name: str, network: str | None, value: Tensor, support: Tensor | int | None = None) -> LossTerm:
-        """A term of `TERMS` with its weight at this time: configured weight x ramp."""
-        return LossTerm(name, network, value, self.terms[name].weight * self.ramp(self.terms[name].ramp), support)
+        """A term of `TERMS` with its weight at this time: configured weight x ramp, 0 where the guard says so."""
+        setting = self.terms[name]
+        weight: float | Tensor = setting.weight * self.ramp(setting.ramp)
+        if setting.on == "unlabeled" and self.guard is not None and self.guard.acts:
+            weight = weight * self.guard.open
+        return LossTerm(name, network, value, weight, support)
+
+    def note_pseudo_labels(self, label: Tensor) -> None:
+        """Tell the guard of this iteration's pseudo-labels, before the terms that they are for.
+
+        Args:
+            label: (N, W, H, D) int64, of whole unlabeled patches.
+        """
+        assert self.guard is not None, "pseudo_labels = True"
+        ratios = self.guard.see(label)
+        if self.guard.informed:
+            names = (f"pseudo_share/{name}" for name in self.class_names[1:])
+            self.watched |= dict(zip(names, ratios.unbind(), strict=True))
 
     def ramp(self, kind: Literal["none", "start", "run"]) -> float:
         """The ramp of that kind at this time."""
@@ -300,6 +327,18 @@ class SegmentationMethod(NetworkEvaluation):
         total = self.trainer.max_steps
         return {"optimizer": optimizer, "lr_scheduler": LambdaLR(optimizer, lambda t: self.lr_schedule(t, total))}
 
+    def on_fit_start(self) -> None:
+        shares_of = getattr(getattr(self.trainer, "datamodule", None), "class_shares", None)
+        if self.guard is None:
+            return
+        if shares_of is not None:
+            self.guard.expect(shares_of())
+        elif self.guard.acts:
+            raise DualsegError(
+                "method.guard=true needs the shares of the classes: fit with a datamodule that has class_shares(), as "
+                "SemiSupervisedDataModule, or set method.guard=false."
+            )
+
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         time = Time(self.trainer.global_step, self.trainer.max_steps)
         self.seed_iteration(time.iteration)
@@ -336,10 +375,15 @@ class SegmentationMethod(NetworkEvaluation):
         self.check_finite()
         values = {"loss/total": total, **{term.key: term.value.detach() for term in terms}}
         values |= {f"gradient_norm/{name}": norm for name, norm in self._gradient_norms.items()} | self.watched
+        if self.guard is not None and self.guard.acts:
+            values["guard/open"] = self.guard.open
         kinds = dict.fromkeys(self.terms[term.name].ramp for term in terms if term.name in self.terms)
         ramps = {f"ramp/{kind}": self.ramp(kind) for kind in kinds if kind != "none"}
         self.log_curves({name: float(value) for name, value in values.items()} | ramps | {"lr": rate})
-        self.log_dict(progress(terms, self.terms), prog_bar=True, logger=False)
+        shown = progress(terms, self.terms)
+        if self.guard is not None and self.guard.acts:
+            shown["guard_open"] = float(self.guard.open)
+        self.log_dict(shown, prog_bar=True, logger=False)
 
     def check_finite(self) -> None:
         """Look whether every loss so far was finite. The device is asked here alone, at log points and before saving.

@@ -14,7 +14,7 @@ from dualseg.losses import region_ce, region_dice, supervised_ce
 from dualseg.methods.averages import Average, Variant
 from dualseg.methods.base import SegmentationMethod
 from dualseg.methods.terms import LossTerm, Term, Time
-from dualseg.views import contiguous_box, largest_component, paste
+from dualseg.views import contiguous_box, halves, largest_component, paste
 
 
 class BidirectionalCopyPaste(SegmentationMethod):
@@ -51,6 +51,8 @@ class BidirectionalCopyPaste(SegmentationMethod):
 
     record = "a"
     deep_supervision = False
+    mixes = True
+    pseudo_labels = True
     TERMS = {
         "supervised_ce": Term("labeled"),
         "supervised_dice": Term("labeled"),
@@ -82,7 +84,7 @@ class BidirectionalCopyPaste(SegmentationMethod):
             yield from self._labeled_pairs(labeled, batch.label, outside)
             return
         most = max(len(labeled), len(unlabeled))
-        x_labeled, y, x_unlabeled = _halves(most, labeled, batch.label, unlabeled)
+        x_labeled, y, x_unlabeled = halves(most, labeled, batch.label, unlabeled)
         regions = (outside, ~outside)  # of the labeled patches
         kinds = [("supervised", y, regions)]
         if self.on("pseudo_ce", "pseudo_dice"):
@@ -99,7 +101,7 @@ class BidirectionalCopyPaste(SegmentationMethod):
 
     def _labeled_pairs(self, image: Tensor, label: Tensor, outside: Tensor) -> Iterator[LossTerm]:
         """1/2 (CE + D) of labeled patches mixed with one another: half the weights, as there is one image a pair."""
-        (x_a, x_b), (y_a, y_b) = _halves(len(label), image, label)
+        (x_a, x_b), (y_a, y_b) = halves(len(label), image, label)
         view, y = self.see("a", paste(x_a, x_b, outside)), paste(y_a, y_b, outside)
         values = {"supervised_ce": supervised_ce(view.log_p, y), "supervised_dice": region_dice(view.p, y)}
         for name, value in values.items():
@@ -107,15 +109,10 @@ class BidirectionalCopyPaste(SegmentationMethod):
                 term = self.term(name, "a", value)
                 yield replace(term, weight=term.weight / 2)
 
-    def _pseudo_labels(self, halves: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def _pseudo_labels(self, patches: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The largest component of each class that the teacher predicts; it sees one half at a time."""
-        predicted = torch.cat([self.watch("teacher", image).predicted for image in halves])
+        predicted = torch.cat([self.watch("teacher", image).predicted for image in patches])
         label, seconds = largest_component(predicted, range(1, len(self.class_names)))
         self.watched["time/largest_component"] = torch.tensor(seconds)
+        self.note_pseudo_labels(label)
         return label.chunk(2)
-
-
-def _halves(count: int, *patches: Tensor) -> list[tuple[Tensor, ...]]:
-    """First and second half of each tensor (N, ...), ceil(count / 2) patches each; after the last comes the first."""
-    half = (count + 1) // 2
-    return [x[torch.arange(2 * half, device=x.device) % len(x)].chunk(2) for x in patches]

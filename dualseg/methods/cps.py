@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 
+import torch
+
 from dualseg.data.batch import Batch
 from dualseg.losses import cross_pseudo
 from dualseg.methods.base import SegmentationMethod
@@ -25,6 +27,7 @@ class CrossPseudoSupervision(SegmentationMethod):
     """
 
     takes = ("a", "b")
+    pseudo_labels = True
     TERMS = {
         "supervised_ce": Term("labeled", weight=0.5),
         "supervised_dice": Term("labeled", weight=0.5),
@@ -37,6 +40,8 @@ class CrossPseudoSupervision(SegmentationMethod):
         for name in self.takes:
             view = self.see(name, batch.image)
             labeled[name], unlabeled[name] = view.split(n, len(view) - n)
+        if len(unlabeled["a"]):
+            self.note_pseudo_labels(torch.cat([view.predicted for view in unlabeled.values()]))
         for i, j in (("a", "b"), ("b", "a")):
             yield from self.supervised(i, labeled[i], batch.label)
             if self.on("cross_pseudo"):

@@ -59,14 +59,14 @@ class LossTerm:
         name: as in `TERMS` of its method.
         network: the network that it trains; None: all of them.
         value: scalar float32, unweighted.
-        weight: what it is multiplied by in the total: configured weight x ramp.
+        weight: what it is multiplied by in the total: configured weight x ramp x what a guard says.
         support: number of voxels it is the mean of, where a mask decides that; 0 means the mask was empty.
     """
 
     name: str
     network: str | None
     value: Tensor
-    weight: float
+    weight: float | Tensor
     support: Tensor | int | None = None
 
     @property
@@ -117,7 +117,7 @@ def progress(terms: Sequence[LossTerm], settings: Mapping[str, Term]) -> dict[st
     for term in terms:
         on = settings[term.name].on if term.name in settings else "unlabeled"
         parts.setdefault("labeled" if on == "labeled" else "unlabeled", []).append(
-            term.weight * float(term.value.detach())
+            float(term.weight) * float(term.value.detach())
         )
     sums = {part: sum(values) for part, values in parts.items()}
     shown = {"loss": sum(sums.values())} | {part: sums[part] for part in ("labeled", "unlabeled") if part in sums}

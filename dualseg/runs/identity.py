@@ -35,6 +35,7 @@ ADDED: dict[str, Any] = {
     "data.draw": 0,
     "data.foreground": 0,
     "data.source.normalize_crop": False,
+    "method.guard": False,
     "weights_as": None,
 }
 

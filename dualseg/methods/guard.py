@@ -1,0 +1,67 @@
+"""The guard: while pseudo-labels flood or drain, the unlabeled weight is zero."""
+
+import torch
+from torch import Tensor, nn
+
+from dualseg.losses.ranks import rank_count, sum_over_ranks
+
+LOW, HIGH = 0.25, 4.0  # what a class's share of the pseudo-labels may be, relative to its share of the labels
+DECAY = 0.99
+
+
+class Guard(nn.Module):
+    """Compares each foreground class's share of the pseudo-labels with its share of the labels.
+
+        r_k <- 0.99 r_k + 0.01 (share of k in the pseudo-labels / its share in the labels),   at first r_k = 1
+
+    The guard is open while every r_k lies in [1/4, 4]. Pseudo-labels that flood or drain lower every unlabeled loss, so
+    no loss shows it. Both shares are those of patches that are drawn anywhere; labeled patches of the batch may be
+    drawn around the foreground. A class that the labels lack is exempt.
+
+    Args:
+        classes: K, with the background.
+        acts: whether it holds weights at zero; else it only measures, and keeps no average.
+
+    Attributes:
+        informed: whether it knows what to expect; until then every class is exempt.
+    """
+
+    expected: Tensor
+    ratio: Tensor
+
+    def __init__(self, classes: int, acts: bool) -> None:
+        super().__init__()
+        self.acts = acts
+        self.informed = False
+        self.register_buffer("expected", torch.zeros(classes - 1), persistent=False)
+        self.register_buffer("ratio", torch.ones(classes - 1), persistent=acts)
+
+    def expect(self, shares: Tensor) -> None:
+        """Set the share of each class, (K,), in labeled patches that are drawn anywhere."""
+        self.expected.copy_(shares[1:])
+        self.informed = True
+
+    @torch.no_grad()
+    def see(self, pseudo_label: Tensor) -> Tensor:
+        """Take in the pseudo-labels of an iteration.
+
+        Args:
+            pseudo_label: (N, W, H, D) int64, of whole patches; as many voxels on every rank.
+
+        Returns:
+            (K-1,) the share of each foreground class relative to that in the labels; 1 of an exempt class.
+        """
+        shares = torch.stack([(pseudo_label == k).float().mean() for k in range(1, 1 + len(self.expected))])
+        if self.acts:
+            sum_over_ranks(shares)
+            shares /= rank_count()
+        known = self.expected > 0
+        ratio = (shares / self.expected.where(known, 1)).where(known, 1)
+        if self.acts:
+            self.ratio.lerp_(ratio, 1 - DECAY)
+        return ratio
+
+    @property
+    def open(self) -> Tensor:
+        """What the unlabeled weights are multiplied by: 1 or 0, a scalar on the device."""
+        return ((self.ratio >= LOW) & (self.ratio <= HIGH)).all().float()

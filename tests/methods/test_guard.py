@@ -1,0 +1,205 @@
+"""The guard: its ratios, when it closes and opens again, and what the run says of it."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from method_toys import Tiny, Volumes, cpu_trainer, differing, tiny_parts, volumes_data, whole_and_resumed
+
+from dualseg.data import SemiSupervisedDataModule
+from dualseg.data.batch import Batch
+from dualseg.errors import DualsegError
+from dualseg.methods import BidirectionalCopyPaste, DualMix, Supervised, Time
+from dualseg.methods.guard import Guard
+from dualseg.runs.collapse import collapse, held_back
+
+
+def labels_with(*shares, voxels=10_000):
+    """A label map of which each class but the background fills that share."""
+    label = torch.zeros(1, voxels, 1, 1, dtype=torch.int64)
+    start = 0
+    for k, share in enumerate(shares, start=1):
+        label[0, start : start + round(share * voxels)] = k
+        start += round(share * voxels)
+    return label
+
+
+def guard_for(*shares):
+    guard = Guard(1 + len(shares), acts=True)
+    guard.expect(torch.tensor([1 - sum(shares), *shares]))
+    return guard
+
+
+def test_ratios_are_moving_averages_from_one_on():
+    guard = guard_for(0.1, 0.02)
+    expected = np.ones(2)
+    for share in ((0.2, 0.01), (0.0, 0.05), (0.1, 0.02)):
+        ratios = guard.see(labels_with(*share))
+        new = np.array(share) / [0.1, 0.02]
+        expected = 0.99 * expected + 0.01 * new
+        np.testing.assert_allclose(ratios.numpy(), new, rtol=1e-5)
+        np.testing.assert_allclose(guard.ratio.numpy(), expected, rtol=1e-5)
+    assert guard.open == 1
+
+
+@pytest.mark.parametrize("wrong", [0.0, 1.0])
+def test_it_closes_when_a_class_drains_or_floods_and_opens_when_it_is_back(wrong):
+    guard = guard_for(0.1, 0.02)
+    steps = 0
+    while guard.open:
+        guard.see(labels_with(0.1, wrong * 0.9))
+        steps += 1
+        assert steps < 200
+    # 0.99^n < 1/4, or 1 + 44 (1 - 0.99^n) > 4: what one odd iteration is far from
+    assert steps == (138 if wrong == 0 else 8)
+    back = 0
+    while not guard.open:
+        guard.see(labels_with(0.1, 0.02))
+        back += 1
+        assert back < 500
+    assert back > 0
+
+
+def test_a_class_that_no_label_has_is_exempt():
+    guard = guard_for(0.1, 0.0)
+    for _ in range(300):
+        ratios = guard.see(labels_with(0.1, 0.5))
+    assert guard.open == 1 and ratios.tolist() == pytest.approx([1.0, 1.0])
+
+
+class Rare(Volumes):
+    """An organ of a thousandth of the volume."""
+
+    def __init__(self) -> None:
+        super().__init__(2, shape=(40, 40, 40))
+
+    def read_label(self, case):
+        label = np.zeros(self.shape, np.uint8)
+        x, y, z = self._rng(case).integers(0, 37, 3)
+        label[x : x + 4, y : y + 4, z : z + 4] = 1
+        return label
+
+
+def test_foreground_sampling_of_a_rare_organ_does_not_mislead_it():
+    """Right pseudo-labels of uniform patches leave it open, though labeled patches hold many times their share."""
+    source = Rare()
+    data = SemiSupervisedDataModule(source, (16, 16, 16), labeled=2, foreground=1.0, labeled_per_batch=2)
+    data.setup("fit")
+    guard = Guard(2, acts=True)
+    guard.expect(data.class_shares())
+    rng = np.random.default_rng(0)
+    labels = [torch.from_numpy(source.read_label(case)).long() for case in data.split.labeled]
+    for _ in range(500):
+        patches = []
+        for label in labels * 2:
+            x, y, z = rng.integers(0, 25, 3)
+            patches.append(label[x : x + 16, y : y + 16, z : z + 16])
+        guard.see(torch.stack(patches))
+        assert guard.open == 1
+    assert guard.ratio.item() == pytest.approx(1, abs=0.5)
+    cut_around = labels_with(64 / 16**3, voxels=16**3)  # as in the labeled half
+    for _ in range(500):
+        guard.see(cut_around)
+    assert guard.open == 0, "so shares of the labeled half would be of no use"
+
+
+def made(method=DualMix, guard=True, **settings):
+    networks = {i: Tiny(dropout=0.0) for i in method.takes}
+    return method(**tiny_parts(Volumes(), **networks), guard=guard, pretraining=0, **settings)
+
+
+@pytest.mark.parametrize("bias", [50.0, -50.0], ids=["flood", "drain"])
+def test_a_run_survives_a_flood_and_a_drain(bias, monkeypatch):
+    """Without the guard the pseudo-labels win over the labels; with it the networks keep what labels teach."""
+    monkeypatch.setattr("dualseg.methods.guard.DECAY", 0.8)
+    share = {}
+    for guard in (True, False):
+        torch.manual_seed(0)
+        strong = {name: {"weight": 5.0} for name in ("pseudo_ce", "pseudo_dice")}
+        method = made(guard=guard, terms=strong, optimizer=partial(torch.optim.SGD, lr=0.3))
+        with torch.no_grad():
+            for name in method.averages:  # one class everywhere, whatever the networks do
+                method.networks[name].head.bias.copy_(torch.tensor([-bias, bias]))
+        method.moving_averages = lambda time: {}
+        opened = []
+        method.log_curves = lambda values, opened=opened: opened.append(values.get("guard/open"))
+        data = volumes_data()
+        cpu_trainer(120, log_every_n_steps=1).fit(method, data)
+        with torch.no_grad():
+            image = torch.stack([data.volumes[case][0] for case in data.split.labeled])
+            predicted = torch.stack([method.networks[i].eval()(image).logits.argmax(1) for i in "ab"])
+            truth = torch.stack([data.volumes[case][1] for case in data.split.labeled])
+        share[guard] = (predicted > 0).float().mean().item() / (truth > 0).float().mean().item()
+        assert opened[-1] == (0.0 if guard else None)
+    assert 0.25 < share[True] < 4
+    assert not 0.25 < share[False] < 4
+
+
+def test_closed_it_takes_the_weight_of_unlabeled_terms_alone():
+    method = made()
+    method.guard.ratio.fill_(5.0)
+    method.guard.expect(torch.tensor([0.9, 0.1]))
+    batch = Batch(torch.randn(8, 1, 8, 8, 8), torch.randint(2, (4, 8, 8, 8)), list("abcdefgh"))
+    weights = {term.name: float(term.weight) for term in method.loss_terms(batch, Time(9, 10))}
+    assert weights == {
+        "supervised_ce": 1, "supervised_dice": 1, "rectification": 0.5, "pseudo_ce": 0, "pseudo_dice": 0
+    }  # fmt: skip
+    method.guard.ratio.fill_(1.0)
+    assert {float(t.weight) for t in method.loss_terms(batch, Time(9, 10))} == {1.0, 0.5}
+
+
+def test_it_is_resumed_to_the_last_bit(tmp_path):
+    whole, resumed = whole_and_resumed(made, tmp_path)
+    assert not differing(whole.state_dict(), resumed.state_dict())
+    assert not torch.equal(whole.state_dict()["guard.ratio"], torch.ones(1))
+
+
+def test_where_it_may_not_act_it_measures():
+    curves = {}
+    method = made(BidirectionalCopyPaste, guard=False)
+    method.log_curves = curves.update
+    cpu_trainer(2, log_every_n_steps=1).fit(method, volumes_data())
+    assert "pseudo_share/atrium" in curves and "guard/open" not in curves
+    assert "guard.ratio" not in method.state_dict()
+
+
+def test_it_needs_shares_to_expect():
+    batch = Batch(torch.zeros(2, 1, 4, 4, 4), torch.zeros(1, 4, 4, 4, dtype=torch.long), ["a", "b"])
+    with pytest.raises(DualsegError, match=r"method\.guard=true .*class_shares"):
+        cpu_trainer(1).fit(made(), torch.utils.data.DataLoader([batch], batch_size=None))
+
+
+def test_a_method_without_pseudo_labels_has_none():
+    with pytest.raises(DualsegError, match=r"method\.guard=true: Supervised has no pseudo-labels"):
+        Supervised(**tiny_parts(a=Tiny()), guard=True)
+
+
+def curves_file(tmp_path, **curves):
+    """iterations 10 to 1,000; each curve a function of the iteration."""
+    path = tmp_path / "curves.csv"
+    rows = [f"{i},{name},{value(i)}" for i in range(10, 1001, 10) for name, value in curves.items()]
+    path.write_text("iteration,name,value\n" + "\n".join(rows) + "\n")
+    return path
+
+
+def test_a_class_that_floods_or_drains_is_told_of(tmp_path):
+    told = collapse(
+        curves_file(
+            tmp_path,
+            **{
+                "pseudo_share/left atrium": lambda i: 1.0,
+                "pseudo_share/aorta": lambda i: 1.0 if i < 500 else 9.0,
+                "pseudo_share/vein": lambda i: 1.0 if i < 500 else 0.0,
+                "pseudo_share/never": lambda i: 0.0,
+            },
+        )
+    )
+    assert "9 times the aorta" in told and "0 times the vein" in told
+    assert "atrium" not in told and "never" not in told
+
+
+def test_a_guard_that_was_closed_is_told_of(tmp_path):
+    assert "25 % of the run" in held_back(curves_file(tmp_path, **{"guard/open": lambda i: float(i > 250)}))
+    assert held_back(curves_file(tmp_path, **{"guard/open": lambda i: 1.0})) is None
+    assert held_back(tmp_path / "none.csv") is None

@@ -66,6 +66,9 @@ class BidirectionalCopyPaste(SegmentationMethod):
         self.pretraining = pretraining
         super().__init__(*args, **kwargs)
 
+    def check_batch(self, labeled: int, unlabeled: int) -> None:
+        super().check_batch(labeled, unlabeled or 1)  # without unlabeled patches labeled ones are mixed throughout
+
     def pretrains(self, time: Time) -> bool:
         """Whether this iteration is on labeled patches alone."""
         return time.iteration < round(self.pretraining * time.total)

@@ -127,6 +127,9 @@ class DualMix(SegmentationMethod):
         self.agreement, self.same_patches, self.box = agreement, same_patches, box
         self.kept = _classes(keep_largest, self.class_names)
 
+    def check_batch(self, labeled: int, unlabeled: int) -> None:
+        super().check_batch(labeled, unlabeled or 1)  # without unlabeled patches it is the labels-only twin
+
     def pretrains(self, time: Time) -> bool:
         """Whether this iteration is on labeled patches alone."""
         return time.iteration < round(self.pretraining * time.total)

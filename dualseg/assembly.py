@@ -12,7 +12,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from hydra.errors import InstantiationException
-from hydra.utils import get_object, instantiate
+from hydra.utils import instantiate
 from lightning_fabric.plugins.environments import ClusterEnvironment, LightningEnvironment, SLURMEnvironment
 from monai.transforms import MapTransform
 from pytorch_lightning.loggers import Logger
@@ -134,9 +134,7 @@ def build_method(config: Config, source: VolumeSource) -> SegmentationMethod:
     with naming_keys_of("lr_schedule", config["lr_schedule"]):
         lr_schedule = instantiate(config["lr_schedule"])
     networks = build_networks(config, source)
-    augmented = dict(config["augmentation"])
-    if getattr(get_object(settings["_target_"]), "mixes", False):  # once is enough
-        augmented["mix"] = False
+    augmented = config["augmentation"]
     with naming_keys_of("method", settings):
         # _convert_=all: the networks and plain containers arrive as they are
         method: SegmentationMethod = instantiate(

@@ -77,7 +77,7 @@ def train_here(settings: dict[str, Any]) -> None:
         Interrupted: Ctrl-C or SIGTERM, with the command that goes on.
     """
     from dualseg.processes import rank
-    from dualseg.runs.collapse import ADVICE, collapse, held_back
+    from dualseg.runs.collapse import advice, collapse
     from dualseg.runs.folder import RunFolder
     from dualseg.runs.lock import writing
     from dualseg.runs.provenance import resume_command
@@ -102,10 +102,9 @@ def train_here(settings: dict[str, Any]) -> None:
     _show(folder)
     warning = collapse(folder.curves_file)
     if warning:
-        print(f"warning: {warning}. {ADVICE}", file=sys.stderr)
-    held = held_back(folder.curves_file)
-    if held:
-        print(f"To know: {held}.", file=sys.stderr)
+        method = settings["method"]
+        gentler = str(method.get("name", "")).startswith("dual")
+        print(f"warning: {warning}. {advice(bool(method.get('guard')), gentler)}", file=sys.stderr)
 
 
 def _train(settings: dict[str, Any], folder: Any) -> None:

@@ -1,10 +1,13 @@
-"""How much of a patch that is cut anywhere each class fills, on average."""
+"""What the labeled volumes say of each class: how much of a patch it fills, whether it is in one piece."""
 
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
+from scipy import ndimage
 from torch import Tensor
+
+ONE_PIECE = 0.95
 
 
 def class_shares(labels: Iterable[Tensor], patch_size: Sequence[int], classes: int) -> Tensor:
@@ -24,6 +27,28 @@ def class_shares(labels: Iterable[Tensor], patch_size: Sequence[int], classes: i
     shares = [_of_volume(label.numpy(), patch_size, classes) for label in labels]
     mean = np.mean(shares, axis=0) if shares else np.zeros(classes)
     return torch.from_numpy(mean).float()
+
+
+def classes_in_one_piece(labels: Iterable[Tensor], classes: int) -> tuple[int, ...]:
+    """The foreground classes of which the largest connected component holds at least 95 % of the voxels.
+
+    Args:
+        labels: (w, h, d) each, integers below K; counted together. Components hang together by faces, edges or corners.
+        classes: K.
+
+    Returns:
+        Their numbers; a class without a voxel is none of them.
+    """
+    largest, voxels = np.zeros(classes), np.zeros(classes)
+    for label in labels:
+        array = label.numpy()
+        for value, region in enumerate(ndimage.find_objects(array), start=1):
+            if region is not None:
+                components, _ = ndimage.label(array[region] == value, np.ones((3, 3, 3), bool))
+                sizes = np.bincount(components.ravel())[1:]
+                largest[value] += sizes.max()
+                voxels[value] += sizes.sum()
+    return tuple(k for k in range(1, classes) if voxels[k] and largest[k] >= ONE_PIECE * voxels[k])
 
 
 def _of_volume(label: np.ndarray, patch_size: Sequence[int], classes: int) -> np.ndarray:

@@ -14,7 +14,7 @@ from dualseg.arguments import fraction, sizes
 from dualseg.data.batch import Batch
 from dualseg.data.checking.content import content_hash
 from dualseg.data.checks import check_batch
-from dualseg.data.class_shares import class_shares
+from dualseg.data.class_shares import class_shares, classes_in_one_piece
 from dualseg.data.foreground import ForegroundSampling
 from dualseg.data.loading import BatchLoader, check_shared_memory
 from dualseg.data.memory import MemoryCheck
@@ -270,8 +270,14 @@ class SemiSupervisedDataModule(pl.LightningDataModule):
 
     def class_shares(self) -> Tensor:
         """(K,) share of each class in labeled patches that are cut anywhere; after `setup("fit")`."""
-        labels = [label for _, label in self.volumes.values() if label is not None]
-        return class_shares(labels, self.patch_size, len(self.source.class_names))
+        return class_shares(self._labels(), self.patch_size, len(self.source.class_names))
+
+    def classes_in_one_piece(self) -> tuple[int, ...]:
+        """Numbers of the foreground classes that are in one piece in the labeled volumes; after `setup("fit")`."""
+        return classes_in_one_piece(self._labels(), len(self.source.class_names))
+
+    def _labels(self) -> list[Tensor]:
+        return [label for _, label in self.volumes.values() if label is not None]
 
     def image_hashes(self) -> dict[str, str]:
         """Training case -> hash of its image, by which it is known under any name; after `setup("fit")`."""

@@ -82,7 +82,7 @@ class SegmentationMethod(NetworkEvaluation):
     """Whether the objective trains the coarser logits of planned networks, as `supervised` does; else they give none,
     and what makes them is frozen."""
     mixes: ClassVar[bool] = False
-    """Whether it mixes patches itself, so that `augmentation.mix` is not for it."""
+    """Whether it mixes labeled patches itself, so that `augmentation.mix` does not do it once more."""
     pseudo_labels: ClassVar[bool] = False
     """Whether the objective calls `note_pseudo_labels`."""
     head_settings: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
@@ -136,6 +136,8 @@ class SegmentationMethod(NetworkEvaluation):
         self.terms = configured(self.TERMS, own, {name: extra.setting for name, extra in self.extras.items()})
         self.rampup_iterations = rampup_iterations
         self.seed = seed
+        if augmentation is not None and self.mixes:  # once is enough
+            augmentation = Augmentation(augmentation.intensity) if augmentation.intensity else None
         self.augmentation = augmentation
         switch("method.guard", guard)
         if guard and not self.pseudo_labels:
@@ -206,10 +208,10 @@ class SegmentationMethod(NetworkEvaluation):
             label: (N, W, H, D) int64, of whole unlabeled patches.
         """
         assert self.guard is not None, "pseudo_labels = True"
-        ratios = self.guard.see(label)
+        self.guard.see(label)
         if self.guard.informed:
             names = (f"pseudo_share/{name}" for name in self.class_names[1:])
-            self.watched |= dict(zip(names, ratios.unbind(), strict=True))
+            self.watched |= dict(zip(names, self.guard.ratio.clone().unbind(), strict=True))
 
     def ramp(self, kind: Literal["none", "start", "run"]) -> float:
         """The ramp of that kind at this time."""
@@ -329,11 +331,9 @@ class SegmentationMethod(NetworkEvaluation):
 
     def on_fit_start(self) -> None:
         shares_of = getattr(getattr(self.trainer, "datamodule", None), "class_shares", None)
-        if self.guard is None:
-            return
-        if shares_of is not None:
+        if self.guard is not None and shares_of is not None:
             self.guard.expect(shares_of())
-        elif self.guard.acts:
+        elif self.guard is not None and self.guard.acts:
             raise DualsegError(
                 "method.guard=true needs the shares of the classes: fit with a datamodule that has class_shares(), as "
                 "SemiSupervisedDataModule, or set method.guard=false."

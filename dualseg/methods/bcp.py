@@ -14,7 +14,7 @@ from dualseg.losses import region_ce, region_dice, supervised_ce
 from dualseg.methods.averages import Average, Variant
 from dualseg.methods.base import SegmentationMethod
 from dualseg.methods.terms import LossTerm, Term, Time
-from dualseg.views import contiguous_box, halves, largest_component, paste
+from dualseg.views import contiguous_box, largest_component, paste
 
 
 class BidirectionalCopyPaste(SegmentationMethod):
@@ -28,7 +28,7 @@ class BidirectionalCopyPaste(SegmentationMethod):
         L = L_mix(z_l, y_a, yhat_a, M) + L_mix(z_u, y_b, yhat_b, 1 - M)
 
     D and CE are means over their own region each. First, and throughout without unlabeled patches, labeled ones are
-    mixed with one another: x = L_a M + L_b (1 - M), 1/2 (D + CE) everywhere; the teacher is a copy of the student.
+    mixed with one another: x = L_a M + L_b (1 - M), 1/2 (D + CE) everywhere; at first the teacher is a copy.
 
     A term's value is the mean of its two mixed images, whose sum L has; so alpha is the weight of `pseudo_ce` and
     `pseudo_dice`. Where there are more patches of one kind, those of the other take part again.
@@ -87,7 +87,7 @@ class BidirectionalCopyPaste(SegmentationMethod):
             yield from self._labeled_pairs(labeled, batch.label, outside)
             return
         most = max(len(labeled), len(unlabeled))
-        x_labeled, y, x_unlabeled = halves(most, labeled, batch.label, unlabeled)
+        x_labeled, y, x_unlabeled = _halves(most, labeled, batch.label, unlabeled)
         regions = (outside, ~outside)  # of the labeled patches
         kinds = [("supervised", y, regions)]
         if self.on("pseudo_ce", "pseudo_dice"):
@@ -104,7 +104,7 @@ class BidirectionalCopyPaste(SegmentationMethod):
 
     def _labeled_pairs(self, image: Tensor, label: Tensor, outside: Tensor) -> Iterator[LossTerm]:
         """1/2 (CE + D) of labeled patches mixed with one another: half the weights, as there is one image a pair."""
-        (x_a, x_b), (y_a, y_b) = halves(len(label), image, label)
+        (x_a, x_b), (y_a, y_b) = _halves(len(label), image, label)
         view, y = self.see("a", paste(x_a, x_b, outside)), paste(y_a, y_b, outside)
         values = {"supervised_ce": supervised_ce(view.log_p, y), "supervised_dice": region_dice(view.p, y)}
         for name, value in values.items():
@@ -119,3 +119,9 @@ class BidirectionalCopyPaste(SegmentationMethod):
         self.watched["time/largest_component"] = torch.tensor(seconds)
         self.note_pseudo_labels(label)
         return label.chunk(2)
+
+
+def _halves(count: int, *patches: Tensor) -> list[tuple[Tensor, ...]]:
+    """First and second half of each tensor (N, ...), ceil(count / 2) patches each; after the last comes the first."""
+    half = (count + 1) // 2
+    return [x[torch.arange(2 * half, device=x.device) % len(x)].chunk(2) for x in patches]

@@ -25,7 +25,7 @@ from dualseg.methods.averages import Average
 from dualseg.methods.base import SegmentationMethod
 from dualseg.methods.terms import LossTerm, Term, Time
 from dualseg.methods.view import View
-from dualseg.views import contiguous_box, halves, largest_component, paste
+from dualseg.views import contiguous_box, largest_component, paste
 
 
 class Target(NamedTuple):
@@ -53,16 +53,19 @@ class Part(NamedTuple):
 class DualMix(SegmentationMethod):
     """Two unlike networks on patches mixed of labeled and unlabeled ones; the averages of both give the pseudo-labels.
 
-    M is 0 in one box of 2/3 of each side. L are the labeled patches, U the unlabeled ones, a their first halves and b
-    the second; the teachers A' and B' are averages of the networks A and B.
+    M is 0 in one box of 2/3 of each side. L are the labeled patches, U as many unlabeled ones, a their first halves and
+    b the second; the teachers A' and B' are averages of the networks A and B.
 
         x_l = L_a M + U_a (1 - M)     x_u = U_b M + L_b (1 - M)
-        yhat = largest component of each class of argmax (w_A' p_A' + w_B' p_B'),   w = exp(-H(p))
-        L_i = mean over x_l, x_u of [CE + Dice](labeled region, y) + 1/2 [CE + Dice](unlabeled region, yhat)
+        yhat = largest component of argmax (w_A p_A' + w_B p_B'),   w_i = exp(-H(p_i'))
+        e = exp(-D),   D = 1/2 [KL(p_A' || p_B') + KL(p_B' || p_A')]
+        L_i = CE(y) + Dice(y) + 1/2 L_cr,i(y) + 1/2 [CE(yhat; e) + Dice(yhat)],   mean over x_l and x_u
 
-    CE and Dice are means over their own region each, over the scales of planned networks as well. First, and throughout
-    without unlabeled patches (the labels-only twin), labeled patches are mixed with one another, as many images an
-    iteration, and the teachers are copies of the networks.
+    The first three terms are of the labeled region, the others of the unlabeled one: means over their own region each,
+    e a weight of its voxels, and over the scales of planned networks as well. L_cr is the correction where confident
+    classes of the networks differ. At first, and throughout without unlabeled patches (the labels-only twin), each labeled
+    patch has a box of the next one: as many images an iteration, the first three terms everywhere. While labels are
+    alone at first, the teachers are copies of the networks.
 
     Bidirectional copy-paste (Bai et al., CVPR 2023) for two networks; from the paper (arXiv:2509.13084) come the two
     architectures, the entropy, the divergence (of the teachers here, so that it is no loss) and the correction.
@@ -76,12 +79,14 @@ class DualMix(SegmentationMethod):
         agreement: weigh a pseudo-label's cross-entropy with exp(-D), D the mean of the teachers' two divergences.
         same_patches: whether both networks see the same mixed images; else the halves of the second are swapped, and it
             has a box of its own.
-        box: share of each side; 0: patches are not mixed, half of each kind is used.
-        keep_largest: whether pseudo-labels keep the largest component alone: `all`, or the names of such classes.
+        mix_unlabeled: whether labeled and unlabeled patches are mixed; else x_l = L_a and x_u = U_b.
+        keep_largest: classes whose largest component alone stays in pseudo-labels: `auto`, those that are in one piece
+            in the labeled volumes; `all`; or names.
         others: see `SegmentationMethod`.
 
     Raises:
-        DualsegError: a setting that cannot be; a batch without labeled patches.
+        DualsegError: a setting that cannot be; fewer than 2 labeled patches, or unlabeled ones that are not as
+            many.
     """
 
     takes = ("a", "b")
@@ -104,8 +109,8 @@ class DualMix(SegmentationMethod):
         teacher_weights: Literal["entropy", "equal"] = "entropy",
         agreement: bool = True,
         same_patches: bool = True,
-        box: float = 0.6667,
-        keep_largest: Literal["all"] | list[str] = "all",
+        mix_unlabeled: bool = True,
+        keep_largest: Literal["auto", "all"] | list[str] = "auto",
         **kwargs: Any,
     ) -> None:
         fraction("method.pretraining", pretraining)
@@ -116,7 +121,7 @@ class DualMix(SegmentationMethod):
         one_of("method.teacher_weights", teacher_weights, ("entropy", "equal"))
         switch("method.agreement", agreement)
         switch("method.same_patches", same_patches)
-        fraction("method.box", box)
+        switch("method.mix_unlabeled", mix_unlabeled)
         if not same_patches and self.on("rectification"):
             raise DualsegError(
                 "method.same_patches=false: the term rectification compares the networks on the same image; set "
@@ -124,11 +129,27 @@ class DualMix(SegmentationMethod):
             )
         self.pretraining = pretraining
         self.teacher, self.teacher_weights = teacher, teacher_weights
-        self.agreement, self.same_patches, self.box = agreement, same_patches, box
+        self.agreement, self.same_patches, self.mix_unlabeled = agreement, same_patches, mix_unlabeled
+        self.keep_largest = keep_largest
         self.kept = _classes(keep_largest, self.class_names)
 
     def check_batch(self, labeled: int, unlabeled: int) -> None:
         super().check_batch(labeled, unlabeled or 1)  # without unlabeled patches it is the labels-only twin
+        if labeled < 2:
+            raise DualsegError(
+                f"batch.labeled={labeled}: dual_mix mixes labeled patches with one another; give 2 or more."
+            )
+        if unlabeled not in (0, labeled):
+            raise DualsegError(
+                f"batch.unlabeled={unlabeled}: dual_mix mixes each labeled patch with an unlabeled one; give as many "
+                f"as batch.labeled={labeled}, or 0 for its labels-only twin."
+            )
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        in_one_piece = getattr(getattr(self.trainer, "datamodule", None), "classes_in_one_piece", None)
+        if self.keep_largest == "auto" and in_one_piece is not None:
+            self.kept = in_one_piece()
 
     def pretrains(self, time: Time) -> bool:
         """Whether this iteration is on labeled patches alone."""
@@ -140,16 +161,15 @@ class DualMix(SegmentationMethod):
         return self.averages
 
     def objective(self, batch: Batch, time: Time) -> Iterator[LossTerm]:
-        if not len(batch.label):
-            raise DualsegError("batch.labeled=0: dual_mix mixes labeled patches into others; give at least 1.")
         unlabeled = batch.unlabeled.image
+        self.check_batch(len(batch.label), len(unlabeled))  # the share of one of several processes
         alone = self.pretrains(time) or not len(unlabeled)
         pseudo = {} if alone or not self.on("pseudo_ce", "pseudo_dice") else self._pseudo_labels(unlabeled)
         parts: dict[str, list[Part]] = {}
         views: dict[str, tuple[View, ...]] = {}
         for i in self.takes:
             if not parts or not self.same_patches:
-                outside = ~contiguous_box(batch.image.shape[2:], self.box, device=batch.image.device)  # M
+                outside = ~contiguous_box(batch.image.shape[2:], device=batch.image.device)  # M
             parts[i] = self._labeled_pairs(batch, outside) if alone else self._mixed(batch, pseudo.get(i), outside, i)
             image = torch.cat([part.image for part in parts[i]])
             views[i] = self.see(i, image).split(*(len(part.image) for part in parts[i]))
@@ -172,9 +192,10 @@ class DualMix(SegmentationMethod):
         tensors = [batch.labeled.image, batch.label, batch.unlabeled.image]
         if pseudo is not None:
             tensors += [tensor for tensor in (pseudo.label, pseudo.weight) if tensor is not None]
-        parts = halves(max(len(tensors[0]), len(tensors[2])), *tensors)
-        a, b = zip(*(pair[:: -1 if network == "b" and not self.same_patches else 1] for pair in parts), strict=True)
-        if not self.box:
+        half = (len(batch.label) + 1) // 2
+        swapped = network == "b" and not self.same_patches
+        a, b = zip(*(x.roll(half if swapped else 0, dims=0).tensor_split([half]) for x in tensors), strict=True)
+        if not self.mix_unlabeled:
             return [Part(a[0], Target(a[1])), Part(b[2], None, _target(b[3:]))]
         inside = ~outside
         return [
@@ -192,9 +213,9 @@ class DualMix(SegmentationMethod):
             predicted = fuse(p_a, p_b)
         else:
             predicted = fuse(a.p, b.p)
+        self.note_pseudo_labels(predicted)
         label, seconds = largest_component(predicted, self.kept)
         self.watched["time/largest_component"] = torch.tensor(seconds)
-        self.note_pseudo_labels(label)
         weight = None
         if self.agreement:
             weight = (-(kl_divergence(a.log_p, b.log_p) + kl_divergence(b.log_p, a.log_p)) / 2).exp()
@@ -246,17 +267,15 @@ def _of_regions(
     return over_scales(of_scale, outputs, target.label)
 
 
-def _classes(keep_largest: Literal["all"] | Sequence[str], class_names: Sequence[str]) -> tuple[int, ...]:
+def _classes(keep_largest: Literal["auto", "all"] | Sequence[str], class_names: Sequence[str]) -> tuple[int, ...]:
     """Numbers of the classes whose largest component alone is kept.
 
     Raises:
         DualsegError: a name that no class has.
     """
     foreground = class_names[1:]
-    if keep_largest == "all":
+    if keep_largest in ("auto", "all"):  # auto: until the labeled volumes are known
         return tuple(range(1, len(class_names)))
     if not is_list(keep_largest) or {*keep_largest} - {*foreground}:
-        raise DualsegError(
-            f"method.keep_largest={keep_largest}: give all, or a list of {', '.join(foreground)}; [] keeps everything."
-        )
+        raise DualsegError(f"method.keep_largest={keep_largest}: give auto, all, or a list of {', '.join(foreground)}.")
     return tuple(k for k, name in enumerate(class_names) if k and name in keep_largest)

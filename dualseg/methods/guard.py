@@ -1,5 +1,7 @@
 """The guard: while pseudo-labels flood or drain, the unlabeled weight is zero."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -20,7 +22,7 @@ class Guard(nn.Module):
 
     Args:
         classes: K, with the background.
-        acts: whether it holds weights at zero; else it only measures, and keeps no average.
+        acts: whether it holds weights at zero; else it only measures, each process for itself.
 
     Attributes:
         informed: whether it knows what to expect; until then every class is exempt.
@@ -34,7 +36,7 @@ class Guard(nn.Module):
         self.acts = acts
         self.informed = False
         self.register_buffer("expected", torch.zeros(classes - 1), persistent=False)
-        self.register_buffer("ratio", torch.ones(classes - 1), persistent=acts)
+        self.register_buffer("ratio", torch.ones(classes - 1))
 
     def expect(self, shares: Tensor) -> None:
         """Set the share of each class, (K,), in labeled patches that are drawn anywhere."""
@@ -42,14 +44,11 @@ class Guard(nn.Module):
         self.informed = True
 
     @torch.no_grad()
-    def see(self, pseudo_label: Tensor) -> Tensor:
+    def see(self, pseudo_label: Tensor) -> None:
         """Take in the pseudo-labels of an iteration.
 
         Args:
             pseudo_label: (N, W, H, D) int64, of whole patches; as many voxels on every rank.
-
-        Returns:
-            (K-1,) the share of each foreground class relative to that in the labels; 1 of an exempt class.
         """
         shares = torch.stack([(pseudo_label == k).float().mean() for k in range(1, 1 + len(self.expected))])
         if self.acts:
@@ -57,11 +56,13 @@ class Guard(nn.Module):
             shares /= rank_count()
         known = self.expected > 0
         ratio = (shares / self.expected.where(known, 1)).where(known, 1)
-        if self.acts:
-            self.ratio.lerp_(ratio, 1 - DECAY)
-        return ratio
+        self.ratio.lerp_(ratio, 1 - DECAY)
 
     @property
     def open(self) -> Tensor:
         """What the unlabeled weights are multiplied by: 1 or 0, a scalar on the device."""
         return ((self.ratio >= LOW) & (self.ratio <= HIGH)).all().float()
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        state_dict.setdefault(f"{prefix}ratio", self.ratio)  # checkpoints older than the guard
+        super()._load_from_state_dict(state_dict, prefix, *args)

@@ -9,7 +9,7 @@ from dualseg.views.augmentation import Augmentation
 from dualseg.views.boxes import contiguous_box, cutmix_boxes
 from dualseg.views.components import keep_largest, largest_component
 from dualseg.views.intensity import blur, brightness, contrast, gamma, low_resolution, noise, uniform
-from dualseg.views.mixing import halves, mixup, mixup_share, paste
+from dualseg.views.mixing import mixup, mixup_share, paste
 
 __all__ = [
     "Augmentation",
@@ -19,7 +19,6 @@ __all__ = [
     "contrast",
     "cutmix_boxes",
     "gamma",
-    "halves",
     "keep_largest",
     "largest_component",
     "low_resolution",

@@ -15,12 +15,6 @@ def paste(inside: Tensor, outside: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask if inside.ndim == mask.ndim else mask[:, None], inside, outside)
 
 
-def halves(count: int, *patches: Tensor) -> list[tuple[Tensor, ...]]:
-    """First and second half of each tensor (N, ...), ceil(count / 2) patches each; after the last comes the first."""
-    half = (count + 1) // 2
-    return [x[torch.arange(2 * half, device=x.device) % len(x)].chunk(2) for x in patches]
-
-
 def mixup(first: Tensor, second: Tensor, share: Tensor) -> Tensor:
     """share x first + (1 - share) x second.
 

@@ -188,7 +188,9 @@ def test_what_all_ranks_complain_of_is_said_once(words, cwd) -> None:
     assert not (cwd / "runs" / "uneven").exists()
 
 
-@pytest.mark.parametrize("method", ["cps", "bcp"])  # bcp leaves the coarser logits of the planned networks out
+@pytest.mark.parametrize(
+    "method", ["cps", "bcp", "dual_mix"]
+)  # bcp leaves the coarser logits of the planned networks out
 def test_no_rank_waits_for_a_head_that_nothing_trains(method, words, cwd) -> None:
     own = [
         "networks=planned", "plan.channels=[2,2,4,4]", "plan.strides=[[1,1,1],[2,2,2],[2,2,2],[2,2,2]]",

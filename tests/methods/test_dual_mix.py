@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from method_toys import Normed, Tiny, Volumes, cpu_trainer, differing, tiny_parts, volumes_data, whole_and_resumed
+from method_toys import Normed, Tiny, Volumes, cpu_trainer, tiny_parts, volumes_data
 from mixing_derivation import SIZE, batch_of, decided, in_box, probabilities, region_losses, weights_of
 from scipy import ndimage
 
@@ -141,10 +141,14 @@ def test_weights_of_teachers_and_voxels_by_hand(weights, agree):
 
 def test_no_gradient_goes_through_a_pseudo_label():
     method, batch = made(3), batch_of(classes=3)
+    for name in ("teacher_a", "teacher_b"):
+        method.networks[name].requires_grad_(True)
     for term in terms_of(method, batch, SELF).values():
         term.value.backward(retain_graph=True)
     assert all(p.grad is None for name in ("teacher_a", "teacher_b") for p in method.networks[name].parameters())
     assert all(p.grad.abs().sum() > 0 for i in "ab" for p in method.networks[i].parameters())
+    targets = method._pseudo_labels(batch.unlabeled.image)
+    assert not any(target.weight.requires_grad for target in targets.values())
 
 
 def test_the_other_teacher():
@@ -204,7 +208,7 @@ def test_both_networks_see_the_same_images_or_each_its_own():
     batch = batch_of()
     off = {"rectification": {"enabled": False}}
     same, own = (
-        seen_images(made(same_patches=s, networks={i: Tiny(dropout=0.0) for i in "ab"}, terms=off), batch, SELF)
+        seen_images(made(same_patches=s, networks={i: Tiny(dropout=0.0) for i in "ab"}, terms=off), batch, SELF, seed=5)
         for s in (True, False)
     )
     assert torch.equal(same["a"], same["b"]) and torch.equal(same["a"], own["a"])
@@ -213,12 +217,13 @@ def test_both_networks_see_the_same_images_or_each_its_own():
         for patch, n in zip(own[i].flatten(1), labeled, strict=True):
             from_labeled, from_unlabeled = patch == sources[n], patch == sources[4 + n]
             assert torch.equal(from_labeled, ~from_unlabeled)
-    assert len({(own[i][0] == batch.image[n]).sum().item() for i, n in (("a", 0), ("b", 2))}) == 1, "a box as large"
+    boxes = [own[i][0] == batch.image[n] for i, n in (("a", 0), ("b", 2))]  # where it is of the labeled patch
+    assert boxes[0].sum() == boxes[1].sum() and not torch.equal(*boxes), "a box of its own, as large"
 
 
 def test_without_boxes_whole_patches_are_seen():
     batch = batch_of()
-    method = made(box=0)
+    method = made(mix_unlabeled=False)
     images = seen_images(method, batch, SELF)["a"]
     assert torch.equal(images, batch.image[[0, 1, 6, 7]])
     terms = terms_of(method, batch, SELF)
@@ -231,12 +236,52 @@ def test_without_boxes_whole_patches_are_seen():
     assert terms["pseudo_dice", "a"].value.item() == pytest.approx(dice, rel=1e-4)
 
 
-@pytest.mark.parametrize(("labeled", "unlabeled"), [(1, 1), (2, 6), (3, 2), (5, 3)])
-def test_batches_of_other_sizes_use_every_patch(labeled, unlabeled):
-    method, batch = made(), batch_of(labeled, unlabeled)
-    batch.image.requires_grad_()
-    sum(term.value for term in terms_of(method, batch, SELF).values()).backward()
-    assert (batch.image.grad.flatten(1).abs().amax(dim=1) > 0).all()
+@pytest.mark.parametrize("count", [2, 3, 5])
+@pytest.mark.parametrize("same", [True, False])
+def test_every_patch_is_used_and_the_twin_sees_as_many_images(count, same):
+    off = {"rectification": {"enabled": False}}
+    for time, unlabeled in ((SELF, count), (PRE, count), (SELF, 0)):
+        method, batch = made(same_patches=same, terms=off), batch_of(count, unlabeled)
+        batch.image.requires_grad_()
+        images = seen_images(method, batch, time)
+        assert {len(image) for image in images.values()} == {count}
+        sum(term.value for term in method.loss_terms(batch, time)).backward()
+        read = batch.image.grad.flatten(1).abs().amax(dim=1) > 0
+        assert read[:count].all() and (read[count:].all() or time is PRE)
+
+
+@pytest.mark.parametrize(
+    ("labeled", "unlabeled", "message"),
+    [
+        (1, 1, r"batch\.labeled=1: .*2 or more"),
+        (4, 2, r"batch\.unlabeled=2: .*as many as batch\.labeled=4, or 0"),
+        (0, 4, r"batch\.labeled=0"),
+    ],
+)
+def test_a_batch_that_cannot_be_mixed_is_refused(labeled, unlabeled, message):
+    with pytest.raises(DualsegError, match=message):
+        made().check_batch(labeled, unlabeled)
+    with pytest.raises(DualsegError, match=message):  # in one of several processes
+        terms_of(made(), batch_of(labeled, unlabeled), SELF)
+
+
+def test_classes_in_one_piece_are_those_of_the_labels():
+    class Pieces(Volumes):
+        def read_label(self, case):
+            label = super().read_label(case)
+            label[-2:, -2:, -2:] = 2  # class 2 in two pieces, a tenth of it apart
+            label[label == 2] = 2
+            label[:3, :3, 12:] = 2
+            return label
+
+    for source, kept in ((Volumes(3), (1, 2)), (Pieces(3), (1,))):
+        method = DualMix(**tiny_parts(source, **pair(3)))
+        assert method.kept == (1, 2), "until the labels are known"
+        cpu_trainer(1).fit(method, volumes_data(source))
+        assert method.kept == kept
+        named = DualMix(**tiny_parts(source, **pair(3)), keep_largest=["ventricle"])
+        cpu_trainer(1).fit(named, volumes_data(source))
+        assert named.kept == (2,)
 
 
 class States(pl.Callback):
@@ -259,12 +304,6 @@ def test_the_teachers_are_copies_then_averages():
                     expected = student if t < 2 else old + 0.01 * (student - old)
                     torch.testing.assert_close(teacher, expected, msg=f"{t} {i} {name}")
     assert method.roles.record == "ensemble"
-
-
-def test_it_is_resumed_to_the_last_bit(tmp_path):
-    whole, resumed = whole_and_resumed(made, tmp_path, iterations=6, at=4)
-    assert not differing(whole.state_dict(), resumed.state_dict())
-    assert "guard.ratio" not in whole.state_dict(), "without a guard nothing is kept"
 
 
 def test_every_term_is_live():
@@ -302,7 +341,7 @@ def test_the_coarser_logits_of_a_pseudo_label_by_hand():
         ({"teacher_weights": "mean"}, r"method\.teacher_weights=mean: .*equal"),
         ({"agreement": "yes"}, r"method\.agreement=yes"),
         ({"same_patches": False}, r"method\.same_patches=false: .*rectification\.enabled=false"),
-        ({"box": -0.1}, r"method\.box=-0\.1"),
+        ({"mix_unlabeled": 0}, r"method\.mix_unlabeled=0"),
         ({"keep_largest": ["liver"]}, r"method\.keep_largest=\['liver'\]: .*atrium"),
         ({"keep_largest": "atrium"}, r"method\.keep_largest=atrium"),
         ({"guard": "on"}, r"method\.guard=on"),
@@ -311,8 +350,3 @@ def test_the_coarser_logits_of_a_pseudo_label_by_hand():
 def test_an_impossible_argument_is_refused(settings, message):
     with pytest.raises(DualsegError, match=message):
         made(**settings)
-
-
-def test_without_labeled_patches_it_is_refused():
-    with pytest.raises(DualsegError, match=r"batch\.labeled=0"):
-        terms_of(made(), batch_of(0, 4), SELF)

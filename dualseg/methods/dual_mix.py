@@ -63,9 +63,9 @@ class DualMix(SegmentationMethod):
 
     The first three terms are of the labeled region, the others of the unlabeled one: means over their own region each,
     e a weight of its voxels, and over the scales of planned networks as well. L_cr is the correction where confident
-    classes of the networks differ. At first, and throughout without unlabeled patches (the labels-only twin), each labeled
-    patch has a box of the next one: as many images an iteration, the first three terms everywhere. While labels are
-    alone at first, the teachers are copies of the networks.
+    classes of the networks differ. At first, and throughout without unlabeled patches (the labels-only twin), each
+    labeled patch has a box of the next one: as many images an iteration, the first three terms everywhere. While labels
+    are alone at first, the teachers are copies of the networks.
 
     Bidirectional copy-paste (Bai et al., CVPR 2023) for two networks; from the paper (arXiv:2509.13084) come the two
     architectures, the entropy, the divergence (of the teachers here, so that it is no loss) and the correction.

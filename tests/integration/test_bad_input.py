@@ -173,7 +173,7 @@ def test_a_bad_evaluation_volume_is_found_before_the_run(phantom_fails, phantom_
             ["data.labeled_ratio=0.01", "leaves 0 labeled volumes of 6"],
         ),
         (["data.labeled_ratio=0.5"], ["data.labeled and data.labeled_ratio", "keep one"]),
-        (["data.labeled=6"], ["data.labeled=6", "no unlabeled volume", "lower data.labeled, or train on labels alone: method=supervised"]),
+        (["data.labeled=6"], ["data.labeled=6", "no unlabeled volume", "or train on labels alone: method=supervised"]),
         (["data.held_out_test=6"], ["data.held_out_test=6", "give 0 to 5"]),
         (["data.downsample=0.5"], ["data.downsample=0.5: give a number of at least 1"]),
         (["data.labelled=4"], ["data.labelled", "Did you mean data.labeled?"]),

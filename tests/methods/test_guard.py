@@ -73,6 +73,17 @@ def test_it_closes_when_a_class_drains_or_floods_and_opens_when_it_is_back(wrong
     assert back > 0
 
 
+@pytest.mark.parametrize(("holding", "closed"), [(0.05, 0.0), (0.01, 0.04)])
+def test_chance_alone(holding, closed):
+    """Right pseudo-labels of 2 patches an iteration, of which so many hold the class at all: 200 runs of 4,500."""
+    hits = np.random.default_rng(0).binomial(2, holding, (4500, 200)) / (2 * holding)
+    ratio, outside = np.ones(200), 0
+    for hit in hits:
+        ratio = guards.DECAY * ratio + (1 - guards.DECAY) * hit
+        outside += ((ratio < guards.LOW) | (ratio > guards.HIGH)).mean()
+    assert outside / len(hits) == pytest.approx(closed, abs=0.005 * (closed > 0))
+
+
 def test_a_class_that_no_label_has_is_exempt():
     guard = guard_for(0.1, 0.0)
     for _ in range(300):

@@ -64,7 +64,8 @@ def page() -> str:
 def built(name: str) -> tuple[dict[str, Any], SegmentationMethod]:
     """The resolved configuration of an option and its method, at toy size."""
     words = [f"method={name}", "base_channels=2", "dropout=0", "data.patch_size=[16,16,16]", "data.stride=[16,16,16]"]
-    words += ["plan.channels=[2,2]", "plan.strides=[[1,1,1],[2,2,2]]", "plan.kernels=[[3,3,3],[3,3,3]]", "plan.blocks=[1,1]"]
+    words += ["plan.channels=[2,2,2]", "plan.strides=[[1,1,1],[2,2,2],[2,2,2]]", "plan.blocks=[1,1,1]"]
+    words += ["plan.kernels=[[3,3,3],[3,3,3],[3,3,3]]"]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         settings = resolve(compose("train", overrides=["data.root=/none", *words]), planning=False)
     source = Phantom.__new__(Phantom)  # for its classes and channels alone

@@ -137,7 +137,7 @@ class DualMix(SegmentationMethod):
         super().check_batch(labeled, unlabeled or 1)  # without unlabeled patches it is the labels-only twin
         if labeled < 2:
             raise DualsegError(
-                f"batch.labeled={labeled}: dual_mix mixes labeled patches with one another; give each process 2 or more."
+                f"batch.labeled={labeled}: dual_mix mixes labeled patches in pairs; give each process 2 or more."
             )
         if unlabeled not in (0, labeled):
             raise DualsegError(

@@ -102,9 +102,7 @@ def train_here(settings: dict[str, Any]) -> None:
     _show(folder)
     warning = collapse(folder.curves_file)
     if warning:
-        method = settings["method"]
-        gentler = str(method.get("name", "")).startswith("dual")
-        print(f"warning: {warning}. {advice(bool(method.get('guard')), gentler)}", file=sys.stderr)
+        print(f"warning: {warning}. {advice(settings['method'])}", file=sys.stderr)
 
 
 def _train(settings: dict[str, Any], folder: Any) -> None:

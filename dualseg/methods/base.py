@@ -201,13 +201,16 @@ class SegmentationMethod(NetworkEvaluation):
             weight = weight * self.guard.open
         return LossTerm(name, network, value, weight, support)
 
-    def note_pseudo_labels(self, label: Tensor) -> None:
+    def note_pseudo_labels(self, *labels: Tensor) -> None:
         """Tell the guard of this iteration's pseudo-labels, before the terms that they are for.
 
         Args:
-            label: (N, W, H, D) int64, of whole unlabeled patches.
+            labels: (N, W, H, D) int64 each, of whole unlabeled patches; N may be 0.
         """
         assert self.guard is not None, "pseudo_labels = True"
+        label = torch.cat(labels)
+        if not len(label):
+            return
         self.guard.see(label)
         if self.guard.informed:
             names = (f"pseudo_share/{name}" for name in self.class_names[1:])
@@ -330,7 +333,7 @@ class SegmentationMethod(NetworkEvaluation):
         return {"optimizer": optimizer, "lr_scheduler": LambdaLR(optimizer, lambda t: self.lr_schedule(t, total))}
 
     def on_fit_start(self) -> None:
-        shares_of = getattr(getattr(self.trainer, "datamodule", None), "class_shares", None)
+        shares_of = self.offered("class_shares")
         if self.guard is not None and shares_of is not None:
             self.guard.expect(shares_of())
         elif self.guard is not None and self.guard.acts:
@@ -338,6 +341,10 @@ class SegmentationMethod(NetworkEvaluation):
                 "method.guard=true needs the shares of the classes: fit with a datamodule that has class_shares(), as "
                 "SemiSupervisedDataModule, or set method.guard=false."
             )
+
+    def offered(self, name: str) -> Any:
+        """The method of that name of the run's datamodule; None: it has none."""
+        return getattr(getattr(self.trainer, "datamodule", None), name, None)
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         time = Time(self.trainer.global_step, self.trainer.max_steps)

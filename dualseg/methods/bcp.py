@@ -1,23 +1,22 @@
 """Bidirectional copy-paste (Bai et al., CVPR 2023)."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dualseg.arguments import fraction
 from dualseg.data.batch import Batch
 from dualseg.errors import DualsegError
 from dualseg.losses import region_ce, region_dice, supervised_ce
 from dualseg.methods.averages import Average, Variant
-from dualseg.methods.base import SegmentationMethod
+from dualseg.methods.copy_paste import CopyPaste
 from dualseg.methods.terms import LossTerm, Term, Time
-from dualseg.views import contiguous_box, largest_component, paste
+from dualseg.views import contiguous_box, paste
 
 
-class BidirectionalCopyPaste(SegmentationMethod):
+class BidirectionalCopyPaste(CopyPaste):
     """Labeled and unlabeled patches in one image, a teacher's classes as labels (BCP, Bai et al., CVPR 2023).
 
     M is 0 in one box of 2/3 of each side, shared by the batch. Of the labeled patches L and the unlabeled ones U, a is
@@ -42,8 +41,7 @@ class BidirectionalCopyPaste(SegmentationMethod):
     Args:
         variant: `described`: the teacher runs in training mode and its weights alone are averaged, with decay 0.99;
             `averaged_buffers`: BatchNorm's statistics as well, and it runs in evaluation mode.
-        pretraining: share of the run on labeled patches alone.
-        others: see `SegmentationMethod`.
+        others: see `CopyPaste` and `SegmentationMethod`.
 
     Raises:
         DualsegError: a variant or share that cannot be; a batch without labeled patches.
@@ -51,8 +49,6 @@ class BidirectionalCopyPaste(SegmentationMethod):
 
     record = "a"
     deep_supervision = False
-    mixes = True
-    pseudo_labels = True
     TERMS = {
         "supervised_ce": Term("labeled"),
         "supervised_dice": Term("labeled"),
@@ -60,23 +56,9 @@ class BidirectionalCopyPaste(SegmentationMethod):
         "pseudo_dice": Term("unlabeled", weight=0.5),
     }
 
-    def __init__(self, *args: Any, variant: Variant = "described", pretraining: float = 0.25, **kwargs: Any) -> None:
-        fraction("method.pretraining", pretraining)
+    def __init__(self, *args: Any, variant: Variant = "described", **kwargs: Any) -> None:
         self.averages = {"teacher": Average.teacher("a", variant, warmup=False)}
-        self.pretraining = pretraining
         super().__init__(*args, **kwargs)
-
-    def check_batch(self, labeled: int, unlabeled: int) -> None:
-        super().check_batch(labeled, unlabeled or 1)  # without unlabeled patches labeled ones are mixed throughout
-
-    def pretrains(self, time: Time) -> bool:
-        """Whether this iteration is on labeled patches alone."""
-        return time.iteration < round(self.pretraining * time.total)
-
-    def moving_averages(self, time: Time) -> Mapping[str, Average]:
-        if self.pretrains(time):  # a copy: self-training starts from two equal networks
-            return {"teacher": replace(self.averages["teacher"], decay=0.0, buffers=True)}
-        return self.averages
 
     def objective(self, batch: Batch, time: Time) -> Iterator[LossTerm]:
         if not len(batch.label):
@@ -115,10 +97,7 @@ class BidirectionalCopyPaste(SegmentationMethod):
     def _pseudo_labels(self, patches: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The largest component of each class that the teacher predicts; it sees one half at a time."""
         predicted = torch.cat([self.watch("teacher", image).predicted for image in patches])
-        label, seconds = largest_component(predicted, range(1, len(self.class_names)))
-        self.watched["time/largest_component"] = torch.tensor(seconds)
-        self.note_pseudo_labels(label)
-        return label.chunk(2)
+        return self.largest(predicted, range(1, len(self.class_names))).chunk(2)
 
 
 def _halves(count: int, *patches: Tensor) -> list[tuple[Tensor, ...]]:

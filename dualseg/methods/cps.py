@@ -2,8 +2,6 @@
 
 from collections.abc import Iterator
 
-import torch
-
 from dualseg.data.batch import Batch
 from dualseg.losses import cross_pseudo
 from dualseg.methods.base import SegmentationMethod
@@ -40,8 +38,7 @@ class CrossPseudoSupervision(SegmentationMethod):
         for name in self.takes:
             view = self.see(name, batch.image)
             labeled[name], unlabeled[name] = view.split(n, len(view) - n)
-        if len(unlabeled["a"]):
-            self.note_pseudo_labels(torch.cat([view.predicted for view in unlabeled.values()]))
+        self.note_pseudo_labels(*(view.predicted for view in unlabeled.values()))
         for i, j in (("a", "b"), ("b", "a")):
             yield from self.supervised(i, labeled[i], batch.label)
             if self.on("cross_pseudo"):

@@ -102,8 +102,7 @@ class TwoNetworks(SegmentationMethod):
         for name, view in views.items():
             labeled[name], unlabeled[name] = view.split(n, len(view) - n)
         self.watched = self._foreground_shares(unlabeled, batch.label)
-        if len(unlabeled["a"]):
-            self.note_pseudo_labels(torch.cat([view.predicted for view in unlabeled.values()]))
+        self.note_pseudo_labels(*(view.predicted for view in unlabeled.values()))
         yield from self._supervised(labeled, batch.label)
         if self.described:
             pseudo = self._fused_pseudo_labels(unlabeled)

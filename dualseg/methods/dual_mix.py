@@ -1,7 +1,6 @@
 """Two unlike networks on mixed patches, labeled by the averages of both."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -22,10 +21,10 @@ from dualseg.losses import (
 )
 from dualseg.losses.scales import label_at
 from dualseg.methods.averages import Average
-from dualseg.methods.base import SegmentationMethod
+from dualseg.methods.copy_paste import CopyPaste
 from dualseg.methods.terms import LossTerm, Term, Time
 from dualseg.methods.view import View
-from dualseg.views import contiguous_box, largest_component, paste
+from dualseg.views import contiguous_box, paste, with_next
 
 
 class Target(NamedTuple):
@@ -50,7 +49,7 @@ class Part(NamedTuple):
     pseudo: Target | None = None
 
 
-class DualMix(SegmentationMethod):
+class DualMix(CopyPaste):
     """Two unlike networks on patches mixed of labeled and unlabeled ones; the averages of both give the pseudo-labels.
 
     M is 0 in one box of 2/3 of each side. L are the labeled patches, U as many unlabeled ones, a their first halves and
@@ -71,7 +70,6 @@ class DualMix(SegmentationMethod):
     architectures, the entropy, the divergence (of the teachers here, so that it is no loss) and the correction.
 
     Args:
-        pretraining: share of the run on labeled patches alone.
         decay: of the averages.
         teacher: whose pseudo-labels a network learns: `shared`, those of both averages together; `other`, those of the
             other network's average.
@@ -82,7 +80,7 @@ class DualMix(SegmentationMethod):
         mix_unlabeled: whether labeled and unlabeled patches are mixed; else x_l = L_a and x_u = U_b.
         keep_largest: classes whose largest component alone stays in pseudo-labels: `auto`, those that are in one piece
             in the labeled volumes; `all`; or names.
-        others: see `SegmentationMethod`.
+        others: see `CopyPaste` and `SegmentationMethod`.
 
     Raises:
         DualsegError: a setting that cannot be; fewer than 2 labeled patches, or unlabeled ones that are not as
@@ -90,8 +88,6 @@ class DualMix(SegmentationMethod):
     """
 
     takes = ("a", "b")
-    mixes = True
-    pseudo_labels = True
     TERMS = {
         "supervised_ce": Term("labeled"),
         "supervised_dice": Term("labeled"),
@@ -103,7 +99,6 @@ class DualMix(SegmentationMethod):
     def __init__(
         self,
         *args: Any,
-        pretraining: float = 0.25,
         decay: float = 0.99,
         teacher: Literal["shared", "other"] = "shared",
         teacher_weights: Literal["entropy", "equal"] = "entropy",
@@ -113,7 +108,6 @@ class DualMix(SegmentationMethod):
         keep_largest: Literal["auto", "all"] | list[str] = "auto",
         **kwargs: Any,
     ) -> None:
-        fraction("method.pretraining", pretraining)
         fraction("method.decay", decay)
         self.averages = {f"teacher_{i}": Average(i, decay, warmup=False, buffers=True) for i in self.takes}
         super().__init__(*args, **kwargs)
@@ -127,14 +121,13 @@ class DualMix(SegmentationMethod):
                 "method.same_patches=false: the term rectification compares the networks on the same image; set "
                 "method.terms.rectification.enabled=false."
             )
-        self.pretraining = pretraining
         self.teacher, self.teacher_weights = teacher, teacher_weights
         self.agreement, self.same_patches, self.mix_unlabeled = agreement, same_patches, mix_unlabeled
         self.keep_largest = keep_largest
         self.kept = _classes(keep_largest, self.class_names)
 
     def check_batch(self, labeled: int, unlabeled: int) -> None:
-        super().check_batch(labeled, unlabeled or 1)  # without unlabeled patches it is the labels-only twin
+        super().check_batch(labeled, unlabeled)
         if labeled < 2:
             raise DualsegError(
                 f"batch.labeled={labeled}: dual_mix mixes labeled patches in pairs; give each process 2 or more."
@@ -147,18 +140,9 @@ class DualMix(SegmentationMethod):
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
-        in_one_piece = getattr(getattr(self.trainer, "datamodule", None), "classes_in_one_piece", None)
+        in_one_piece = self.offered("classes_in_one_piece")
         if self.keep_largest == "auto" and in_one_piece is not None:
             self.kept = in_one_piece()
-
-    def pretrains(self, time: Time) -> bool:
-        """Whether this iteration is on labeled patches alone."""
-        return time.iteration < round(self.pretraining * time.total)
-
-    def moving_averages(self, time: Time) -> Mapping[str, Average]:
-        if self.pretrains(time):  # copies
-            return {name: replace(average, decay=0.0) for name, average in self.averages.items()}
-        return self.averages
 
     def objective(self, batch: Batch, time: Time) -> Iterator[LossTerm]:
         unlabeled = batch.unlabeled.image
@@ -183,9 +167,8 @@ class DualMix(SegmentationMethod):
                 yield from self._region_terms("pseudo", i, guessed)
 
     def _labeled_pairs(self, batch: Batch, outside: Tensor) -> list[Part]:
-        """Each labeled patch with a box of the next one, as `mix_labeled` does it."""
-        pair = [paste(x, x.roll(-1, dims=0), outside) for x in (batch.labeled.image, batch.label)]
-        return [Part(pair[0], Target(pair[1]))]
+        """Each labeled patch with a box of the next one."""
+        return [Part(with_next(batch.labeled.image, outside), Target(with_next(batch.label, outside)))]
 
     def _mixed(self, batch: Batch, pseudo: Target | None, outside: Tensor, network: str) -> list[Part]:
         """x_l and x_u; where the networks see patches of their own, the second one has the halves swapped."""
@@ -213,9 +196,7 @@ class DualMix(SegmentationMethod):
             predicted = fuse(p_a, p_b)
         else:
             predicted = fuse(a.p, b.p)
-        self.note_pseudo_labels(predicted)
-        label, seconds = largest_component(predicted, self.kept)
-        self.watched["time/largest_component"] = torch.tensor(seconds)
+        label = self.largest(predicted, self.kept)
         weight = None
         if self.agreement:
             weight = (-(kl_divergence(a.log_p, b.log_p) + kl_divergence(b.log_p, a.log_p)) / 2).exp()

@@ -82,8 +82,7 @@ class SemSim(SegmentationMethod):
         labeled, w, s1, _ = seen.split(*parts)
         yield from self.supervised("a", labeled, batch.label)
         p_w = w.p.detach()
-        if len(weak):
-            self.note_pseudo_labels(w.predicted)
+        self.note_pseudo_labels(w.predicted)
         if self.on("pseudo_label"):
             yield self._dice("pseudo_label", s1.p, p_w, boxes[0])
         if not self.on("intra_image", "cross_image"):

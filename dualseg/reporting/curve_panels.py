@@ -54,7 +54,7 @@ def loss_panels(run: RunContents) -> list[dict[str, str]]:
 
 
 def schedule_panels(run: RunContents) -> list[dict[str, str]]:
-    """Validation Dice, shares of foreground, guard, ramps and learning rates; of these the shares alone are noisy."""
+    """Validation Dice, shares of foreground and of classes, guard, ramps, learning rates; the second alone is noisy."""
 
     def under(prefix: str, suffix: str = "") -> dict[str, Curve]:
         chosen = {n: c for n, c in run.curves.items() if n.startswith(f"{prefix}/") and n.endswith(suffix)}
@@ -71,11 +71,13 @@ def schedule_panels(run: RunContents) -> list[dict[str, str]]:
     if foreground:
         colours = {name: figures.network_colour(name) for name in foreground}
         panels.append(_panel("share of foreground", foreground, colours, legend=True))
-    pseudo = under("pseudo_share")
-    if pseudo:
-        colours = {n: figures.OTHER_COLOURS[i % len(figures.OTHER_COLOURS)] for i, n in enumerate(sorted(pseudo))}
-        panels.append(_panel("share in pseudo-labels, 1: as in the labels", pseudo, colours, legend=True))
-    for title, curves in (("guard, 1: open", under("guard")), ("ramps", under("ramp")), ("learning rate", rates)):
+    others = {
+        "share in pseudo-labels, 1: as in the labels": under("pseudo_share"),
+        "guard, 1: open": under("guard"),
+        "ramps": under("ramp"),
+        "learning rate": rates,
+    }
+    for title, curves in others.items():
         if curves:
             colours = {n: figures.OTHER_COLOURS[i % len(figures.OTHER_COLOURS)] for i, n in enumerate(sorted(curves))}
             panels.append(_panel(title, curves, colours, smooth=False, legend=True))

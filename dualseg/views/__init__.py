@@ -9,7 +9,7 @@ from dualseg.views.augmentation import Augmentation
 from dualseg.views.boxes import contiguous_box, cutmix_boxes
 from dualseg.views.components import keep_largest, largest_component
 from dualseg.views.intensity import blur, brightness, contrast, gamma, low_resolution, noise, uniform
-from dualseg.views.mixing import mixup, mixup_share, paste
+from dualseg.views.mixing import mixup, mixup_share, paste, with_next
 
 __all__ = [
     "Augmentation",
@@ -27,4 +27,5 @@ __all__ = [
     "noise",
     "paste",
     "uniform",
+    "with_next",
 ]

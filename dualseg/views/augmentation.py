@@ -14,7 +14,7 @@ from torch import Tensor
 from dualseg.arguments import one_of, switch
 from dualseg.views.boxes import contiguous_box
 from dualseg.views.intensity import blur, contrast, gamma, low_resolution, noise
-from dualseg.views.mixing import paste
+from dualseg.views.mixing import with_next
 
 SIGMAS = (0.5, 1.0)  # of a blur, in voxels
 
@@ -100,8 +100,7 @@ def mix_labeled(image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
     """
     n = len(label)
     outside = ~contiguous_box(image.shape[2:], device=image.device)  # M
-    mixed = paste(image[:n], image[:n].roll(-1, dims=0), outside)
-    return torch.cat([mixed, image[n:]]), paste(label, label.roll(-1, dims=0), outside)
+    return torch.cat([with_next(image[:n], outside), image[n:]]), with_next(label, outside)
 
 
 class Augmentation:

@@ -15,6 +15,15 @@ def paste(inside: Tensor, outside: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask if inside.ndim == mask.ndim else mask[:, None], inside, outside)
 
 
+def with_next(patches: Tensor, mask: Tensor) -> Tensor:
+    """Each patch where the mask is true, elsewhere the next one of the batch; after the last comes the first.
+
+    Args:
+        patches, mask: as of `paste`.
+    """
+    return paste(patches, patches.roll(-1, dims=0), mask)
+
+
 def mixup(first: Tensor, second: Tensor, share: Tensor) -> Tensor:
     """share x first + (1 - share) x second.
 

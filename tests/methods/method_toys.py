@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytorch_lightning as pl
@@ -226,6 +226,17 @@ class Watch(pl.Callback):
         self._note(pl_module)
         self.rates.append([group["lr"] for group in trainer.optimizers[0].param_groups])
         self.steps.append(trainer.global_step)
+
+
+class States(pl.Callback):
+    """The state of every network, averages included, after every iteration."""
+
+    def __init__(self) -> None:
+        self.after: list[dict[str, dict[str, Tensor]]] = []
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+        networks = cast(SegmentationMethod, pl_module).networks
+        self.after.append({n: {k: v.clone() for k, v in m.state_dict().items()} for n, m in networks.items()})
 
 
 def fit_watched(method: SegmentationMethod, iterations: int, source: Volumes | None = None, **settings: Any) -> Watch:

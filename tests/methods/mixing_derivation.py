@@ -70,12 +70,16 @@ def predicted_class(weights, image):
     return np.array([probabilities(weights, x).argmax() for x in image.ravel()]).reshape(SIZE)
 
 
-def pseudo_label(weights, image):
-    predicted = predicted_class(weights, image)
-    kept = np.zeros_like(predicted)
-    for k in range(1, len(weights[3])):
-        found, count = ndimage.label(predicted == k, ndimage.generate_binary_structure(3, 3))
+def largest(label, classes):
+    """Of each of `classes` the largest component alone, the rest background; other classes as they are."""
+    kept = np.where(np.isin(label, list(classes)), 0, label)
+    for k in classes:
+        found, count = ndimage.label(label == k, ndimage.generate_binary_structure(3, 3))
         sizes = [(found == c).sum() for c in range(1, count + 1)]
         if sizes:
             kept[found == 1 + int(np.argmax(sizes))] = k
     return kept
+
+
+def pseudo_label(weights, image):
+    return largest(predicted_class(weights, image), range(1, len(weights[3])))

@@ -4,9 +4,8 @@ from functools import partial
 
 import numpy as np
 import pytest
-import pytorch_lightning as pl
 import torch
-from method_toys import Tiny, Volumes, cpu_trainer, tiny_parts, volumes_data
+from method_toys import States, Tiny, Volumes, cpu_trainer, tiny_parts, volumes_data
 from mixing_derivation import SIZE, batch_of, decided, in_box, predicted_class, pseudo_label, region_losses, weights_of
 from torch import nn
 
@@ -105,18 +104,6 @@ def test_it_lasts_its_share_of_the_run():
         method = made(pretraining=share)
         assert [method.pretrains(Time(t, total)) for t in (0, last, last + 1)] == [True, True, False]
     assert not made(pretraining=0).pretrains(Time(0, 10))
-
-
-class States(pl.Callback):
-    """The networks after every iteration."""
-
-    def __init__(self):
-        self.after = []
-
-    def on_train_batch_end(self, trainer, pl_module, *args):
-        self.after.append(
-            {n: {k: v.clone() for k, v in net.state_dict().items()} for n, net in pl_module.networks.items()}
-        )
 
 
 @pytest.mark.parametrize("variant", ["described", "averaged_buffers"])

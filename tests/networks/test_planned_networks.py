@@ -3,7 +3,6 @@
 import copy
 import math
 import pickle
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -219,21 +218,14 @@ def trained(network: nn.Module) -> dict[str, nn.Parameter]:
 
 @pytest.mark.parametrize("kind", NETWORKS)
 @pytest.mark.parametrize("on", [True, False])
-def test_the_gradient_reaches_all_that_is_not_frozen_and_ddp_waits_for_nothing(
-    kind: Network, on: bool, tmp_path: Path
-) -> None:
-    if torch.distributed.is_initialized():
-        pytest.fail("another test left its process group open")
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
-    try:
-        network = unlike(build(kind))
-        network.supervise_scales(on)
-        parallel = nn.parallel.DistributedDataParallel(network)
-        for _ in range(2):  # the second forward pass would complain of parameters that the first left out
-            output = parallel(torch.randn(2, 2, 16, 16, 6))
-            torch.stack([z.square().mean() for z in (output.logits, *output.others.values())]).sum().backward()
-    finally:
-        torch.distributed.destroy_process_group()
+@pytest.mark.usefixtures("one_rank")
+def test_the_gradient_reaches_all_that_is_not_frozen_and_ddp_waits_for_nothing(kind: Network, on: bool) -> None:
+    network = unlike(build(kind))
+    network.supervise_scales(on)
+    parallel = nn.parallel.DistributedDataParallel(network)
+    for _ in range(2):  # the second forward pass would complain of parameters that the first left out
+        output = parallel(torch.randn(2, 2, 16, 16, 6))
+        torch.stack([z.square().mean() for z in (output.logits, *output.others.values())]).sum().backward()
     for name, parameter in trained(network).items():
         assert parameter.grad is not None and parameter.grad.any(), name
     frozen = set(dict(network.named_parameters())) - set(trained(network))

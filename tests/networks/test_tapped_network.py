@@ -2,7 +2,6 @@
 
 import copy
 import pickle
-from pathlib import Path
 
 import pytest
 import torch
@@ -82,17 +81,12 @@ def test_copies_and_pickles_tap_their_own_layers() -> None:
     assert not network.network.conv_final[2].conv._forward_hooks  # nothing stays behind
 
 
-def test_distributed_data_parallel(tmp_path: Path) -> None:
-    if torch.distributed.is_initialized():
-        pytest.fail("another test left its process group open")
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
-    try:
-        network = TappedNetwork(segresnet())
-        output = nn.parallel.DistributedDataParallel(network)(torch.randn(1, 1, 16, 16, 16))
-        assert isinstance(output, SegmentationOutput)
-        (output.logits.square().mean() + output.features.square().mean()).backward()
-    finally:
-        torch.distributed.destroy_process_group()
+@pytest.mark.usefixtures("one_rank")
+def test_distributed_data_parallel() -> None:
+    network = TappedNetwork(segresnet())
+    output = nn.parallel.DistributedDataParallel(network)(torch.randn(1, 1, 16, 16, 16))
+    assert isinstance(output, SegmentationOutput)
+    (output.logits.square().mean() + output.features.square().mean()).backward()
     assert all(p.grad is not None for p in network.parameters())
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from dualseg.arguments import at_least, fraction, one_of, positive
+from dualseg.arguments import at_least, fraction, one_of, positive, switch
 from dualseg.data.batch import Batch
 from dualseg.errors import DualsegError
 from dualseg.losses import (
@@ -56,6 +56,8 @@ class TwoNetworks(SegmentationMethod):
         confidence: threshold of the confident predictions C_i (rectification).
         keep_fraction: quantile of the entropy filter; 0.8 drops the most uncertain fifth.
         fusion: pseudo-label of the entropy-filtered term: argmax of the `mean`, or `union` of the foregrounds (K = 2).
+        second_pass: whether all that a network learns from the other, sg(p_j), and both from their fused pseudo-label
+            comes from a second pass in evaluation mode, so without dropout; not in the paper.
         others: see `SegmentationMethod`.
 
     Raises:
@@ -72,9 +74,11 @@ class TwoNetworks(SegmentationMethod):
         confidence: float = 0.6,
         keep_fraction: float = 0.8,
         fusion: Fusion = "mean",
+        second_pass: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        switch("method.second_pass", second_pass)
         one_of("objective", objective, ("described", "released"))
         one_of("method.fusion", fusion, ("mean", "union"))
         if fusion == "union" and len(self.class_names) > 2:
@@ -88,6 +92,7 @@ class TwoNetworks(SegmentationMethod):
         self.confidence = confidence
         self.keep_fraction = keep_fraction
         self.fusion = fusion
+        self.second_pass = second_pass
 
     @abstractmethod
     def contrast_terms(
@@ -101,15 +106,17 @@ class TwoNetworks(SegmentationMethod):
         n = len(batch.label)
         for name, view in views.items():
             labeled[name], unlabeled[name] = view.split(n, len(view) - n)
-        self.watched = self._foreground_shares(unlabeled, batch.label)
-        self.note_pseudo_labels(*(view.predicted for view in unlabeled.values()))
+        teachers = {name: self.watch(name, batch.image) for name in self.takes} if self.second_pass else views
+        teaching = {name: view.split(n, len(view) - n)[1] for name, view in teachers.items()}
+        self.watched = self._foreground_shares(teaching, batch.label)
+        self.note_pseudo_labels(*(view.predicted for view in teaching.values()))
         yield from self._supervised(labeled, batch.label)
         if self.described:
-            pseudo = self._fused_pseudo_labels(unlabeled)
-            yield from self.consistency_terms(unlabeled, pseudo)
+            pseudo = self._fused_pseudo_labels(teaching)
+            yield from self.consistency_terms(unlabeled, teaching, pseudo)
             yield from self.contrast_terms(views, batch.label, pseudo)
         else:
-            yield from self._released(views)
+            yield from self._released(views, teachers["b"])
 
     @torch.no_grad()
     def _foreground_shares(self, unlabeled: dict[str, View], label: Tensor) -> dict[str, Tensor]:
@@ -141,13 +148,20 @@ class TwoNetworks(SegmentationMethod):
         reliable = reliable_voxels(entropy(a.log_p), entropy(b.log_p), self.keep_fraction)
         return FusedPseudoLabels(fuse(a.p, b.p, self.fusion), reliable)
 
-    def consistency_terms(self, views: dict[str, View], pseudo: FusedPseudoLabels | None) -> Iterator[LossTerm]:
+    def consistency_terms(
+        self, views: dict[str, View], teaching: dict[str, View], pseudo: FusedPseudoLabels | None
+    ) -> Iterator[LossTerm]:
         """w(t) L_u,i: cross consistency enhancement on the unlabeled half, parts 1 to 4.
 
         A subclass adds a term of its own here, see docs/change-one-thing.md.
+
+        Args:
+            views, teaching: of each network, what learns, and what the other one learns from; the same objects unless
+                there is a second pass.
+            pseudo: of `teaching`; None where no term reads them.
         """
         for i, j in (("a", "b"), ("b", "a")):
-            view, other = views[i], views[j]
+            view, other = views[i], teaching[j]
             divergence = kl_divergence(view.log_p, other.log_p) if self.on("uncertainty") else None
             if self.on("cross_pseudo"):
                 yield self.term("cross_pseudo", i, cross_pseudo(view.log_p, other.predicted, divergence))
@@ -159,12 +173,15 @@ class TwoNetworks(SegmentationMethod):
             if self.on("cosine"):
                 yield self.term("cosine", i, cosine(view.p, other.p.detach()))
 
-    def _released(self, views: dict[str, View]) -> Iterator[LossTerm]:
-        """mean(exp(-D) CE(z_A, argmax z_B)) + mean(D) + mean(1 - cos(p_A, p_B)) over the whole batch, no ramp."""
+    def _released(self, views: dict[str, View], teacher: View) -> Iterator[LossTerm]:
+        """mean(exp(-D) CE(z_A, argmax z_B)) + mean(D) + mean(1 - cos(p_A, p_B)) over the whole batch, no ramp.
+
+        `teacher`: B's view as A learns it; the cosine trains both, so it has B's own.
+        """
         a, b = views["a"], views["b"]
-        divergence = kl_divergence(a.log_p, b.log_p) if self.on("uncertainty") else None
+        divergence = kl_divergence(a.log_p, teacher.log_p) if self.on("uncertainty") else None
         if self.on("cross_pseudo"):
-            yield self.term("cross_pseudo", "a", cross_pseudo(a.log_p, b.predicted, divergence))
+            yield self.term("cross_pseudo", "a", cross_pseudo(a.log_p, teacher.predicted, divergence))
         if divergence is not None:
             yield self.term("uncertainty", "a", uncertainty(divergence))
         if self.on("cosine"):

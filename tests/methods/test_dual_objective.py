@@ -8,11 +8,12 @@ import pytest
 import torch
 from dual_comparison import LABELED, as_arrays, assert_gradients, assert_terms, by_key
 from dual_derivation import Setting
-from method_toys import cpu_trainer, outputs, plain_sgd, stored_batch, stored_dual
+from method_toys import Stored, cpu_trainer, outputs, plain_sgd, stored_batch, stored_dual
 
 from dualseg.errors import DualsegError
 from dualseg.losses import Drawn
 from dualseg.methods import DualNetwork, LossTerm, Time, dual
+from dualseg.networks import SegmentationOutput
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*no `val_dataloader`")
 TOTAL = 100
@@ -335,3 +336,45 @@ def test_shares_of_foreground_are_watched(num_classes, objective):
     for i, (logits, _) in as_arrays(stored).items():
         expected[f"foreground/{i}"] = float((logits[LABELED:].argmax(1) > 0).mean())
     assert {name: float(share) for name, share in method.watched.items()} == pytest.approx(expected, rel=1e-6)
+
+
+class Dropping(Stored):
+    """Other logits in evaluation mode than in training, as a network with dropout has."""
+
+    def __init__(self, logits: torch.Tensor, features: torch.Tensor, without: torch.Tensor) -> None:
+        super().__init__(logits, features)
+        self.without = without
+
+    def forward(self, image: torch.Tensor) -> SegmentationOutput:
+        return super().forward(image) if self.training else SegmentationOutput(self.without, self.features)
+
+
+@pytest.mark.parametrize("objective", ["described", "released"])
+def test_what_is_taught_is_of_the_second_pass(objective, drawn):
+    stored, second = outputs(3, seed=50), outputs(3, seed=51)
+    method = stored_dual(stored, objective=objective, second_pass=True)
+    for i in ("a", "b"):
+        method.networks[i] = Dropping(*stored[i], second[i][0])
+    batch = stored_batch(3)
+    terms = method.loss_terms(batch, Time(60, TOTAL))
+    sum(term.weight * term.value for term in terms).backward()
+    assert all(network.training for network in method.networks.values())
+    voxels = dict(zip("ab", (d.numpy() for d in drawn), strict=objective == "described"))  # released: has no contrast
+    first, label = as_arrays(stored), batch.label.numpy()
+    taught = {i: (second[i][0].double().numpy(), first[i][1]) for i in ("a", "b")}
+
+    def expected(live: dict[str, derivation.Output]) -> derivation.Terms:
+        own = derivation.supervised(live, first, label, Setting())
+        if objective == "released":
+            return derivation.released(live, taught, label, Setting()) | own
+        found = derivation.described(live, taught, label, 60, TOTAL, voxels, Setting()) | own
+        reliable, fused = derivation.reliable_and_fused(*(taught[i][0][LABELED:] for i in ("a", "b")), Setting())
+        for i in ("a", "b"):  # whose classes are the learner's own
+            z, f = (x[LABELED:] for x in first[i])
+            prototypes = derivation.prototypes(f, reliable, fused, 3)
+            value = derivation.contrast(live[i][1][LABELED:], z, voxels[i], prototypes, Setting())
+            found["contrast", i] = value, found["contrast", i][1]
+        return found
+
+    assert_terms(terms, expected(first))
+    assert_gradients(method, lambda live: derivation.total(expected(live)), first, voxels)

@@ -41,6 +41,11 @@ class StudyTables:
         """
         return cls(**{name: _read(folder / f"{name}.csv", columns) for name, columns in TABLES.items()})
 
+    @property
+    def split(self) -> str:
+        """Whose scores are compared: `test`, or `validation` where no run was tested, as in a study of choices."""
+        return "validation" if not self.results.empty and "test" not in set(self.results["split"]) else "test"
+
     def cases_of_record(self) -> pd.DataFrame:
         """The rows of `cases` of the prediction that stands for each run."""
         record = self.results.loc[self.results["record"] == "1", [*ROW, "run", "split", "network"]]

@@ -370,15 +370,31 @@ def test_rows_without_run_folders_stay_and_say_what_is_not_recorded(members: lis
     assert {path.name for path in tmp_path.glob("*.png")} == {"figure.png", "collapse.png"}
 
 
-def test_runs_that_were_only_validated_have_a_table_and_no_figure(members: list[Member], tmp_path: Path) -> None:
-    write_study(STUDY, members, tmp_path)
-    for name in ("cases.csv", "runs.csv"):
-        (tmp_path / name).unlink()
-    results = tmp_path / "results.csv"
-    results.write_text(results.read_text().replace(",test,", ",validation,"))
+def test_runs_that_were_only_validated_are_compared_on_validation_cases(members: list[Member], tmp_path: Path) -> None:
+    tested = write_study(STUDY, members, tmp_path)
+    table = (tmp_path / "table.md").read_text()
+    for name in ("results.csv", "cases.csv"):
+        path = tmp_path / name
+        path.write_text(path.read_text().replace(",test,", ",validation,"))
     contents = write_study(STUDY, [], tmp_path)
-    assert "4 runs (full0, full1, less0 and 1 more): not evaluated on test cases" in " ".join(contents.remarks)
-    assert not list(tmp_path.glob("*.png")) and "not run" in (tmp_path / "table.md").read_text()
+    replaced = table.replace("Test cases", "Validation cases").replace("Test Dice", "Validation Dice")
+    replaced = replaced.replace("seeds and test cases", "seeds and validation cases")
+    assert "Validation cases" in replaced and (tmp_path / "table.md").read_text() == replaced
+    assert [c.differences for c in contents.comparisons] == [c.differences for c in tested.comparisons] != []
+    assert {c.split for c in contents.comparisons} == {"validation"}
+    assert (tmp_path / "figure.png").is_file()
+    text = Page(tmp_path / "report.html").text
+    assert "Validation Dice" in text and "Test Dice" not in text
+
+
+def test_one_tested_run_makes_it_a_study_of_test_cases(members: list[Member], tmp_path: Path) -> None:
+    write_study(STUDY, members, tmp_path)
+    results = tmp_path / "results.csv"
+    rows = results.read_text().splitlines(keepends=True)
+    results.write_text("".join(row.replace(",test,", ",validation,") if ",full," in row else row for row in rows))
+    contents = write_study(STUDY, [], tmp_path)
+    assert contents.tables.split == "test"
+    assert "2 runs (full0, full1): not evaluated on test cases, so in results.csv alone" in contents.remarks
 
 
 # --- the command ---

@@ -1,4 +1,4 @@
-"""Is a variant better than another one? Paired over the test cases, the value of each averaged over seeds first."""
+"""Is a variant better than another one? Paired over cases, the value of each averaged over seeds first."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,9 +13,10 @@ DIGITS = 9  # differences of six-digit numbers: what is equal must not differ by
 
 @dataclass(frozen=True)
 class Comparison:
-    """Test Dice of `variant` minus that of `against`, both of one scale.
+    """Dice of `variant` minus that of `against`, both of one scale and split.
 
     Attributes:
+        split: `test` or `validation`.
         seeds: that both have; the others are left out.
         differences: case -> difference, Dice in 0..1, of the cases that both have.
         left_out: what only one of the two has, in words; empty where nothing.
@@ -27,6 +28,7 @@ class Comparison:
     """
 
     scale: str
+    split: str
     variant: str
     against: str
     seeds: tuple[str, ...]
@@ -40,16 +42,17 @@ class Comparison:
     p_holm: float = np.nan
 
 
-def compare_all(cases: pd.DataFrame, pairs: Mapping[str, str]) -> tuple[list[Comparison], list[str]]:
+def compare_all(cases: pd.DataFrame, pairs: Mapping[str, str], split: str) -> tuple[list[Comparison], list[str]]:
     """Each variant against its reference at each scale, and a sentence for each reference or pair that has no values.
 
     Args:
         cases: of the study's cases.csv, those of the prediction that stands for each run.
         pairs: variant -> what it is compared with, in the order wanted.
+        split: whose cases.
     """
-    test = cases[cases["split"] == "test"]
+    own_split = cases[cases["split"] == split]
     found, impossible = [], []
-    for scale, group in test.groupby("scale", sort=True):
+    for scale, group in own_split.groupby("scale", sort=True):
         scores = {name: case_scores(own) for name, own in group.groupby("variant")}
         for against in dict.fromkeys(pairs[variant] for variant in pairs if variant in scores):
             if against not in scores:
@@ -57,7 +60,8 @@ def compare_all(cases: pd.DataFrame, pairs: Mapping[str, str]) -> tuple[list[Com
         for variant, against in pairs.items():
             if variant not in scores or against not in scores:
                 continue
-            if (comparison := compare(str(scale), variant, against, scores[variant], scores[against])) is not None:
+            comparison = compare(str(scale), split, variant, against, scores[variant], scores[against])
+            if comparison is not None:
                 found.append(comparison)
             else:
                 impossible.append(f"scale={scale}: {variant} and {against} have no seed or no case in common")
@@ -84,7 +88,9 @@ def case_scores(cases: pd.DataFrame) -> pd.DataFrame:
     return cases.assign(dice=cases["dice"].astype(float)).pivot_table("dice", "case", "seed", aggfunc="mean")
 
 
-def compare(scale: str, variant: str, against: str, ours: pd.DataFrame, theirs: pd.DataFrame) -> Comparison | None:
+def compare(
+    scale: str, split: str, variant: str, against: str, ours: pd.DataFrame, theirs: pd.DataFrame
+) -> Comparison | None:
     """Two tables of `case_scores` compared over the seeds and cases that both have; None where there are none."""
     seeds = sorted(set(ours.columns) & set(theirs.columns), key=int)
     pairs = pd.concat(
@@ -103,6 +109,7 @@ def compare(scale: str, variant: str, against: str, ours: pd.DataFrame, theirs: 
             left_out.append(f"{cases} {'case' if cases == 1 else 'cases'} of {name}")
     return Comparison(
         scale=scale,
+        split=split,
         variant=variant,
         against=against,
         seeds=tuple(seeds),

@@ -55,10 +55,10 @@ class StudyContents:
         """Of the distances: voxels or mm."""
         return next((unit for unit in self.tables.runs["distance_unit"] if unit), "voxels")
 
-    def test_rows(self, scale: str) -> pd.DataFrame:
-        """The results of the test split at one scale."""
+    def scored(self, scale: str) -> pd.DataFrame:
+        """The results at one scale, of the split that the study compares."""
         results = self.tables.results
-        return results[(results["scale"] == scale) & (results["split"] == "test")]
+        return results[(results["scale"] == scale) & (results["split"] == self.tables.split)]
 
 
 def read_literature(path: Path) -> pd.DataFrame:
@@ -106,7 +106,7 @@ def remarks_on(contents: StudyContents) -> list[str]:
     several, asked = len(contents.scales) > 1, len(contents.study.seeds)
     for scale in contents.scales:
         place = f"scale={scale}: " if several and scale else ""
-        rows = contents.test_rows(scale)
+        rows = contents.scored(scale)
         fewer: dict[str, list[str]] = defaultdict(list)
         for variant in contents.variants:
             own = rows[rows["variant"] == variant]
@@ -129,9 +129,9 @@ def remarks_on(contents: StudyContents) -> list[str]:
     for _, run in runs[runs["warning"] != ""].iterrows():
         scale = f", scale={run['scale']}" if several and run["scale"] else ""
         found.append(f"{run['variant']}{scale}, seed {run['seed']}: {run['warning']}")
-    validation_only = sorted(set(results["run"]) - set(results[results["split"] == "test"]["run"]))
-    if validation_only:
-        found.append(f"{_some(validation_only)}: not evaluated on test cases, so in results.csv alone")
+    split = contents.tables.split
+    if others := sorted(set(results["run"]) - set(results[results["split"] == split]["run"])):
+        found.append(f"{_some(others)}: not evaluated on {split} cases, so in results.csv alone")
     return found
 
 
@@ -153,23 +153,24 @@ def _differing(own: pd.DataFrame, settings: Mapping[str, Mapping[str, Any]]) -> 
 
 
 def _cases_differ(contents: StudyContents, scale: str) -> list[str]:
-    sets = test_cases(contents, scale)
+    sets = scored_cases(contents, scale)
     usual = max(sets.values(), key=list(sets.values()).count, default=frozenset())
+    done = "tested" if contents.tables.split == "test" else "validated"
     return [
-        f"{variant} was tested on other cases than most ({len(own)}, {len(own & usual)} of them in common)"
+        f"{variant} was {done} on other cases than most ({len(own)}, {len(own & usual)} of them in common)"
         for variant, own in sets.items()
         if own != usual
     ]
 
 
-def test_cases(contents: StudyContents, scale: str) -> dict[str, frozenset[str]]:
-    """Variant -> the test cases of its runs at one scale, where they are known."""
+def scored_cases(contents: StudyContents, scale: str) -> dict[str, frozenset[str]]:
+    """Variant -> the cases that its runs at one scale were scored on, where they are known."""
     cases = contents.tables.cases
-    own = cases[(cases["scale"] == scale) & (cases["split"] == "test")]
+    own = cases[(cases["scale"] == scale) & (cases["split"] == contents.tables.split)]
     return {str(variant): frozenset(found) for variant, found in own.groupby("variant")["case"]}
 
 
 def compared(contents: StudyContents) -> tuple[list[Comparison], list[str]]:
     """The study's comparisons and what could not be compared; nothing where the study compares nothing."""
     pairs = {v: contents.study.against[v] for v in contents.variants if v in contents.study.against}
-    return compare_all(contents.tables.cases_of_record(), pairs)
+    return compare_all(contents.tables.cases_of_record(), pairs, contents.tables.split)

@@ -38,7 +38,7 @@ class Drawing:
 
 
 def draw_all(contents: StudyContents) -> dict[str, Drawing]:
-    """File name, of `FIGURES` -> figure, figure.png first; none where nothing was tested."""
+    """File name, of `FIGURES` -> figure, figure.png first; none where nothing was scored."""
     record = of_record(contents)
     if record.empty:
         return {}
@@ -56,9 +56,9 @@ def draw_all(contents: StudyContents) -> dict[str, Drawing]:
 
 
 def of_record(contents: StudyContents) -> pd.DataFrame:
-    """The test results that stand for each variant; Dice in per cent."""
+    """The results that stand for each variant; Dice in per cent."""
     results = contents.tables.results
-    own = results[(results["split"] == "test") & (results["record"] == "1")]
+    own = results[(results["split"] == contents.tables.split) & (results["record"] == "1")]
     return own.assign(dice=100 * own["dice"].astype(float), labeled=own["labeled"].astype(int))
 
 
@@ -125,14 +125,15 @@ def over_labels(contents: StudyContents, record: pd.DataFrame) -> Drawing:
         axes.set_xticks(ticks, [str(count) for count in ticks])
         axes.minorticks_off()
         axes.set_xlabel("labeled volumes; dots: seeds, line: mean, band: ± standard deviation")
-        axes.set_ylabel("test Dice, %")
+        axes.set_ylabel(f"{contents.tables.split} Dice, %")
         axes.legend(fontsize=8)
 
     png = _panels(scales, draw, 6.8, [4.2] * len(scales))
     words = "; ".join(names.values())
     caption = (
-        f"Test Dice against the number of labeled volumes for {words}. A dot is a seed ({_seeds(contents, record)}), "
-        "the line their mean, the band one standard deviation; horizontal lines are the supervised bounds."
+        f"{_split_dice(contents)} against the number of labeled volumes for {words}. "
+        f"A dot is a seed ({_seeds(contents, record)}), the line their mean, the band one standard deviation; "
+        "horizontal lines are the supervised bounds."
     )
     return Drawing(png, caption, _means(record))
 
@@ -167,10 +168,15 @@ def dice_of_variants(contents: StudyContents, record: pd.DataFrame) -> Drawing:
         low, high = axes.get_xlim()
         half = max(high - low, NARROWEST) / 2
         axes.set_xlim((low + high) / 2 - half, (low + high) / 2 + half)
-        axes.set_xlabel("test Dice, %; dots: seeds, bar: mean")
+        axes.set_xlabel(f"{contents.tables.split} Dice, %; dots: seeds, bar: mean")
 
     png = _panels(scales, draw, 6.8, [0.9 + 0.27 * len(rows[scale]) for scale in scales])
-    return Drawing(png, f"Test Dice: a dot is a seed ({_seeds(contents, record)}), the bar their mean.", _means(record))
+    caption = f"{_split_dice(contents)}: a dot is a seed ({_seeds(contents, record)}), the bar their mean."
+    return Drawing(png, caption, _means(record))
+
+
+def _split_dice(contents: StudyContents) -> str:
+    return f"{contents.tables.split.capitalize()} Dice"
 
 
 def _means(record: pd.DataFrame) -> str:
@@ -196,15 +202,15 @@ def differences(comparisons: Sequence[Comparison]) -> Drawing:
             axes.plot([100 * c.low, 100 * c.high], [place, place], color=colour, linewidth=2, solid_capstyle="butt")
             axes.plot(100 * c.mean, place, "o", color=colour, markersize=6)
         _name_rows(axes, [_pair(c, reference) for c in own])
-        axes.set_xlabel(f"difference of test Dice{_to(reference)}, points; 95 % interval over cases")
+        axes.set_xlabel(f"difference of {comparisons[0].split} Dice{_to(reference)}, points; 95 % interval over cases")
 
     png = _panels(list(groups), draw, 6.8, [0.9 + 0.27 * len(own) for own in groups.values()])
     words = "; ".join(
         f"{_pair(c, reference)} {100 * c.mean:+.2f} ({100 * c.low:+.2f} to {100 * c.high:+.2f})" for c in comparisons
     )
     caption = (
-        f"Mean difference of test Dice{_to(reference)}, with its 95 % bootstrap interval over cases; grey where that "
-        "holds 0."
+        f"Mean difference of {comparisons[0].split} Dice{_to(reference)}, with its 95 % bootstrap interval over cases; "
+        "grey where that holds 0."
     )
     return Drawing(png, caption, words)
 
@@ -241,7 +247,7 @@ def case_differences(comparisons: Sequence[Comparison]) -> Drawing:
         f"{_pair(c, reference)}: {sum(d > 0 for d in c.differences.values())} of {len(c.differences)} better"
         for c in comparisons
     )
-    return Drawing(png, f"Difference of the test Dice{_to(reference)}, a bar a case, sorted.", words)
+    return Drawing(png, f"Difference of the {comparisons[0].split} Dice{_to(reference)}, a bar a case, sorted.", words)
 
 
 def _to(reference: str | None) -> str:

@@ -54,9 +54,10 @@ def _comparison_words(comparisons: Sequence[Comparison]) -> str:
         return ""
     left_out = "; ".join(f"{c.variant} leaves out {c.left_out}" for c in comparisons if c.left_out)
     return (
-        "Test Dice of each variant minus that of the one it is against, in points, paired over cases: the mean over "
-        "foreground classes of the prediction that stands for a run, averaged over the seeds that both "
-        f"have. Interval: {100 * CONFIDENCE:.0f} % BCa bootstrap of the mean over cases, {RESAMPLES:,} resamples. "
+        f"{comparisons[0].split.capitalize()} Dice of each variant minus that of the one it is against, in points, "
+        "paired over cases: the mean over foreground classes of the prediction that stands for a run, averaged over "
+        f"the seeds that both have. Interval: {100 * CONFIDENCE:.0f} % BCa bootstrap of the mean over cases, "
+        f"{RESAMPLES:,} resamples. "
         "Effect: matched-pairs rank-biserial correlation, (W+ - W-) / (W+ + W-) with the sums of Wilcoxon's ranks of "
         "the cases that are better and worse; -1 to 1. p: two-sided Wilcoxon signed-rank test; Holm: corrected over "
         f"the study's {_count(len(comparisons), 'comparison')}." + (f" Unequal runs: {left_out}." if left_out else "")

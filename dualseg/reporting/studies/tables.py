@@ -9,7 +9,7 @@ import pandas as pd
 
 from dualseg.names import as_markdown
 from dualseg.reporting.contents import sort_networks
-from dualseg.reporting.studies.contents import StudyContents, test_cases
+from dualseg.reporting.studies.contents import StudyContents, scored_cases
 from dualseg.runs.reading import METRICS
 from dualseg.runs.tidy import MEDIAN_DICE
 
@@ -18,7 +18,7 @@ FACTOR = {"dice": 100, MEDIAN_DICE: 100, "jaccard": 100, "hd95": 1, "asd": 1}  #
 NOT_RUN, ABSENT = "not run", "\N{EN DASH}"
 REPORTED = "reported: Dice / Jaccard / 95HD / ASD"
 SPREAD_WORDS = "of each run the mean over cases, or their median; mean ± standard deviation (n - 1) over seeds"
-BOLD_WORDS = "Bold: the best of the lines with the same number of labels, iterations, seeds and test cases"
+BOLD_WORDS = "Bold: the best of the lines with the same number of labels, iterations, seeds and {split} cases"
 UNKNOWN_WORDS = f"{ABSENT} the values of the cases are not recorded"
 MARK_WORDS = "† a run of the line had uncommitted code"
 
@@ -61,6 +61,7 @@ class Table:
     """The table of one scale. `sources`: of the reported figures, by their number from 1."""
 
     scale: str
+    split: str
     unit: str
     lines: tuple[Line, ...]
     sources: tuple[str, ...]
@@ -75,7 +76,7 @@ class Table:
     @property
     def title(self) -> str:
         """What the numbers are."""
-        return f"Test cases{f', scale={self.scale}' if self.scale else ''}; {SPREAD_WORDS}."
+        return f"{self.split.capitalize()} cases{f', scale={self.scale}' if self.scale else ''}; {SPREAD_WORDS}."
 
     @property
     def not_run(self) -> str:
@@ -89,7 +90,7 @@ class Table:
     def legend(self) -> list[str]:
         """What the signs in the table mean, of those that it has."""
         cells = [cell for line in self.lines for cell in line.cells or ()]
-        found = [BOLD_WORDS] if any(cell.best for cell in cells) else []
+        found = [BOLD_WORDS.format(split=self.split)] if any(cell.best for cell in cells) else []
         found += [UNKNOWN_WORDS] if any(math.isnan(cell.mean) for cell in cells) else []
         found += [MARK_WORDS] if any(line.uncommitted for line in self.lines) else []
         if self.sources:
@@ -99,11 +100,11 @@ class Table:
 
 def table_of(contents: StudyContents, scale: str) -> Table:
     """The table of one scale, every variant of the study in its order, then the literature's methods."""
-    rows = contents.test_rows(scale).astype(dict.fromkeys(METRICS, float))
+    rows = contents.scored(scale).astype(dict.fromkeys(METRICS, float))
     rows = rows.merge(contents.tables.median_dice(), how="left")
     by_variant = {str(variant): own for variant, own in rows.groupby("variant")}
     uncommitted = set(contents.tables.runs.loc[contents.tables.runs["uncommitted"] == "yes", "run"])
-    cases = test_cases(contents, scale)
+    cases = scored_cases(contents, scale)
     sources = list(dict.fromkeys(contents.literature["source"]))
     reported: dict[str, list[str]] = defaultdict(list)
     others = []
@@ -133,7 +134,7 @@ def table_of(contents: StudyContents, scale: str) -> Table:
             lines.append(line)
     for group in groups.values():
         _embolden(lines, group)
-    return Table(scale, contents.unit, (*lines, *others), tuple(sources))
+    return Table(scale, contents.tables.split, contents.unit, (*lines, *others), tuple(sources))
 
 
 def _line(own: pd.DataFrame, asked: int, uncommitted: set[str]) -> Line:

@@ -150,7 +150,7 @@ def test_an_average_is_frozen():
     assert not trained & {id(p) for p in own}
 
 
-def test_two_processes_have_the_same_averages_and_heads(tmp_path):
+def test_two_processes_have_the_same_averages_heads_and_guard(tmp_path):
     """Which also says that no parameter is without a gradient: torch would refuse the second iteration."""
     done = subprocess.run(
         [sys.executable, str(HERE / "ddp_toys.py"), str(tmp_path)],
@@ -170,6 +170,11 @@ def test_two_processes_have_the_same_averages_and_heads(tmp_path):
     banks = state["heads.guided_contrast.banks.0.count"]
     assert 4 * first["voxels"] < banks.sum() <= 2 * 4 * first["voxels"], "a bank holds the voxels of both"
     assert state["heads.erda.classes.a.present"].all()
+    ratio = 1.0  # of the guard: each share is the mean of both processes'
+    for shares in zip(first["shares"], second["shares"], strict=True):
+        assert shares[0] != shares[1]
+        ratio += 0.01 * (sum(shares) / 2 / first["expected"] - ratio)
+    assert float(state["guard.ratio"]) == pytest.approx(ratio, rel=1e-6)
     assert first["trained"] == dict.fromkeys(("teacher", "even", "odd"), False)
     for name in ("teacher", "even", "odd"):
         assert (state[f"networks.{name}.head.weight"] != state["networks.a.head.weight"]).any()

@@ -14,6 +14,7 @@ from dualseg.methods.guided_contrast import GuidedContrast
 from dualseg.methods.mean_teacher import MeanTeacher
 from dualseg.methods.rcps import RCPS
 from dualseg.methods.semsim import SemSim
+from dualseg.methods.solo_mix import SoloMix
 from dualseg.methods.ssl_contrastive import SSLContrastive
 from dualseg.methods.supervised import Supervised
 from dualseg.methods.terms import LossTerm, Term, Time
@@ -36,6 +37,7 @@ __all__ = [
     "SSLContrastive",
     "SegmentationMethod",
     "SemSim",
+    "SoloMix",
     "Supervised",
     "Term",
     "Time",

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from dualseg.errors import DualsegError
-from dualseg.networks.planned import SLOPE, PlannedUNet, plain
+from dualseg.networks.planned import SLOPE, Norm, PlannedUNet, plain, set_norm
 
 
 class PlainUNet(PlannedUNet):
@@ -20,6 +20,8 @@ class PlainUNet(PlannedUNet):
         num_classes: K, background included.
         channels, strides, kernels: see `PlannedUNet`; at least three stages, as DynUNet asks for.
         deep_supervision: give the logits of coarser decoder stages in training.
+        norm: `instance`, of each patch alone; `batch`, BatchNorm, whose statistics of mixed patches do not fit whole
+            ones.
 
     Attributes:
         others: see `PlannedUNet`.
@@ -36,6 +38,7 @@ class PlainUNet(PlannedUNet):
         strides: Sequence[Sequence[int]],
         kernels: Sequence[Sequence[int]],
         deep_supervision: bool = True,
+        norm: Norm = "instance",
     ) -> None:
         super().__init__(channels, strides, kernels, least=3)
         for kernel, stride in zip(plain(kernels), plain(strides), strict=True):
@@ -63,6 +66,7 @@ class PlainUNet(PlannedUNet):
         self.upsamples = built.upsamples
         self.output_block = built.output_block
         self.deep_supervision_heads = built.deep_supervision_heads if coarser else nn.ModuleList()
+        set_norm(self, norm)
         self.supervise_scales(deep_supervision)
 
     @property

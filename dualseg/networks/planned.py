@@ -2,15 +2,17 @@
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 from torch import Tensor, nn
 
-from dualseg.arguments import counts, triples
+from dualseg.arguments import counts, one_of, triples
 from dualseg.errors import DualsegError
 from dualseg.networks.blocks import SCALE, SegmentationOutput, crop_output, pad_to_multiple
 
 SLOPE = 0.01  # of LeakyReLU below 0
 Triple = tuple[int, int, int]
+Norm = Literal["instance", "batch"]
 
 
 class PlannedUNet(nn.Module):
@@ -101,6 +103,21 @@ def check_lengths(stages: dict[str, Sequence[object]]) -> None:
 def plain(stages: Sequence[Sequence[int]]) -> list[Triple]:
     """Strides or kernels in plain containers, whatever a configuration is made of."""
     return [(x, y, z) for x, y, z in stages]
+
+
+def set_norm(network: nn.Module, norm: Norm) -> None:
+    """Give a network that is built with InstanceNorm BatchNorm instead, where `norm` says so; at its default weights.
+
+    Raises:
+        DualsegError: another word.
+    """
+    one_of("norm", norm, ("instance", "batch"))
+    if norm == "instance":
+        return
+    for module in [*network.modules()]:
+        for name, child in module.named_children():
+            if isinstance(child, nn.InstanceNorm3d):
+                setattr(module, name, nn.BatchNorm3d(child.num_features, child.eps))
 
 
 def initialize_leaky(network: nn.Module) -> None:

@@ -7,7 +7,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dualseg.arguments import counts
-from dualseg.networks.planned import SLOPE, PlannedUNet, Triple, check_lengths, initialize_leaky, plain
+from dualseg.networks.planned import (
+    SLOPE,
+    Norm,
+    PlannedUNet,
+    Triple,
+    check_lengths,
+    initialize_leaky,
+    plain,
+    set_norm,
+)
 
 
 class _Convolution(nn.Module):
@@ -141,6 +150,8 @@ class ResidualEncoderUNet(PlannedUNet):
         channels, strides, kernels: see `PlannedUNet`; at least two stages.
         blocks: residual blocks of each stage; nnU-Net's presets have 1, 3, 4, 6, 6, 6.
         deep_supervision: give the logits of coarser decoder stages in training.
+        norm: `instance`, of each patch alone; `batch`, BatchNorm, whose statistics of mixed patches do not fit whole
+            ones.
 
     Attributes:
         others: see `PlannedUNet`.
@@ -158,6 +169,7 @@ class ResidualEncoderUNet(PlannedUNet):
         kernels: Sequence[Sequence[int]],
         blocks: Sequence[int],
         deep_supervision: bool = True,
+        norm: Norm = "instance",
     ) -> None:
         super().__init__(channels, strides, kernels, least=2)
         counts("blocks", blocks)
@@ -165,6 +177,7 @@ class ResidualEncoderUNet(PlannedUNet):
         self.encoder = _Encoder(in_channels, [*channels], plain(strides), plain(kernels), [*blocks])
         self.decoder = _Decoder(num_classes, [*channels], plain(strides), plain(kernels))
         initialize_leaky(self)
+        set_norm(self, norm)
         for module in self.modules():
             if isinstance(module, _ResidualBlock):  # every block starts as its shortcut
                 nn.init.zeros_(module.conv2.norm.weight)

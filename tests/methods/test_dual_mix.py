@@ -12,7 +12,7 @@ from dualseg.errors import DualsegError
 from dualseg.losses import region_ce
 from dualseg.methods import DualMix, Time
 from dualseg.methods.audit import audit
-from dualseg.methods.dual_mix import Target, _of_regions
+from dualseg.methods.solo_mix import Target, _of_regions
 
 SELF, PRE = Time(9, 10), Time(0, 10)
 TERMS = tuple(DualMix.TERMS)
@@ -135,14 +135,14 @@ def test_no_gradient_goes_through_a_pseudo_label():
         term.value.backward(retain_graph=True)
     assert all(p.grad is None for name in ("teacher_a", "teacher_b") for p in method.networks[name].parameters())
     assert all(p.grad.abs().sum() > 0 for i in "ab" for p in method.networks[i].parameters())
-    targets = method._pseudo_labels(batch.unlabeled.image)
+    targets = method.pseudo_targets(batch.unlabeled.image)
     assert not any(target.weight.requires_grad for target in targets.values())
 
 
 def test_the_other_teacher():
     """Each network has the classes of the other's average as labels, after its largest component."""
     method, batch = made(3, teacher="other", agreement=False), batch_of(classes=3)
-    targets = method._pseudo_labels(batch.unlabeled.image)
+    targets = method.pseudo_targets(batch.unlabeled.image)
     for n, image in enumerate(batch.unlabeled.image[:, 0].double().numpy()):
         p = maps(method.networks, image)
         for i, other in (("a", 1), ("b", 0)):
@@ -153,7 +153,7 @@ def test_the_other_teacher():
 def test_classes_that_keep_all_their_components():
     batch = batch_of(classes=3)
     labels = {
-        name: made(3, keep_largest=kept)._pseudo_labels(batch.unlabeled.image)["a"].label
+        name: made(3, keep_largest=kept).pseudo_targets(batch.unlabeled.image)["a"].label
         for name, kept in (("all", "all"), ("one", ["atrium"]), ("none", []))
     }
     for image, *found in zip(batch.unlabeled.image[:, 0].double().numpy(), *labels.values(), strict=True):

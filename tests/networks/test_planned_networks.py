@@ -237,6 +237,22 @@ def test_the_gradient_reaches_all_that_is_not_frozen_and_ddp_waits_for_nothing(k
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
+def test_batch_norm_in_place_of_every_instance_norm(kind: Network) -> None:
+    instance, batch = build(kind), build(kind, norm="batch")
+    norms = {name for name, module in instance.named_modules() if isinstance(module, nn.InstanceNorm3d)}
+    assert norms == {name for name, module in batch.named_modules() if isinstance(module, nn.BatchNorm3d)} != set()
+    assert not any(isinstance(module, nn.InstanceNorm3d) for module in batch.modules())
+    for (name, one), (_, other) in zip(instance.named_parameters(), batch.named_parameters(), strict=True):
+        assert one.shape == other.shape, name
+        if name.rpartition(".")[0] in norms:  # as it would start by itself, or as its block starts
+            torch.testing.assert_close(one, other, rtol=0, atol=0)
+    image = torch.randn(2, 2, 16, 16, 6)
+    assert torch.isfinite(batch(image).logits).all()
+    with pytest.raises(DualsegError, match=r"norm=group"):
+        build(kind, norm="group")
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
 def test_copies_and_pickles_after_a_training_step(kind: Network) -> None:
     network = unlike(build(kind))
     image = torch.randn(2, 2, 16, 16, 6)

@@ -36,6 +36,8 @@ ADDED: dict[str, Any] = {
     "data.foreground": 0,
     "data.source.normalize_crop": False,
     "method.guard": False,
+    "method.second_pass": False,
+    "networks.*.norm": "instance",
     "weights_as": None,
 }
 

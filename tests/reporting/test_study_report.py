@@ -217,6 +217,18 @@ def test_unlike_runs_of_a_variant_are_said(tmp_path: Path, study_run: Callable[.
     assert row[3] == "10, 2,000"
 
 
+@pytest.mark.parametrize(("draws", "said"), [((0, 1), False), ((0, 2), True), ((1, 0), True)])
+def test_a_draw_of_labels_that_is_the_seed_is_no_difference(
+    draws: tuple[int, int], said: bool, tmp_path: Path, study_run: Callable[..., Path]
+) -> None:
+    found = []
+    for seed, draw in enumerate(draws):
+        folder = study_run(tmp_path / f"r{seed}", {"a": CASES}, seed=seed, changes={"data.draw": draw})
+        found.append(Member("full", "cpu", seed, RunFolder(folder)))
+    remarks = " | ".join(write_study(STUDY, found, tmp_path / "out").remarks)
+    assert ("the runs of full differ in data.draw" in remarks) == said
+
+
 def test_runs_of_uncommitted_code_are_marked(members: list[Member], tmp_path: Path) -> None:
     path = members[2].folder.manifest_file
     path.write_text(json.dumps({**json.loads(path.read_text()), "git": {"revision": "0123abc", "dirty": True}}))

@@ -11,6 +11,7 @@ import pandas as pd
 
 from dualseg.errors import DualsegError
 from dualseg.reporting.studies.comparisons import Comparison, compare_all
+from dualseg.runs.identity import ADDED
 from dualseg.runs.tidy import StudyTables
 from dualseg.sweeps.study import Study
 
@@ -141,10 +142,19 @@ def _some(names: Sequence[str], shown: int = 3) -> str:
 
 
 def _differing(own: pd.DataFrame, settings: Mapping[str, Mapping[str, Any]]) -> str:
-    """The keys in which the configurations of one variant's runs differ, and the number of iterations."""
-    known = [settings[run] for run in dict.fromkeys(own["run"]) if run in settings]
+    """The keys in which the configurations of one variant's runs differ, and the number of iterations.
+
+    A `data.draw` that is each run's own seed is no difference: that is what a draw a seed looks like.
+    """
+    seeds = {str(run): str(seed) for run, seed in zip(own["run"], own["seed"], strict=True) if run in settings}
+    known = [settings[run] for run in seeds]
     keys = dict.fromkeys(key for one in known for key in one)
-    found = [key for key in keys if any(one.get(key) != known[0].get(key) for one in known)]
+    found = [
+        key
+        for key in keys
+        if any(one.get(key) != known[0].get(key) for one in known)
+        and not (key == "data.draw" and all(str(settings[run].get(key, ADDED[key])) == seeds[run] for run in seeds))
+    ]
     iterations = sorted(set(own["iterations"]), key=int)
     if len(iterations) > 1:
         found = [key for key in found if key != "trainer.max_iterations"]

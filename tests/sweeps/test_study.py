@@ -43,12 +43,20 @@ def root_of(study: str) -> Path:
 @cache
 def configurations(name: str, scale: str) -> Mapping[str, dict[str, Any]]:
     """Variant -> resolved configuration."""
-    study, composed = read_study(name), {}
+    study = read_study(name)
+    if scale == "full" and study.experiments["full"] == study.experiments["cpu"]:
+        # the words are those of `cpu` but for the scale's name, which composing all of them again would not show better
+        named = {variant: {**settings, "scale": scale} for variant, settings in configurations(name, "cpu").items()}
+        first = next(iter(named))
+        assert named[first] == composed(name, first, scale)
+        return named
+    return {variant: composed(name, variant, scale) for variant in study.variants}
+
+
+def composed(name: str, variant: str, scale: str) -> dict[str, Any]:
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        for variant in study.variants:
-            words = [f"data.root={root_of(name)}", *study.words(variant, scale)]
-            composed[variant] = resolve(compose("train", overrides=words), planning=False)
-    return composed
+        words = [f"data.root={root_of(name)}", *read_study(name).words(variant, scale)]
+        return resolve(compose("train", overrides=words), planning=False)
 
 
 def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:

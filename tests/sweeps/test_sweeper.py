@@ -88,13 +88,19 @@ def launches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Launches:
     return found
 
 
+@pytest.fixture(scope="module")
+def volumes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The dataset of all sweeps, made by the first one."""
+    return tmp_path_factory.mktemp("data") / "phantom"
+
+
 @pytest.fixture
-def train(command: Callable[..., Any], tmp_path: Path, launches: Launches) -> Callable[..., Any]:
+def train(command: Callable[..., Any], tmp_path: Path, volumes: Path, launches: Launches) -> Callable[..., Any]:
     """dualseg-train -m on the toy study's configuration folder."""
     for group, name, text in (("sweep", "toy", TOY_STUDY), ("experiment", "small", SMALL)):
         (tmp_path / "conf" / group).mkdir(parents=True)
         (tmp_path / "conf" / group / f"{name}.yaml").write_text(text)
-    words = ["--config-dir", tmp_path / "conf", f"data.root={tmp_path / 'phantom'}", f"output={tmp_path / 'runs'}"]
+    words = ["--config-dir", tmp_path / "conf", f"data.root={volumes}", f"output={tmp_path / 'runs'}"]
     # flags between the words, where one writes them and argparse alone would refuse what follows
     return lambda *more: command(dualseg.train.main, *words[2:], "-m", *words[:2], *more)
 

@@ -65,8 +65,11 @@ def run(command: Sequence[str | Path], cwd: Path, **environment: str) -> subproc
 
 
 def check_composes(words: Sequence[str], own_files: Path) -> None:
-    """The configuration composes and passes the checks that a run begins with, for every value of a sweep."""
-    overrides, rest, study = [], list(words), None
+    """The configuration composes and passes the checks that a run begins with, for every value of a sweep.
+
+    Of a study, for the rows that the command names, at its scale; tests/sweeps/test_study.py has every row at both.
+    """
+    overrides, rest, study, variants, scale = [], list(words), None, None, "cpu"
     while rest:
         word = rest.pop(0)
         if word == "--config-dir":
@@ -76,6 +79,10 @@ def check_composes(words: Sequence[str], own_files: Path) -> None:
         elif word.startswith("sweep="):
             assert "-m" in words
             study = read_study(word.removeprefix("sweep="))
+        elif word.startswith("variant="):
+            variants = word.removeprefix("variant=").split(",")
+        elif word.startswith("scale="):
+            scale = word.removeprefix("scale=")
         elif word not in ("--help", "-m"):
             overrides.append(word)
     choices: list[list[str]] = []
@@ -85,7 +92,8 @@ def check_composes(words: Sequence[str], own_files: Path) -> None:
         assert "-m" in words or not override.is_sweep_override()
         swept = override.is_sweep_override()
         choices.append([f"{key}={v}" for v in override.sweep_string_iterator()] if swept else [override.input_line])
-    rows = [study.words(variant, scale) for variant in study.variants for scale in study.experiments] if study else [[]]
+    assert study or variants is None
+    rows = [study.words(variant, scale) for variant in variants or study.variants] if study else [[]]
     for row in rows:
         for index in range(max((len(choice) for choice in choices), default=1)):
             with initialize_config_dir(str(conf_dir()), version_base="1.3"):

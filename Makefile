@@ -28,7 +28,7 @@ demo: $(INSTALLED) ## train both networks on the embedded dataset (minutes on 2 
 
 # One thread a process: test processes that each start several would slow one another down.
 test: $(INSTALLED) ## run all tests, WORKERS=2 processes at a time
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --max-worker-restart 1
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --max-worker-restart 0
 
 test-slurm: $(INSTALLED) ## a sweep on a real Slurm of one machine, as root (apt-get install slurm-wlm munge); minutes
 	@$(BIN)/python tests/slurm/run.py

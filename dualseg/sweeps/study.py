@@ -1,7 +1,7 @@
 """A study: which runs one table or figure needs. Read from conf/sweep/<study>.yaml; no Hydra, no torch."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ class Study:
         variants: row of the table -> {key or group: value} that is changed for it.
         ensembles: row of the table -> the variants whose runs are evaluated together for it.
         after: variant -> the variant whose run of the same seed it starts from (`weights=`).
-        against: row -> the row that it is compared with; empty: no comparison.
+        against: row -> the row, or rows, that it is compared with; empty: no comparison.
         notes: what a reader of the table has to know of its rows; a sentence each.
     """
 
@@ -31,7 +31,7 @@ class Study:
     seeds: tuple[int, ...]
     variants: Mapping[str, Mapping[str, Any]]
     ensembles: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    against: Mapping[str, str] = field(default_factory=dict)
+    against: Mapping[str, str | Sequence[str]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     after: Mapping[str, str] = field(default_factory=dict)
 
@@ -39,6 +39,12 @@ class Study:
     def rows(self) -> tuple[str, ...]:
         """Every row of the table in the order of the file: variants, then ensembles."""
         return (*self.variants, *self.ensembles)
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """What is compared, and with what, in the order of the file."""
+        listed = {row: [found] if isinstance(found, str) else found for row, found in self.against.items()}
+        return [(row, reference) for row, references in listed.items() for reference in references]
 
     def definition(self) -> dict[str, Any]:
         """What `study_of` makes this study of again."""
@@ -115,7 +121,15 @@ def study_of(name: str, sweep: Mapping[str, Any]) -> Study:
     against = sweep.get("against") or {}
     if isinstance(against, str):  # one for all the others
         against = {row: against for row in rows if row != against}
-    for reference in (*(v for group in ensembles.values() for v in group), *against, *against.values()):
+    notes = sweep.get("notes") or []
+    if not isinstance(notes, list | tuple) or not all(isinstance(note, str) for note in notes):
+        raise DualsegError(f"sweep {name}: notes: give a list of sentences.")
+    seeds = tuple(sweep["seeds"])
+    found = Study(
+        name, dict(sweep["experiments"]), seeds, variants, ensembles, dict(against), tuple(map(_one_line, notes))
+    )
+    named = [*ensembles.values(), *found.pairs]
+    for reference in (row for group in named for row in group):
         if reference not in rows:
             raise DualsegError(f"sweep {name}: {reference} is none of its variants.{nearest(reference, rows)}")
     after = dict(sweep.get("after") or {})
@@ -130,10 +144,4 @@ def study_of(name: str, sweep: Mapping[str, Any]) -> Study:
             chain.append(after[chain[-1]])
             if chain[-1] in chain[:-1]:
                 raise DualsegError(f"sweep {name}: after: {' starts from '.join(chain)}; one of them must be first.")
-    notes = sweep.get("notes") or []
-    if not isinstance(notes, list | tuple) or not all(isinstance(note, str) for note in notes):
-        raise DualsegError(f"sweep {name}: notes: give a list of sentences.")
-    seeds = tuple(sweep["seeds"])
-    return Study(
-        name, dict(sweep["experiments"]), seeds, variants, ensembles, dict(against), tuple(map(_one_line, notes)), after
-    )
+    return replace(found, after=after)

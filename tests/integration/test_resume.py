@@ -31,7 +31,7 @@ from dualseg.runs.checkpoints import network_states, read_checkpoint
 from dualseg.runs.curves import read_curves
 from dualseg.runs.folder import RunFolder, iteration_of
 
-pytestmark = pytest.mark.timeout(3000)  # half a minute of work, but on a busy machine
+pytestmark = pytest.mark.timeout(1500)  # half a minute of work, but on a busy machine
 ITERATIONS = 12
 TRAIN = [sys.executable, "-m", "dualseg.train"]
 KILLED_IN_THE_VALIDATION_AT_8 = """

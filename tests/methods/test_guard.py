@@ -18,6 +18,7 @@ from dualseg.methods import (
     DualMix,
     DualNetwork,
     SemSim,
+    SoloMix,
     SSLContrastive,
     Supervised,
     Time,
@@ -199,7 +200,10 @@ def test_a_checkpoint_from_before_the_guard_is_taken():
     method.load_state_dict(state)
 
 
-WATCHED = [BidirectionalCopyPaste, CrossPseudoSupervision, DualNetwork, DualISBI, SSLContrastive, SemSim, DualMix]
+WATCHED = [
+    *(BidirectionalCopyPaste, CrossPseudoSupervision, DualNetwork, DualISBI),
+    *(SSLContrastive, SemSim, DualMix, SoloMix),
+]
 
 
 @pytest.mark.parametrize("method", WATCHED)

@@ -92,7 +92,7 @@ def test_interval_agrees_with_an_explicit_bca_bootstrap() -> None:
 def test_a_case_is_averaged_over_classes_and_seeds_before_it_is_compared() -> None:
     frame = cases_frame({"full": {0: [0.8, 0.7], 1: [0.9, 0.7]}, "less": {0: [0.7, 0.7], 1: [0.6, 0.8]}})
     other_class = frame.assign(**{"class": "wall", "dice": (frame["dice"].astype(float) - 0.2).astype(str)})
-    (found,), impossible = compare_all(pd.concat([frame, other_class]), {"less": "full"}, "test")
+    (found,), impossible = compare_all(pd.concat([frame, other_class]), [("less", "full")], "test")
     assert impossible == []
     assert found.variant == "less" and found.seeds == ("0", "1") and found.left_out == ""
     assert found.differences == pytest.approx({"case00": 0.65 - 0.85, "case01": 0.75 - 0.7})
@@ -102,7 +102,7 @@ def test_a_case_is_averaged_over_classes_and_seeds_before_it_is_compared() -> No
 def test_unequal_runs_are_compared_over_what_they_share_and_that_is_said() -> None:
     full = cases_frame({"full": {0: [0.8, 0.7, 0.6], 1: [0.1, 0.1, 0.1]}})
     less = cases_frame({"less": {0: [0.7, 0.5, 0.9], 2: [0, 0, 0]}}, first=1)
-    (found,), _ = compare_all(pd.concat([full, less]), {"less": "full"}, "test")
+    (found,), _ = compare_all(pd.concat([full, less]), [("less", "full")], "test")
     assert found.seeds == ("0",) and found.differences == pytest.approx({"case01": 0.0, "case02": -0.1})
     assert found.left_out == "seed 2 of less; 1 case of less; seed 1 of full; 1 case of full"
 
@@ -110,15 +110,15 @@ def test_unequal_runs_are_compared_over_what_they_share_and_that_is_said() -> No
 def test_a_case_that_one_seed_lacks_is_not_averaged_over_fewer() -> None:
     full = cases_frame({"full": {0: [0.8, 0.7], 1: [0.8, 0.7]}})
     less = cases_frame({"less": {0: [0.7, 0.5], 1: [0.7]}})
-    (found,), _ = compare_all(pd.concat([full, less]), {"less": "full"}, "test")
+    (found,), _ = compare_all(pd.concat([full, less]), [("less", "full")], "test")
     assert list(found.differences) == ["case00"] and "1 case of less" in found.left_out
 
 
 def test_what_cannot_be_compared_is_said() -> None:
     frame = cases_frame({"full": {0: [0.8]}, "less": {1: [0.7]}})
-    found, impossible = compare_all(frame, {"less": "full"}, "test")
+    found, impossible = compare_all(frame, [("less", "full")], "test")
     assert found == [] and impossible == ["scale=cpu: less and full have no seed or no case in common"]
-    found, impossible = compare_all(frame, {"less": "absent"}, "test")
+    found, impossible = compare_all(frame, [("less", "absent")], "test")
     assert found == [] and "no run of absent has per-case values" in impossible[0]
 
 
@@ -128,7 +128,7 @@ def test_the_family_of_holm_is_every_comparison_of_the_study() -> None:
     frame = cases_frame({v: {0: base + shift + rng.normal(0, 0.02, 12)} for v, shift in
                          (("full", 0), ("x", 0.02), ("y", 0.01), ("z", 0))})  # fmt: skip
     found, _ = compare_all(
-        pd.concat([frame, frame.assign(scale="full")]), dict.fromkeys(["x", "y", "z"], "full"), "test"
+        pd.concat([frame, frame.assign(scale="full")]), [(name, "full") for name in ("x", "y", "z")], "test"
     )
     assert len(found) == 6
     ordered = sorted(found, key=lambda c: c.p)

@@ -197,6 +197,16 @@ def test_an_unknown_scale_is_refused():
 SWEEP: dict[str, Any] = {"experiments": {"cpu": "la_cpu"}, "seeds": [0], "variants": {"one": {}, "two": {"seed": 1}}}
 
 
+def test_a_variant_is_compared_with_several():
+    content = {"experiments": {"cpu": "x"}, "seeds": [0], "variants": {"a": {}, "b": {}, "c": {}}}
+    study = study_of("toy", {**content, "against": {"a": ["b", "c"], "b": "c"}})
+    assert study.pairs == [("a", "b"), ("a", "c"), ("b", "c")]
+    assert study_of("toy", study.definition()).pairs == study.pairs
+    assert study_of("toy", {**content, "against": "c"}).pairs == [("a", "c"), ("b", "c")]
+    with pytest.raises(DualsegError, match=r"bb is none of its variants"):
+        study_of("toy", {**content, "against": {"a": ["c", "bb"]}})
+
+
 @pytest.mark.parametrize(
     "reference",
     [

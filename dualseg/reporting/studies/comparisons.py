@@ -1,6 +1,6 @@
 """Is a variant better than another one? Paired over cases, the value of each averaged over seeds first."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -42,22 +42,24 @@ class Comparison:
     p_holm: float = np.nan
 
 
-def compare_all(cases: pd.DataFrame, pairs: Mapping[str, str], split: str) -> tuple[list[Comparison], list[str]]:
+def compare_all(
+    cases: pd.DataFrame, pairs: Sequence[tuple[str, str]], split: str
+) -> tuple[list[Comparison], list[str]]:
     """Each variant against its reference at each scale, and a sentence for each reference or pair that has no values.
 
     Args:
         cases: of the study's cases.csv, those of the prediction that stands for each run.
-        pairs: variant -> what it is compared with, in the order wanted.
+        pairs: a variant and what it is compared with each, in the order wanted.
         split: whose cases.
     """
     own_split = cases[cases["split"] == split]
     found, impossible = [], []
     for scale, group in own_split.groupby("scale", sort=True):
         scores = {name: case_scores(own) for name, own in group.groupby("variant")}
-        for against in dict.fromkeys(pairs[variant] for variant in pairs if variant in scores):
+        for against in dict.fromkeys(against for variant, against in pairs if variant in scores):
             if against not in scores:
                 impossible.append(f"scale={scale}: no comparison, for no run of {against} has per-case values")
-        for variant, against in pairs.items():
+        for variant, against in pairs:
             if variant not in scores or against not in scores:
                 continue
             comparison = compare(str(scale), split, variant, against, scores[variant], scores[against])

@@ -182,5 +182,5 @@ def scored_cases(contents: StudyContents, scale: str) -> dict[str, frozenset[str
 
 def compared(contents: StudyContents) -> tuple[list[Comparison], list[str]]:
     """The study's comparisons and what could not be compared; nothing where the study compares nothing."""
-    pairs = {v: contents.study.against[v] for v in contents.variants if v in contents.study.against}
+    pairs = [pair for variant in contents.variants for pair in contents.study.pairs if pair[0] == variant]
     return compare_all(contents.tables.cases_of_record(), pairs, contents.tables.split)

@@ -22,7 +22,7 @@ INSTALLED := .venv/.installed
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' Makefile
 
-demo: $(INSTALLED) ## train both networks on the embedded dataset (minutes on 2 cores) -> runs/demo/report.html
+demo: $(INSTALLED) ## train dual_mix on the embedded dataset (minutes on 2 cores) -> runs/demo/report.html
 	@$(BIN)/dualseg-train experiment=demo
 	@$(BIN)/dualseg-report run runs/demo
 

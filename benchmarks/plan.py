@@ -1,6 +1,6 @@
 """dualseg-plan on a folder of CT scans that are all labeled: seconds and peak memory of the whole command.
 
-    python benchmarks/plan.py                 200 scans of 256x256x40, then 50 of them, a minute on one core
+    python benchmarks/plan.py                 200 scans of 256x256x40, then 50 of them, a minute or two
     python benchmarks/plan.py --scans 400
 
 The scans are noise with a ball as the organ, one in three with thicker slices.
@@ -41,7 +41,7 @@ def plan(folder: Path) -> tuple[float, float]:
     """Seconds and MiB of the command in a process of its own."""
     command = [sys.executable, "-m", "dualseg.plan", "data=folder", f"data.root={folder}"]
     began = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - began
     if status:
@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--scans", type=int, default=200, help="the larger of two folders (default: 200)")
     given = parser.parse_args()
     for scans in (given.scans, given.scans // 4):
-        with tempfile.TemporaryDirectory(dir=Path.cwd()) as name:
+        with tempfile.TemporaryDirectory(dir=Path.cwd()) as name:  # /tmp may be a RAM disk
             folder = Path(name) / "scans"
             write_dataset(folder, scans)
             seconds, peak = plan(folder)

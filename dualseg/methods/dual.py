@@ -56,8 +56,9 @@ class TwoNetworks(SegmentationMethod):
         confidence: threshold of the confident predictions C_i (rectification).
         keep_fraction: quantile of the entropy filter; 0.8 drops the most uncertain fifth.
         fusion: pseudo-label of the entropy-filtered term: argmax of the `mean`, or `union` of the foregrounds (K = 2).
-        second_pass: whether all that a network learns from the other, sg(p_j), and both from their fused pseudo-label
-            comes from a second pass in evaluation mode, so without dropout; not in the paper.
+        second_pass: whether sg(p_j) and the fused pseudo-label come from a second pass in evaluation mode: without
+            dropout, and with BatchNorm's running statistics. Not in the paper. The cosine of `released`, which stops no
+            gradient, keeps the first pass.
         others: see `SegmentationMethod`.
 
     Raises:
@@ -106,8 +107,9 @@ class TwoNetworks(SegmentationMethod):
         n = len(batch.label)
         for name, view in views.items():
             labeled[name], unlabeled[name] = view.split(n, len(view) - n)
-        teachers = {name: self.watch(name, batch.image) for name in self.takes} if self.second_pass else views
-        teaching = {name: view.split(n, len(view) - n)[1] for name, view in teachers.items()}
+        teaching = unlabeled
+        if self.second_pass:
+            teaching = {name: self.watch(name, batch.unlabeled.image) for name in self.takes}
         self.watched = self._foreground_shares(teaching, batch.label)
         self.note_pseudo_labels(*(view.predicted for view in teaching.values()))
         yield from self._supervised(labeled, batch.label)
@@ -116,7 +118,7 @@ class TwoNetworks(SegmentationMethod):
             yield from self.consistency_terms(unlabeled, teaching, pseudo)
             yield from self.contrast_terms(views, batch.label, pseudo)
         else:
-            yield from self._released(views, teachers["b"])
+            yield from self._released(views, self.watch("b", batch.image) if self.second_pass else views["b"])
 
     @torch.no_grad()
     def _foreground_shares(self, unlabeled: dict[str, View], label: Tensor) -> dict[str, Tensor]:

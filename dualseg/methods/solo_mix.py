@@ -54,8 +54,9 @@ class SoloMix(CopyPaste):
     twin), each labeled patch has a box of the next one: as many images an iteration, the first two terms everywhere.
     While labels are alone at first, the teacher is a copy of the network.
 
-    Bidirectional copy-paste (Bai et al., CVPR 2023; `bcp`) with the guard, deep supervision, and labels alone in whole
-    batches; `dual_mix` adds a second network and what two can tell one another.
+    Bidirectional copy-paste (Bai et al., CVPR 2023) as `bcp` has it, but it trains coarser logits as well, its teacher
+    always runs in evaluation mode, and labels alone have as many images and their full weight. `dual_mix` adds a second
+    network, and what two can tell one another.
 
     Args:
         decay: of the average.
@@ -77,6 +78,7 @@ class SoloMix(CopyPaste):
         "pseudo_dice": Term("unlabeled", weight=0.5),
     }
     same_patches: bool = True
+    """Whether all networks see the same mixed images."""
 
     def __init__(
         self,

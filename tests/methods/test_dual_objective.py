@@ -339,14 +339,16 @@ def test_shares_of_foreground_are_watched(num_classes, objective):
 
 
 class Dropping(Stored):
-    """Other logits in evaluation mode than in training, as a network with dropout has."""
+    """Other logits and features in evaluation mode than in training, as a network with dropout has."""
 
-    def __init__(self, logits: torch.Tensor, features: torch.Tensor, without: torch.Tensor) -> None:
-        super().__init__(logits, features)
-        self.without = without
+    def __init__(self, first: tuple[torch.Tensor, torch.Tensor], second: tuple[torch.Tensor, torch.Tensor]) -> None:
+        super().__init__(*first)
+        self.second = second
 
     def forward(self, image: torch.Tensor) -> SegmentationOutput:
-        return super().forward(image) if self.training else SegmentationOutput(self.without, self.features)
+        if self.training:
+            return super().forward(image)
+        return SegmentationOutput(*(tensor[-len(image) :] for tensor in self.second))
 
 
 @pytest.mark.parametrize("objective", ["described", "released"])
@@ -354,11 +356,14 @@ def test_what_is_taught_is_of_the_second_pass(objective, drawn):
     stored, second = outputs(3, seed=50), outputs(3, seed=51)
     method = stored_dual(stored, objective=objective, second_pass=True)
     for i in ("a", "b"):
-        method.networks[i] = Dropping(*stored[i], second[i][0])
+        method.networks[i] = Dropping(stored[i], second[i])
     batch = stored_batch(3)
     terms = method.loss_terms(batch, Time(60, TOTAL))
     sum(term.weight * term.value for term in terms).backward()
     assert all(network.training for network in method.networks.values())
+    for i in ("a", "b"):
+        share = (second[i][0][LABELED:].argmax(1) > 0).float().mean()
+        assert method.watched[f"foreground/{i}"] == share != (stored[i][0][LABELED:].argmax(1) > 0).float().mean()
     voxels = dict(zip("ab", (d.numpy() for d in drawn), strict=objective == "described"))  # released: has no contrast
     first, label = as_arrays(stored), batch.label.numpy()
     taught = {i: (second[i][0].double().numpy(), first[i][1]) for i in ("a", "b")}

@@ -6,7 +6,6 @@ import torch
 from method_toys import Volumes, cpu_trainer, tiny_parts, volumes_data
 from mixing_derivation import SIZE, batch_of, decided, in_box, largest, probabilities, region_losses, weights_of
 
-from dualseg.errors import DualsegError
 from dualseg.methods import SoloMix, Time
 from dualseg.methods.audit import audit
 
@@ -70,10 +69,3 @@ def test_the_network_stands_for_the_run_and_its_teacher_is_an_average():
 def test_every_term_is_live():
     rows = audit(made(), [batch_of(classes=3, seed=s) for s in range(2)], 10)
     assert {row.term: row.verdict for row in rows} == dict.fromkeys(SoloMix.TERMS, "live")
-
-
-def test_what_two_networks_need_is_not_taken():
-    with pytest.raises(TypeError, match="agreement"):
-        made(agreement=True)
-    with pytest.raises(DualsegError, match="rectification"):
-        made(terms={"rectification": {"weight": 1.0}})

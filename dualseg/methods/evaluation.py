@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dualseg.inference import SlidingWindow
+from dualseg.inference.folding import fold_batch_norm
 from dualseg.metrics.segmentation import SegmentationScores, Summary
 from dualseg.record import ENSEMBLE, Roles, roles_of
 
@@ -52,11 +53,12 @@ class NetworkEvaluation(pl.LightningModule):
             {name: SegmentationScores(self.class_names[1:], distance_unit, regions) for name in names}
         )
         self.results: dict[str, dict[str, Summary]] = {}
+        self._folded: dict[str, nn.Module] = {}  # of an evaluation in progress; a dict: no part of the state
 
     @torch.no_grad()
     def probabilities(self, image: Tensor, size: Sequence[int] | None = None) -> dict[str, Tensor]:
         """Name -> (K, W, H, D) probabilities of an image (C, w, h, d), interpolated to `size`; `ensemble` included."""
-        return self.sliding_window(dict(self.networks.items()), image, size, self.roles.ensemble)
+        return self.sliding_window(self._folded or dict(self.networks.items()), image, size, self.roles.ensemble)
 
     def needs(self, channels: int, seen: float, own: float, on_cpu: bool = True) -> int:
         """Bytes of RAM that segmenting and scoring a volume takes, about; fitted to measured peaks.
@@ -87,6 +89,7 @@ class NetworkEvaluation(pl.LightningModule):
         return cast(SegmentationScores, self.scores[name])
 
     def _summarise(self, stage: Stage) -> None:
+        self._folded = {}
         self.results[stage] = {}
         for name in self.scores:
             self.results[stage][name] = self._metric(name).compute()
@@ -100,6 +103,16 @@ class NetworkEvaluation(pl.LightningModule):
         if self.trainer.state.fn == "fit" and self.trainer.world_size > 1:
             for buffer in self.networks.buffers():
                 torch.distributed.broadcast(buffer, src=0)
+
+    def _fold(self) -> None:
+        """Once for all volumes: it takes longer than a pass over a small volume."""
+        self._folded = {name: fold_batch_norm(network) for name, network in self.networks.items()}
+
+    def on_validation_epoch_start(self) -> None:
+        self._fold()
+
+    def on_test_epoch_start(self) -> None:
+        self._fold()
 
     def validation_step(self, volume: Any, batch_idx: int) -> dict[str, Tensor]:
         return self._evaluate(volume)

@@ -21,13 +21,14 @@ from method_toys import (
     tiny_parts,
     volumes_data,
 )
-from torch import Tensor
+from torch import Tensor, nn
 
 from dualseg.configuration import conf_dir
 from dualseg.data.batch import Batch
 from dualseg.errors import DualsegError
+from dualseg.inference.folding import fold_batch_norm
 from dualseg.losses import supervised_ce
-from dualseg.methods import Average, DualNetwork, LossTerm, SegmentationMethod, Supervised, Term, Time
+from dualseg.methods import Average, DualNetwork, LossTerm, SegmentationMethod, Supervised, Term, Time, evaluation
 from dualseg.methods.terms import progress
 from dualseg.networks import ResNet34VNet, VNet
 
@@ -135,6 +136,34 @@ def test_three_classes_and_two_channels_train_and_evaluate(objective):
     for summary in method.results["test"].values():
         assert set(summary.classes) == {"atrium", "ventricle"}
         assert len(summary.rows) == 2 * 2
+
+
+def test_networks_are_folded_once_for_all_volumes_of_an_evaluation(monkeypatch):
+    folded, volumes = [], []
+
+    def fold(network: nn.Module) -> nn.Module:
+        folded.append(network)
+        return fold_batch_norm(network)
+
+    monkeypatch.setattr(evaluation, "fold_batch_norm", fold)
+
+    class Watched(DualNetwork):
+        def test_step(self, volume: Any, batch_idx: int) -> dict[str, Tensor]:
+            probabilities = super().test_step(volume, batch_idx)
+            networks = dict(self.networks.items())
+            expected = self.sliding_window(networks, volume.image, volume.label.shape, self.roles.ensemble)
+            assert all(torch.equal(p, expected[name]) for name, p in probabilities.items())
+            volumes.append(volume)
+            return probabilities
+
+    method = Watched(**tiny_parts(a=ResNet34VNet(base_channels=2), b=VNet(base_channels=2)))
+    for evaluations in (1, 2):
+        cpu_trainer(1).test(method, volumes_data(), verbose=False)
+        assert folded == [*method.networks.values()] * evaluations
+        assert len(volumes) == 2 * evaluations
+        with torch.no_grad():
+            for parameter in method.parameters():  # the next one is of other weights
+                parameter.mul_(1.1)
 
 
 def test_a_loss_that_is_not_finite_stops_at_the_next_point_of_the_curves():

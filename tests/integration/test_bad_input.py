@@ -662,15 +662,11 @@ def test_configurations_of_runs_are_plain_yaml(trained):
     assert yaml.safe_load((trained / "config.yaml").read_text())["base_channels"] == 4
 
 
-@pytest.mark.parametrize(
-    ("word", "part"),
-    [
-        ("data.held_out_test=1", "trainer.devices: 2 processes for 1 volumes to evaluate; use fewer"),
-        ("batch.unlabeled=3", "batch.unlabeled=3 cannot be dealt out evenly to 2 processes"),
-    ],
-)
-def test_what_processes_cannot_share_is_said_before_the_run(tiny, phantom, runs, word, part):
-    words = [*tiny(phantom.root, runs), "trainer.devices=2", "trainer.strategy=ddp", "evaluate_on=[test]", word]
+# likewise a batch: tests/integration/test_ddp.py
+def test_volumes_that_processes_cannot_share_are_said_before_the_run(tiny, phantom, runs):
+    part = "trainer.devices: 2 processes for 1 volumes to evaluate; use fewer"
+    own = ["trainer.devices=2", "trainer.strategy=ddp", "evaluate_on=[test]", "data.held_out_test=1"]
+    words = [*tiny(phantom.root, runs), *own]
     ended = subprocess.run(
         [sys.executable, "-m", "dualseg.train", *words], capture_output=True, text=True, timeout=300, check=False
     )

@@ -183,8 +183,8 @@ def test_ctrl_c_then_a_killed_rank(words, cwd) -> None:
 
 
 def test_what_all_ranks_complain_of_is_said_once(words, cwd) -> None:
-    code, _, err = run(cwd, *words, "trainer.max_iterations=1", "batch.labeled=1", "name=uneven", "evaluate_on=[]")
-    assert_refused(code, err, "batch.labeled=1", "2 processes")
+    code, _, err = run(cwd, *words, "trainer.max_iterations=1", "batch.unlabeled=3", "name=uneven", "evaluate_on=[]")
+    assert_refused(code, err, "batch.unlabeled=3 cannot be dealt out evenly to 2 processes")
     assert not (cwd / "runs" / "uneven").exists()
 
 

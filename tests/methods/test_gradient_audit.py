@@ -240,7 +240,7 @@ def test_every_term_of_the_study_on_left_atrium_is_live(la_root, command, monkey
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "140")
     monkeypatch.setattr(dualseg.audit, "BATCHES", 1)
-    # live after 45 iterations (AVX512): audited at once where WARM_UP would be at its third, and trained as long at most
+    # live after 45 iterations (AVX512): audited at once where WARM_UP would be at its third, trained as long at most
     monkeypatch.setattr(dualseg.audit, "WARM_UP", (60, 40, 100))
     few = ["data.labeled=2", "data.held_out_test=77", "evaluate_on=[]"]  # volumes; all else is the study's
     outcome = command(dualseg.audit.main, "experiment=la_cpu", f"data.root={la_root}", *few)

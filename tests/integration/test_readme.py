@@ -158,7 +158,7 @@ def test_the_tables_of_groups_and_terms_are_complete() -> None:
 
 @dataclass(frozen=True)
 class Trained:
-    """A folder in which `command` has left runs/demo, tiny, and what it printed."""
+    """A folder in which `command` has left runs/demo, tiny and with the notebook's method, and what it printed."""
 
     folder: Path
     command: list[str]
@@ -168,7 +168,7 @@ class Trained:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     folder = tmp_path_factory.mktemp("trained")
-    demo = ["experiment=demo", *TINY_PHANTOM, *TINY_RUN, "data.labeled=2", "data.held_out_validation=0"]
+    demo = ["experiment=demo", "method=dual", *TINY_PHANTOM, *TINY_RUN, "data.labeled=2", "data.held_out_validation=0"]
     settings = ["trainer.max_iterations=3", "trainer.validate_every=null", "lr_schedule=step", "optimizer.lr=0.01"]
     command = [sys.executable, "-m", "dualseg.train", *demo, *settings]
     return Trained(folder, command, run(command, folder))

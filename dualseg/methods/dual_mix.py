@@ -35,21 +35,16 @@ class DualMix(SoloMix):
     architectures, the entropy, the divergence (of the teachers here, so that it is no loss) and the correction.
 
     Args:
-        decay: of the averages.
         teacher: whose pseudo-labels a network learns: `shared`, those of both averages together; `other`, those of the
             other network's average.
         teacher_weights: w of the shared pseudo-label: `entropy`, exp(-H); `equal`, 1.
         agreement: weigh a pseudo-label's cross-entropy with exp(-D), D the mean of the teachers' two divergences.
         same_patches: whether both networks see the same mixed images; else the halves of the second are swapped, and it
             has a box of its own.
-        mix_unlabeled: whether labeled and unlabeled patches are mixed; else x_l = L_a and x_u = U_b.
-        keep_largest: classes whose largest component alone stays in pseudo-labels: `auto`, those that are in one piece
-            in the labeled volumes; `all`; or names.
-        others: see `CopyPaste` and `SegmentationMethod`.
+        others: see `SoloMix`.
 
     Raises:
-        DualsegError: a setting that cannot be; fewer than 2 labeled patches, or unlabeled ones that are not as
-            many.
+        DualsegError: a setting that cannot be; see `SoloMix`.
     """
 
     takes = ("a", "b")

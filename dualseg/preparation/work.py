@@ -183,7 +183,7 @@ def _in_processes(waiting: dict[str, Task], workers: int) -> Generator[tuple[str
         return suspects + list(running.values())
     except BaseException:  # asked to stop; what a case had begun to write is swept when all processes have ended
         for process in multiprocessing.active_children():
-            process.kill()  # one that is only starting would not answer SIGTERM
+            process.terminate()
         raise
     finally:
         pool.shutdown(cancel_futures=True)

@@ -1,6 +1,6 @@
 # Every target makes .venv and installs the pinned dependencies first, if they are missing or their list has changed.
 .DEFAULT_GOAL := help
-STUDIES := la-main la-label-count la-ablation la-networks la-seed la-baseline la-mix-ablation pancreas-main brats-main hippocampus \
+STUDIES := la-main la-label-count la-ablation la-networks la-seed la-baseline la-mix-ablation la-dual pancreas-main brats-main hippocampus \
   hippocampus-design head-neck
 .PHONY: help demo test test-slurm drill check bench $(STUDIES) reproduce tables clean
 
@@ -69,6 +69,7 @@ la-networks: $(INSTALLED) ## study: which pair of networks (same words)
 la-seed: $(INSTALLED) ## study: every method beside supervised training (same words)
 la-baseline: $(INSTALLED) ## study: how strong labels alone are, three networks and augmentations (same words)
 la-mix-ablation: $(INSTALLED) ## study: what dual_mix consists of, one factor at a time (same words)
+la-dual: $(INSTALLED) ## study: why the paper's objective collapses, what keeps it (same words)
 hippocampus: $(INSTALLED) ## study: supervised at full resolution, 10 and 140 labels (same words, HIPPOCAMPUS_ROOT=)
 hippocampus-design: $(INSTALLED) ## study: where the recipe of data=folder is chosen (same words, HIPPOCAMPUS_ROOT=)
 head-neck: $(INSTALLED) ## study: five small organs of CT, foreground sampling (same words, HEAD_NECK_ROOT=)

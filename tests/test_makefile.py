@@ -84,7 +84,7 @@ def test_a_study_without_its_volumes_is_refused(make: Make) -> None:
 
 def test_reproduce_goes_on_after_a_study_that_failed_and_skips_what_has_no_volumes(make: Make) -> None:
     studies = ["la_main", "la_label_count", "la_ablation", "la_networks", "la_seed", "la_baseline"]
-    studies += ["la_mix_ablation", "brats_main"]
+    studies += ["la_mix_ablation", "la_dual", "brats_main"]
     roots = ("LA_ROOT=/volumes", "BRATS_ROOT=/volumes")
     outcome, calls = make("reproduce", *roots, fails="sweep=la_label_count:1 sweep=la_ablation:2")
     assert outcome.returncode == 2 and "[Makefile:" in outcome.stderr and "Error 1" in outcome.stderr.splitlines()[-1]
@@ -97,7 +97,7 @@ def test_reproduce_goes_on_after_a_study_that_failed_and_skips_what_has_no_volum
 def test_reproduce_ends_well_where_every_study_did(make: Make) -> None:
     outcome, calls = make("reproduce", "BRATS_ROOT=/volumes", "DRY=1")
     assert outcome.returncode == 0, outcome.stderr
-    assert calls == [TRAIN.format("brats_main") + " dry=true"] and outcome.stdout.count("skipped") == 11
+    assert calls == [TRAIN.format("brats_main") + " dry=true"] and outcome.stdout.count("skipped") == 12
 
 
 def test_help_lists_every_study(make: Make) -> None:
@@ -110,6 +110,7 @@ def test_help_lists_every_study(make: Make) -> None:
         "la-seed",
         "la-baseline",
         "la-mix-ablation",
+        "la-dual",
         "hippocampus",
         "hippocampus-design",
         "head-neck",

@@ -74,7 +74,7 @@ class SemiSupervisedDataModule(pl.LightningDataModule):
     Args:
         source: the dataset.
         patch_size: training patch, voxels of the (down-sampled) grid.
-        labeled, labeled_ratio, held_out_validation, held_out_test, draw: see `split_cases`.
+        labeled, labeled_ratio, held_out_validation, held_out_test, draw, fold, folds: see `split_cases`.
         labeled_per_batch, unlabeled_per_batch: halves of the global batch, over all ranks together. Without labeled
             patches the images of the labeled cases are unlabeled ones, and no label is read.
         downsample: see `VolumeReader`.
@@ -98,6 +98,8 @@ class SemiSupervisedDataModule(pl.LightningDataModule):
         held_out_validation: int = 0,
         held_out_test: int = 0,
         draw: int = 0,
+        fold: int | None = None,
+        folds: int = 5,
         labeled_per_batch: int = 2,
         unlabeled_per_batch: int = 2,
         downsample: float = 1.0,
@@ -117,7 +119,7 @@ class SemiSupervisedDataModule(pl.LightningDataModule):
         self.num_workers = num_workers
         self.seed = seed
         self.reader = VolumeReader(source, downsample)
-        counts = (labeled, labeled_ratio, held_out_validation, held_out_test, draw)
+        counts = (labeled, labeled_ratio, held_out_validation, held_out_test, draw, fold, folds)
         source.check_cases()
         self.split = split_source(source, dict(zip(COUNTS, counts, strict=True)))
         check_batch(labeled_per_batch, unlabeled_per_batch, self.split)

@@ -12,7 +12,7 @@ from dualseg.errors import DualsegError
 from dualseg.names import check_printable
 
 # keys of `data`, and arguments of `split_cases`
-COUNTS = ("labeled", "labeled_ratio", "held_out_validation", "held_out_test", "draw")
+COUNTS = ("labeled", "labeled_ratio", "held_out_validation", "held_out_test", "draw", "fold", "folds")
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,8 @@ def split_cases(
     held_out_validation: int = 0,
     held_out_test: int = 0,
     draw: int = 0,
+    fold: int | None = None,
+    folds: int = 5,
     validation_cases: Sequence[str] = (),
     unlabeled_cases: Sequence[str] = (),
 ) -> Split:
@@ -48,7 +50,10 @@ def split_cases(
         held_out_test: the last cases of `train_cases` are the test split.
         draw: which of the remaining cases are the labeled ones: 0, the first ones of the list (the field's); another
             number, as many drawn at random, the same at each call. Those of one draw are nested: 8 hold its 4.
-        validation_cases: the dataset's own validation list, used where `held_out_validation` is 0.
+        fold: cross-validation of what the labels teach: that one of `folds` parts of the labeled cases validates, in
+            place of `validation_cases`, and the other parts are the labeled cases. None: all of them are.
+        folds: number of those parts, of nearly equal size: the labeled case at position i belongs to part i mod folds.
+        validation_cases: the dataset's own validation list, used where `held_out_validation` is 0 and `fold` is None.
         unlabeled_cases: training cases beside `train_cases` that have no label.
 
     Raises:
@@ -95,7 +100,25 @@ def split_cases(
     order = np.random.default_rng(draw).permutation(len(cases)).tolist() if draw else range(len(cases))
     labeled_cases = [cases[index] for index in order[:count]]
     others = [case for case in cases if case not in set(labeled_cases)]
+    if fold is not None:
+        _check_fold(fold, folds, count, held_out_validation)
+        validation = labeled_cases[fold::folds]
+        labeled_cases = [case for case in labeled_cases if case not in set(validation)]
     return Split(tuple(labeled_cases), (*others, *unlabeled_cases), tuple(validation), tuple(test))
+
+
+def _check_fold(fold: int, folds: int, labeled: int, held_out_validation: int) -> None:
+    """Raises: DualsegError where `labeled` cases have no such part, or other cases are to validate as well."""
+    if labeled < 2:
+        raise DualsegError(f"data.fold={fold}: one labeled case cannot both train and validate; label a second one.")
+    if type(folds) is not int or not 2 <= folds <= labeled:
+        raise DualsegError(f"data.folds={folds}: give 2 to {labeled}, the number of labeled cases.")
+    if type(fold) is not int or not 0 <= fold < folds:
+        raise DualsegError(f"data.fold={fold}: give 0 to {folds - 1}, or null for none.")
+    if held_out_validation:
+        raise DualsegError(
+            f"data.held_out_validation={held_out_validation}: data.fold={fold} says which cases validate; keep one."
+        )
 
 
 def split_source(source: VolumeSource, counts: Mapping[str, Any]) -> Split:

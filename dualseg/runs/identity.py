@@ -33,6 +33,8 @@ ADDED: dict[str, Any] = {
     "augmentation.intensity": None,
     "augmentation.mix": False,
     "data.draw": 0,
+    "data.fold": None,
+    "data.folds": 5,
     "data.foreground": 0,
     "data.source.normalize_crop": False,
     "method.guard": False,

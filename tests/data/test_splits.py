@@ -131,6 +131,7 @@ def test_a_class_that_no_table_can_name_is_refused(values):
     own = {"name": "mine", "class_names": ("background", "organ"), "regions": {}, **values}
     lists = {"train_cases": CASES, "test_cases": (), "validation_cases": (), "unlabeled_cases": ()}
     counts = {"labeled": 1, "labeled_ratio": None, "held_out_validation": 0, "held_out_test": 0, "draw": 0}
+    counts |= {"fold": None, "folds": 5}
     with pytest.raises(DualsegError, match="mine: class"):
         split_source(SimpleNamespace(**own, **lists), counts)
 
@@ -154,3 +155,36 @@ def test_labeled_cases_of_a_draw_are_nested_in_size_and_differ_between_draws():
 def test_a_draw_is_a_whole_number(draw):
     with pytest.raises(DualsegError, match=r"data\.draw="):
         split_cases(CASES, TEST, labeled=4, draw=draw)
+
+
+def test_folds_part_the_labeled_cases_and_nothing_of_a_fold_is_trained_on():
+    whole = split_cases(CASES, TEST, labeled=7, draw=3)
+    parts = [split_cases(CASES, TEST, labeled=7, draw=3, fold=fold, folds=3) for fold in range(3)]
+    assert sorted(case for part in parts for case in part.validation) == sorted(whole.labeled)
+    assert [len(part.validation) for part in parts] == [3, 2, 2]
+    for part in parts:
+        assert {*part.labeled} | {*part.validation} == {*whole.labeled} and not {*part.labeled} & {*part.validation}
+        assert part.unlabeled == whole.unlabeled and part.test == whole.test
+        assert not {*part.validation} & {*part.unlabeled}
+
+
+def test_a_fold_validates_in_place_of_the_datasets_own_validation_cases():
+    split = split_cases(CASES, TEST, labeled=4, fold=1, folds=2, validation_cases=("own",))
+    assert split.validation == (CASES[1], CASES[3]) and split.labeled == (CASES[0], CASES[2])
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"labeled": 1, "fold": 0}, r"data\.fold=0: one labeled case"),
+        ({"labeled": 4, "fold": 0, "folds": 5}, r"data\.folds=5: give 2 to 4"),
+        ({"labeled": 4, "fold": 0, "folds": 1}, r"data\.folds=1: give 2 to 4"),
+        ({"labeled": 4, "fold": 3, "folds": 3}, r"data\.fold=3: give 0 to 2"),
+        ({"labeled": 4, "fold": -1, "folds": 3}, r"data\.fold=-1"),
+        ({"labeled": 4, "fold": True, "folds": 3}, r"data\.fold=True"),
+        ({"labeled": 4, "fold": 0, "folds": 2, "held_out_validation": 3}, r"data\.held_out_validation=3"),
+    ],
+)
+def test_a_fold_that_cannot_be_is_refused(values, named):
+    with pytest.raises(DualsegError, match=named):
+        split_cases(CASES, TEST, **values)

@@ -34,8 +34,11 @@ def predict(options: "Options") -> Path:
     from dualseg.runs.lock import writing
     from dualseg.runs.preprocessing import scan_source
     from dualseg.runs.trusted import Trust
+    from dualseg.runs.verdict import runs_to_predict_with, verification
 
-    runs = [RunFolder.existing(run) for run in options.run]
+    runs = [RunFolder.existing(run) for named in options.run for run in runs_to_predict_with(named)]
+    for said in dict.fromkeys(filter(None, map(verification, runs))):
+        print(f"Unlabeled scans: {said}")
     if len({run.path.resolve() for run in runs}) < len(runs):
         raise DualsegError("run: the same run folder is given twice.")
     trust = Trust(options.trust)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from dualseg.cli import guarded
 from dualseg.errors import DualsegError
+from dualseg.files import read_json
 
 
 def main() -> None:
@@ -17,10 +18,11 @@ def main() -> None:
     run.add_argument("--output", type=Path, default=None, help="where to write it (default: RUN_FOLDER/report.html)")
     run.set_defaults(report=lambda given: report_run(given.run, given.output))
     study = commands.add_parser("study", help="tables, figures, comparisons and a page of many runs")
-    what = "a study of conf/sweep, one of your own that has a sweep in --runs, or any number of run folders"
+    what = "a study of conf/sweep, a sweep in --runs, such as one of a study of your own, or any number of run folders"
     study.add_argument("what", nargs="+", metavar="STUDY", help=what)
     study.add_argument("--runs", type=Path, default=Path("runs"), help="where the study's runs are (default: runs)")
-    study.add_argument("--output", type=Path, default=None, help="folder to write into (default: experiments/STUDY)")
+    where = "folder to write into (default: experiments/STUDY; of a verdict, the folder of its sweep)"
+    study.add_argument("--output", type=Path, default=None, help=where)
     study.set_defaults(report=lambda given: report_study(given.what, given.runs, given.output))
     status = commands.add_parser("status", help="how far the runs of a sweep are")
     status.add_argument("sweep", metavar="SWEEP", help="a study, or the name or folder of a sweep")
@@ -44,11 +46,17 @@ def report_study(what: list[str], runs: Path, output: Path | None) -> None:
         DualsegError: nothing can be collected; or, after all else is written, run folders had to be left out.
     """
     from dualseg.reporting.studies import write_study
+    from dualseg.sweeps.index import Sweep
     from dualseg.sweeps.loose import loose_study
-    from dualseg.sweeps.members import find_study, members_of
+    from dualseg.sweeps.members import find_study, members_in, members_of
     from dualseg.sweeps.study import study_names
 
-    if len(what) > 1 or (what[0] not in study_names() and Path(what[0]).is_dir()):
+    sweep = Sweep.of_study_without_scales(what[0], runs) if len(what) == 1 else None
+    if sweep is not None:
+        study = find_study(read_json(sweep.file)["study"], runs)
+        members = members_in(study, sweep)
+        output = output or sweep.path
+    elif len(what) > 1 or (what[0] not in study_names() and Path(what[0]).is_dir()):
         if output is None:
             raise DualsegError("--output DIR is required with run folders: where the tables of these runs belong.")
         study, members = loose_study(output.resolve().name, map(Path, what))
@@ -63,6 +71,8 @@ def report_study(what: list[str], runs: Path, output: Path | None) -> None:
         print(f"Not finished: {len(contents.unfinished)} runs", *contents.unfinished, sep="\n  ")
     if contents.remarks:
         print("To know:", *contents.remarks, sep="\n  ")
+    if contents.verdict:
+        print(contents.verdict.sentence, *contents.verdict.details, sep="\n  ")
     print(f"Table: {output / 'table.md'}\nReport: {output / 'report.html'}")
     if contents.problems:
         raise DualsegError(f"left out, all else is written: {' '.join(contents.problems)}")

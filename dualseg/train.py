@@ -243,11 +243,13 @@ def _fit_and_evaluate(trainer: Any, method: Any, data: Any, latest: Path | None,
 def _write(folder: Any, trainer: Any, method: Any, data: Any) -> None:
     from dualseg.runs import provenance, results
     from dualseg.runs.callbacks import RunTime
+    from dualseg.runs.verdict import carry_from_study
 
     cases = {"validation": data.split.validation, "test": data.split.test}
     results.write_cases(folder.cases_file, method.results, cases)
     run_time = next(callback for callback in trainer.callbacks if isinstance(callback, RunTime))
     provenance.finish(folder.manifest_file, run_time.seconds)
+    carry_from_study(folder)
     folder.finish(results.metrics_of(method.results, trainer.max_steps, method.roles))
 
 

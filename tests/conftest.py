@@ -230,6 +230,7 @@ def write_study_run(
     manifest: Mapping[str, Any] | None = None,
     classes: Sequence[str] = ("atrium",),
     first_case: int = 0,
+    split: str = "test",
 ) -> Path:
     """A finished run as `dualseg-train` leaves it, without checkpoint and slices.
 
@@ -238,6 +239,7 @@ def write_study_run(
         changes: "a.b" -> other value in config.yaml; "max_iterations" counts for metrics.json too.
         manifest: other entries of manifest.json.
         first_case: number of the first case.
+        split: of the cases.
     """
     config: dict[str, Any] = {
         "data": {"name": "la", "root": "/data/la", "labeled": 8, "labeled_ratio": None},
@@ -266,7 +268,7 @@ def write_study_run(
         ]
         names = [(f"case{first_case + i:02d}", c) for i in range(len(values)) for c in classes]
         rows += [
-            f"{case},test,{network},{c},{','.join(f'{x:.6f}' for x in own)},"
+            f"{case},{split},{network},{c},{','.join(f'{x:.6f}' for x in own)},"
             for (case, c), own in zip(names, scores, strict=True)
         ]
         mean = np.mean(scores, axis=0).tolist()
@@ -289,7 +291,7 @@ def write_study_run(
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     (folder / "manifest.json").write_text(json.dumps(facts))
     (folder / "cases.csv").write_text("\n".join(["case,split,network,class,dice,jaccard,hd95,asd,empty", *rows]) + "\n")
-    metrics = {"status": "finished", "iterations": config["trainer"]["max_iterations"], "test": summary}
+    metrics = {"status": "finished", "iterations": config["trainer"]["max_iterations"], split: summary}
     (folder / "metrics.json").write_text(json.dumps(metrics))
     return folder
 

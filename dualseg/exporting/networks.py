@@ -11,6 +11,7 @@ from dualseg.data.volumes import VolumeSource
 from dualseg.inference.folding import fold_batch_norm
 from dualseg.runs.evaluation import checkpoints_of
 from dualseg.runs.folder import RunFolder
+from dualseg.runs.verdict import verification
 
 
 class Inference(nn.Module):
@@ -55,6 +56,7 @@ def describe(run: RunFolder, source: VolumeSource) -> dict[str, Any]:
         "spacing": record.get("spacing"),
         "intensity": record.get("intensity"),
         "dataset": data["source"]["_target_"],
+        "unlabeled_scans": verification(run),
         "preprocessing": record,
         **checkpoints_of([run])[str(run.path)],
     }

@@ -6,8 +6,9 @@ OUT_OF_MEMORY = "Give less memory=..., so that more lies on disk meanwhile, or a
 
 KEYS = {
     "run": Word(
-        "a run folder, wherever it lies; given again, as for seeds or folds, all networks are one ensemble: the "
-        "probabilities of each are brought to the scan's grid and averaged there",
+        "a run folder, wherever it lies, or the folder of a verdict's sweep: its recommended runs; given again, as for "
+        "seeds or folds, all networks are one ensemble: the probabilities of each are brought to the scan's grid and "
+        "averaged there",
         required="RUN_FOLDER",
     ),
     "input": Word(

@@ -14,6 +14,7 @@ from dualseg.files import read_object
 from dualseg.record import ENSEMBLE, record_of
 from dualseg.runs.folder import RunFolder
 from dualseg.runs.reading import PLANES, CaseRow, PlaneSlice, case_row, curve_row, read_rows, read_slices
+from dualseg.runs.verdict import VERDICT, verification
 
 NETWORK_ORDER = ("a", "b")
 SPLIT_ORDER = ("test", "validation")
@@ -45,6 +46,16 @@ class RunContents:
     @property
     def finished(self) -> bool:
         return self.metrics.get("status") == "finished"
+
+    @property
+    def verification(self) -> str | None:
+        """Whether its unlabeled scans are shown to help, in words; None where it has none, or nothing says so."""
+        try:
+            return verification(self.folder)
+        except DualsegError as error:
+            if (file := self.folder.path / VERDICT).is_file():
+                self.problems[VERDICT] = _reason(error, file)
+            return None
 
     @property
     def splits(self) -> list[str]:

@@ -21,11 +21,11 @@ from dualseg.runs.tables import distance_unit
 
 RESULT_COLUMNS = (
     "study", "variant", "dataset", "scale", "method", "objective", "architecture", "labeled", "unlabeled", "seed",
-    "network", "record", "split", *METRICS, "iterations", "run",
+    "fold", "network", "record", "split", *METRICS, "iterations", "run",
 )  # fmt: skip
-STUDY_CASE_COLUMNS = ("run", "variant", "scale", "seed", *CASE_COLUMNS)
+STUDY_CASE_COLUMNS = ("run", "variant", "scale", "seed", "fold", *CASE_COLUMNS)
 RUN_COLUMNS = (
-    "run", "variant", "scale", "seed", "evaluated", "revision", "uncommitted", "fingerprint", "configuration",
+    "run", "variant", "scale", "seed", "fold", "evaluated", "revision", "uncommitted", "fingerprint", "configuration",
     "dualseg", "torch", "hardware", "threads", "distance_unit", "seconds", "seconds_per_iteration", "started",
     "command", "warning",
 )  # fmt: skip
@@ -36,12 +36,16 @@ _ITERATION_SECONDS = re.compile(rb"^\d+,time/seconds_per_iteration,([0-9.e+-]+)$
 
 @dataclass(frozen=True)
 class Member:
-    """A run folder, finished or not, as a row of a study; the same run may be a row of several studies."""
+    """A run folder, finished or not, as a row of a study; the same run may be a row of several studies.
+
+    `fold`: which part of the labeled cases validated it, in a study of folds.
+    """
 
     variant: str
     scale: str
     seed: int
     folder: RunFolder
+    fold: int | None = None
 
     @property
     def name(self) -> str:
@@ -89,7 +93,7 @@ def read_run(study: str, member: Member) -> RunRows:
     averages = averages_of(metrics, str(folder.metrics_file))
     rows = _checked_cases(folder.cases_file, scores)
     data_file = (trained[0] if trained else folder).manifest_file
-    own = {"variant": member.variant, "scale": member.scale, "seed": member.seed, "run": member.name}
+    own = {key: getattr(member, key) for key in ("variant", "scale", "seed", "fold")} | {"run": member.name}
     about = {
         **own,
         "study": study,

@@ -11,11 +11,13 @@ from dualseg.errors import DualsegError
 from dualseg.files import write_text
 from dualseg.record import record_of
 from dualseg.runs.collecting import RESULT_COLUMNS, RUN_COLUMNS, STUDY_CASE_COLUMNS, RunRows
+from dualseg.runs.reading import METRICS
 
 TABLES = {"results": RESULT_COLUMNS, "cases": STUDY_CASE_COLUMNS, "runs": RUN_COLUMNS}
-ORDER = ("scale", "variant", "seed", "split", "network", "case", "class")
+ORDER = ("scale", "variant", "seed", "fold", "split", "network", "case", "class")
 MEDIAN_DICE = "median_dice"
-ROW = ["variant", "scale", "seed"]  # what is one run of a study
+ROW = ["variant", "scale", "seed", "fold"]  # what is one run of a study
+LATER = ("fold", "record")  # columns that tables of older versions lack; the first is written in a study of folds alone
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,24 @@ class StudyTables:
         record = self.results.loc[self.results["record"] == "1", [*ROW, "run", "split", "network"]]
         return self.cases.merge(record, how="inner")
 
+    def pooled(self) -> "StudyTables":
+        """With the folds of each variant, scale and seed as one run: means over all their cases, the names of the runs
+        with spaces between, the fewest labels of a fold. Without folds these tables themselves."""
+        if self.results.empty or not self.results["fold"].any():
+            return self
+        keys = [key for key in ROW if key != "fold"]
+        names = self.results.groupby(keys)["run"].agg(lambda runs: " ".join(dict.fromkeys(runs))).rename("pooled")
+        own = [*keys, "split", "network"]
+        cases = self.cases.merge(names, on=keys).assign(fold="").drop(columns="run").rename(columns={"pooled": "run"})
+        scores = cases.astype(dict.fromkeys(METRICS, float)).groupby(own)[[*METRICS]].mean()
+        fewest = self.results.astype({"labeled": int}).groupby(own)["labeled"].min().astype(str)
+        first = self.results.drop_duplicates(own).set_index(own)
+        first = first.assign(
+            fold="", labeled=fewest, **{metric: scores[metric].map("{:.6f}".format) for metric in METRICS}
+        )
+        results = first.reset_index().merge(names, on=keys).drop(columns="run").rename(columns={"pooled": "run"})
+        return StudyTables(results[[*RESULT_COLUMNS]], cases[[*STUDY_CASE_COLUMNS]], self.runs)
+
     def median_dice(self) -> pd.DataFrame:
         """`MEDIAN_DICE` of each run x network x split whose cases are known: the median over cases of the mean over
         classes."""
@@ -71,9 +91,9 @@ class StudyTables:
         taken = {tuple(run.run[key] for key in ROW): run.run["run"] for run in collected}
         earlier = self.results[[*ROW, "run"]].drop_duplicates()
         replaced = [
-            f"{variant}, scale={scale}, seed {seed}: {run} takes the place of {old}"
-            for variant, scale, seed, old in earlier.itertuples(index=False)
-            if (run := taken.get((variant, scale, seed), old)) != old
+            f"{variant}, scale={scale}, seed {seed}{f', fold {fold}' if fold else ''}: {run} takes the place of {old}"
+            for variant, scale, seed, fold, old in earlier.itertuples(index=False)
+            if (run := taken.get((variant, scale, seed, fold), old)) != old
         ]
         tables = {}
         for name, columns in TABLES.items():
@@ -92,7 +112,8 @@ class StudyTables:
             if table.empty:
                 path.unlink(missing_ok=True)
             else:
-                write_text(path, table.to_csv(index=False, lineterminator="\n"))
+                shown = table if table["fold"].any() else table.drop(columns="fold")
+                write_text(path, shown.to_csv(index=False, lineterminator="\n"))
 
 
 def _record_by_name(results: pd.DataFrame) -> "pd.Series[str]":
@@ -102,6 +123,8 @@ def _record_by_name(results: pd.DataFrame) -> "pd.Series[str]":
 
 
 def _sortable(column: pd.Series) -> pd.Series:
+    if column.name == "fold":
+        return column.replace("", "-1").astype(int)
     return column.astype(int) if column.name == "seed" else column
 
 
@@ -114,8 +137,10 @@ def _read(path: Path, columns: Sequence[str]) -> pd.DataFrame:
         frame = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
     except (OSError, ValueError) as error:
         raise DualsegError(f"{path}: cannot be read ({error}); {mend}.") from error
-    if "record" in columns and list(frame.columns) == [column for column in columns if column != "record"]:
-        frame.insert(columns.index("record"), "record", _record_by_name(frame))  # an older version's
+    missing = [column for column in LATER if column in columns and column not in frame]
+    if list(frame.columns) == [column for column in columns if column not in missing]:
+        for column in missing:
+            frame.insert(columns.index(column), column, "" if column == "fold" else _record_by_name(frame))
     if list(frame.columns) != list(columns):
         raise DualsegError(f"{path}: has not the columns {', '.join(columns)}; {mend}.")
     if not text.endswith("\n") or frame.isna().any(axis=None) or not frame["seed"].str.fullmatch(r"\d+").all():

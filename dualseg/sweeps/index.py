@@ -33,6 +33,7 @@ class Job:
         kind: runs of one kind take as long an iteration: dataset, method, objective, networks.
         iterations: its length.
         seed, variant: as in its configuration.
+        fold: of a study of folds, which part of the labeled cases validates it.
     """
 
     run: str
@@ -42,6 +43,7 @@ class Job:
     iterations: int
     seed: int
     variant: str | None
+    fold: int | None = None
 
     @classmethod
     def of(cls, settings: Mapping[str, Any], words: Sequence[str], label: str) -> "Job":
@@ -57,6 +59,7 @@ class Job:
             iterations=settings["trainer"]["max_iterations"],
             seed=settings["seed"],
             variant=settings["variant"],
+            fold=settings["data"]["fold"],
         )
 
 
@@ -101,6 +104,15 @@ class Sweep:
             raise DualsegError(f"{sweep}: several sweeps; give one of {', '.join(path.name for path in candidates)}.")
         there = f" There are {', '.join(known)}." if known else ""
         raise DualsegError(f"{sweep}: no such sweep in {folder}.{nearest(sweep, known) or there}")
+
+    @classmethod
+    def of_study_without_scales(cls, sweep: str, output: str | Path) -> "Sweep | None":
+        """The sweep of that folder, or of that name below `output`, if its study has no scales, such as a verdict."""
+        for path in (Path(sweep).expanduser(), Path(output).expanduser() / "sweeps" / sweep):
+            if (path / "sweep.json").is_file():
+                content = read_json(path / "sweep.json")
+                return cls(path) if content.get("study") and content.get("scale") is None else None
+        return None
 
     @property
     def name(self) -> str:
@@ -148,7 +160,7 @@ class Sweep:
     ) -> list[str]:
         """Add `jobs` to those that are there: a study may be run a few seeds at a time.
 
-        A job of a study takes the place of an earlier one of the same variant and seed, whose settings were others.
+        A job of a study takes the place of an earlier one of the same variant, seed and fold, of other settings.
         `definition` says what the study is, for those who collect it where conf/sweep does not have it.
         Sweeps of the same name that start at the same moment, as in the tasks of a Slurm array, write one after the
         other.
@@ -172,10 +184,10 @@ class Sweep:
     ) -> list[str]:
         """`write` by the one process that holds the lock."""
         sweep_below(self.path)
-        rows = {(job.variant, job.seed): job for job in jobs} if study else {}
+        rows = {(job.variant, job.seed, job.fold): job for job in jobs} if study else {}
         kept, replaced = [], []
         for job in self.jobs():
-            new = rows.get((job.variant, job.seed), job)
+            new = rows.get((job.variant, job.seed, job.fold), job)
             if new.run == job.run:
                 kept.append(job)
             else:

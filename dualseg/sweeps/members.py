@@ -64,12 +64,26 @@ def members_of(study: Study, runs: Path) -> list[Member]:
     Raises:
         DualsegError: a sweep.json is damaged.
     """
-    found, rows = [], set(study.variants)
-    for scale in study.experiments:
-        sweep = Sweep.named(runs, study.name, scale, ())
-        jobs = sweep.jobs()
-        found += [Member(job.variant, scale, job.seed, sweep.run_folder(job)) for job in jobs if job.variant in rows]
-        for row in study.ensembles:
-            for seed in sorted({job.seed for job in jobs}):
-                found.append(Member(row, scale, seed, ensemble_folder(runs, study.name, scale, row, seed)))
+    return [
+        member
+        for scale in study.experiments
+        for member in members_in(study, Sweep.named(runs, study.name, scale, ()), scale)
+    ]
+
+
+def members_in(study: Study, sweep: Sweep, scale: str = "") -> list[Member]:
+    """The runs and ensembles of `study`, finished or not, of one sweep of it.
+
+    Raises:
+        DualsegError: its sweep.json is damaged.
+    """
+    jobs = sweep.jobs()
+    found = [
+        Member(job.variant, scale, job.seed, sweep.run_folder(job), job.fold)
+        for job in jobs
+        if job.variant is not None and job.variant in study.variants
+    ]
+    for row in study.ensembles:
+        for seed in sorted({job.seed for job in jobs}):
+            found.append(Member(row, scale, seed, ensemble_folder(sweep.output, study.name, scale, row, seed)))
     return found

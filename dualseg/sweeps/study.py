@@ -17,12 +17,17 @@ class Study:
 
     Attributes:
         name: as of its folder in experiments/.
-        experiments: scale (`cpu`, `full`) -> option of the group `experiment`.
+        experiments: scale (`cpu`, `full`) -> option of the group `experiment`; empty: what the command line says, at
+            no scale.
         seeds: of every variant.
         variants: row of the table -> {key or group: value} that is changed for it.
         ensembles: row of the table -> the variants whose runs are evaluated together for it.
         after: variant -> the variant whose run of the same seed it starts from (`weights=`).
         against: row -> the row, or rows, that it is compared with; empty: no comparison.
+        folds: 0, or into how many parts the labeled cases are divided where the command line does not say
+            (`data.folds`): each variant and seed is that many runs, of which each is validated on one part.
+        verdict: role (`with_unlabeled`, `labels_only`, `supervised`) -> its row, where the study is to say whether
+            unlabeled scans help; empty: it is not.
         notes: what a reader of the table has to know of its rows; a sentence each.
     """
 
@@ -34,6 +39,8 @@ class Study:
     against: Mapping[str, str | Sequence[str]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     after: Mapping[str, str] = field(default_factory=dict)
+    folds: int = 0
+    verdict: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def rows(self) -> tuple[str, ...]:
@@ -56,13 +63,17 @@ class Study:
         """How many runs, one after the other, a run of `variant` needs before it."""
         return 1 + self.stage(self.after[variant]) if variant in self.after else 0
 
-    def words(self, variant: str, scale: str) -> list[str]:
-        """The words of a command line that make `variant`, its seed excepted."""
-        if scale not in self.experiments:
-            raise DualsegError(f"scale={scale}: the study {self.name} has {', '.join(self.experiments)}.")
+    def words(self, variant: str, scale: str | None) -> list[str]:
+        """The words of a command line that make `variant`, its seed and fold excepted."""
         changes = [f"{key}={as_word(value)}" for key, value in self.variants[variant].items()]
-        labels = [f"study={self.name}", f"scale={scale}", f"variant={variant}"]
-        return [f"experiment={self.experiments[scale]}", *changes, *labels]
+        labels = [f"study={self.name}", f"variant={variant}"]
+        if not self.experiments:
+            if scale is not None:
+                raise DualsegError(f"scale={scale}: the study {self.name} has no scales; leave it out.")
+            return [*changes, *labels]
+        if scale is None or scale not in self.experiments:
+            raise DualsegError(f"scale={scale}: the study {self.name} has {', '.join(self.experiments)}.")
+        return [f"experiment={self.experiments[scale]}", *changes, *labels, f"scale={scale}"]
 
 
 def as_word(value: Any) -> str:
@@ -126,9 +137,17 @@ def study_of(name: str, sweep: Mapping[str, Any]) -> Study:
         raise DualsegError(f"sweep {name}: notes: give a list of sentences.")
     seeds = tuple(sweep["seeds"])
     found = Study(
-        name, dict(sweep["experiments"]), seeds, variants, ensembles, dict(against), tuple(map(_one_line, notes))
+        name,
+        dict(sweep.get("experiments") or {}),
+        seeds,
+        variants,
+        ensembles,
+        dict(against),
+        tuple(map(_one_line, notes)),
+        folds=int(sweep.get("folds") or 0),
+        verdict=dict(sweep.get("verdict") or {}),
     )
-    named = [*ensembles.values(), *found.pairs]
+    named = [*ensembles.values(), *found.pairs, found.verdict.values()]
     for reference in (row for group in named for row in group):
         if reference not in rows:
             raise DualsegError(f"sweep {name}: {reference} is none of its variants.{nearest(reference, rows)}")

@@ -64,7 +64,8 @@ def sweep(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
     _check_folders(jobs, config.output)
     origins = {job.run: one.origin for job, one in zip(jobs, combinations, strict=True)}
     every_word = sorted({word for combination in combinations for word in combination.words})
-    target = Sweep.named(config.output, study.name if study else None, config.scale, every_word)
+    of = config.scale if study is None or study.experiments else settings[0]["data"]["name"]
+    target = Sweep.named(config.output, study.name if study else None, of, every_word)
     if config.dry:
         print(plan(target, jobs, config.scale))
         return []
@@ -102,7 +103,9 @@ def sweep(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
     if failures:
         print(f"error: {len(failures)} of {len(jobs)} runs failed:", *failures, sep="\n  ", file=sys.stderr)
         raise SystemExit(1)
-    if study:
+    if study and study.verdict:
+        _report(target)
+    elif study:
         print(f"Tables and figures: dualseg-report study {study.name} --runs {config.output}")
     return []
 
@@ -115,8 +118,10 @@ def _of_values(overrides: Sequence[Any]) -> list[Combination]:
     return [Combination(c, " ".join(word for word in c if word in several) or "the only run") for c in found]
 
 
-def _of_study(study: Study, scale: str, overrides: Sequence[Any]) -> list[Combination]:
+def _of_study(study: Study, scale: str | None, overrides: Sequence[Any]) -> list[Combination]:
     """A study's variants, a whole table of one seed before the next: an interrupted study then still says something.
+
+    Of a study of folds all of them are run, or those that data.fold=... names.
 
     Raises:
         DualsegError: an unknown variant, a key that the rows of the study differ in, or several values for another one.
@@ -129,23 +134,40 @@ def _of_study(study: Study, scale: str, overrides: Sequence[Any]) -> list[Combin
     for variant in variants:
         if variant not in study.variants:
             raise DualsegError(f"variant={variant}: no such row of {study.name}.{nearest(variant, [*study.variants])}")
-    changed = {key for changes in study.variants.values() for key in changes} | {"experiment", "name"}
+    changed = {key for changes in study.variants.values() for key in changes} | {"name"}
+    changed |= {"experiment"} if study.experiments else set()
     changed |= {"weights"} if study.after else set()
+    parts = _parts(study, given)
     own = {key: choices for key, choices in given.items() if key not in (*FOR_THE_SWEEP, *OF_A_STUDY, "seed")}
     for key, choices in own.items():
         if key in changed:
             raise DualsegError(f"{key}: the study {study.name} sets it for each of its rows; leave it out.")
         if len(choices) > 1:
-            raise DualsegError(f"{key}: give one value; of a study's keys only seed and variant may take several.")
+            several = "seed, variant and data.fold" if study.folds else "seed and variant"
+            raise DualsegError(f"{key}: give one value; of a study's keys only {several} may take several.")
     seeds = given.get("seed") or [f"seed={seed}" for seed in study.seeds]
     rest = [choices[0] for choices in own.values()]
-    return [
-        Combination(
-            (*study.words(variant, scale), seed, *rest), f"{variant} {seed.replace('=', ' ')}", variant, (seed, *rest)
-        )
-        for seed in seeds
-        for variant in variants
-    ]
+    found = []
+    for seed, part, variant in itertools.product(seeds, parts, variants):
+        given_words = (seed, *([part] if part else []), *rest)
+        label = f"{variant}{part.replace('data.fold=', ' fold ')} {seed.replace('=', ' ')}"
+        found.append(Combination((*study.words(variant, scale), *given_words), label, variant, given_words))
+    return found
+
+
+def _parts(study: Study, given: dict[str, list[str]]) -> list[str]:
+    """The words that make the folds of each run of a study, taken out of `given`; `data.folds` is in it then.
+
+    Raises:
+        DualsegError: data.folds is no whole number.
+    """
+    if not study.folds:
+        return [""]
+    word = given.setdefault("data.folds", [f"data.folds={study.folds}"])[0]
+    if not word.removeprefix("data.folds=").isdecimal():
+        raise DualsegError(f"{word}: give the number of parts of the labeled cases, such as data.folds={study.folds}.")
+    folds = int(word.removeprefix("data.folds="))
+    return given.pop("data.fold", [f"data.fold={fold}" for fold in range(folds)])
 
 
 def _after_its_origin(
@@ -225,6 +247,17 @@ def _problem(target: Sweep, job: Job) -> str | None:
         return None
     damage = target.run_folder(job).damage() if state == "damaged" else None
     return f"{job.label}: {damage or target.failure(job.run) or 'not finished'}"
+
+
+def _report(target: Sweep) -> None:
+    """Write the study's page into the sweep's folder and print its verdict, in a process without this one's Hydra.
+
+    Raises:
+        SystemExit: that failed.
+    """
+    command = [*python_of("dualseg.report"), "study", str(target.path)]
+    if code := subprocess.run(command, check=False).returncode:
+        raise SystemExit(code)
 
 
 def evaluate_ensembles(study: Study, scale: str, target: Sweep, jobs: Sequence[Job], trust: Sequence[str]) -> list[str]:

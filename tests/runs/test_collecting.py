@@ -28,7 +28,7 @@ def test_rows_of_a_run(tmp_path: Path, study_run: Callable[..., Path]) -> None:
     a, b, ensemble = rows.results
     assert a == {
         "study": "la_x", "variant": "full", "dataset": "la", "scale": "cpu", "method": "dual", "objective": "described",
-        "architecture": "resnet34", "labeled": "8", "unlabeled": "52", "seed": "3",
+        "architecture": "resnet34", "labeled": "8", "unlabeled": "52", "seed": "3", "fold": "",
         "network": "a", "record": "0", "split": "test",
         "dice": "0.750000", "jaccard": f"{(0.8 / 1.2 + 0.7 / 1.3) / 2:.6f}", "hd95": "5.000000", "asd": "1.250000",
         "iterations": "2000", "run": "one",
@@ -207,3 +207,24 @@ def test_damaged_tables_are_refused(
     path.write_text(damage(path.read_text()))
     with pytest.raises(DualsegError, match=r"results\.csv: .*restore it"):
         StudyTables.read(tmp_path)
+
+
+def test_folds_of_a_seed_are_pooled_over_their_cases(tmp_path: Path, study_run: Callable[..., Path]) -> None:
+    first = study_run(tmp_path / "one", {"a": [0.9, 0.7, 0.5]})
+    second = study_run(tmp_path / "two", {"a": [0.1]}, first_case=3)
+    members = [Member("full", "cpu", 0, RunFolder(folder), fold) for fold, folder in enumerate((first, second))]
+    tables, _ = StudyTables.read(tmp_path / "none").updated([read_run("la_x", one) for one in members])
+    tables.write(tmp_path)
+    assert list(StudyTables.read(tmp_path).results["fold"]) == ["0", "1"]
+    (pooled,) = StudyTables.read(tmp_path).pooled().results.to_dict("records")
+    assert pooled["dice"] == "0.550000" and pooled["run"] == "one two" and pooled["fold"] == ""  # (0.9+0.7+0.5+0.1) / 4
+    (median,) = tables.pooled().median_dice().to_dict("records")
+    assert median["median_dice"] == pytest.approx(0.6) and median["run"] == "one two"
+
+
+def test_a_study_without_folds_has_no_such_column(tmp_path: Path, study_run: Callable[..., Path]) -> None:
+    rows = [read_run("la_x", member(study_run(tmp_path / "one", DICE)))]
+    tables, _ = StudyTables.read(tmp_path / "none").updated(rows)
+    tables.write(tmp_path)
+    assert all("fold" not in (tmp_path / f"{name}.csv").read_text().splitlines()[0] for name in ("results", "cases"))
+    assert StudyTables.read(tmp_path).results.equals(tables.results) and tables.pooled() is tables

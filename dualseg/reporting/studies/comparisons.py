@@ -85,9 +85,9 @@ def by_scale(comparisons: Sequence[Comparison]) -> dict[str, list[Comparison]]:
     return found
 
 
-def case_scores(cases: pd.DataFrame) -> pd.DataFrame:
-    """Dice of one variant by case (rows) and seed (columns), the mean over foreground classes."""
-    return cases.assign(dice=cases["dice"].astype(float)).pivot_table("dice", "case", "seed", aggfunc="mean")
+def case_scores(cases: pd.DataFrame, metric: str = "dice") -> pd.DataFrame:
+    """A metric of one variant by case (rows) and seed (columns), the mean over foreground classes."""
+    return cases.assign(value=cases[metric].astype(float)).pivot_table("value", "case", "seed", aggfunc="mean")
 
 
 def compare(

@@ -11,6 +11,7 @@ import pandas as pd
 
 from dualseg.errors import DualsegError
 from dualseg.reporting.studies.comparisons import Comparison, compare_all
+from dualseg.reporting.studies.verdict import Verdict
 from dualseg.runs.identity import ADDED
 from dualseg.runs.tidy import StudyTables
 from dualseg.sweeps.study import Study
@@ -30,6 +31,7 @@ class StudyContents:
         unfinished, problems, remarks: sentences: runs that are not finished; run folders that were left out; what else
             to know.
         comparisons: of the variants with `study.against`.
+        verdict: on the unlabeled scans, where the study gives one and has the runs for it.
     """
 
     study: Study
@@ -40,6 +42,7 @@ class StudyContents:
     problems: Sequence[str] = ()
     remarks: Sequence[str] = ()
     comparisons: Sequence[Comparison] = field(default_factory=tuple)
+    verdict: Verdict | None = None
 
     @cached_property
     def scales(self) -> list[str]:
@@ -56,9 +59,14 @@ class StudyContents:
         """Of the distances: voxels or mm."""
         return next((unit for unit in self.tables.runs["distance_unit"] if unit), "voxels")
 
+    @cached_property
+    def pooled(self) -> StudyTables:
+        """The tables with the folds of each variant and seed as one run."""
+        return self.tables.pooled()
+
     def scored(self, scale: str) -> pd.DataFrame:
-        """The results at one scale, of the split that the study compares."""
-        results = self.tables.results
+        """The results at one scale, of the split that the study compares; the folds of a seed are one."""
+        results = self.pooled.results
         return results[(results["scale"] == scale) & (results["split"] == self.tables.split)]
 
 
@@ -91,7 +99,7 @@ def check_comparable(name: str, tables: StudyTables) -> None:
                 "evaluate the runs in one unit" if what == "units" else "collect each dataset into a folder of its own"
             )
             raise DualsegError(f"{name}: several {what} in one table: {found}; {mend}.")
-    keys = ["variant", "scale", "seed", "network", "split"]
+    keys = ["variant", "scale", "seed", "fold", "network", "split"]
     twice = tables.results[tables.results.duplicated(keys, keep=False)]
     if not twice.empty:
         first = twice.iloc[0]
@@ -144,15 +152,17 @@ def _some(names: Sequence[str], shown: int = 3) -> str:
 def _differing(own: pd.DataFrame, settings: Mapping[str, Mapping[str, Any]]) -> str:
     """The keys in which the configurations of one variant's runs differ, and the number of iterations.
 
-    A `data.draw` that is each run's own seed is no difference: that is what a draw a seed looks like.
+    A `data.draw` that is each run's own seed is no difference: that is what a draw a seed looks like. Nor is a fold.
     """
-    seeds = {str(run): str(seed) for run, seed in zip(own["run"], own["seed"], strict=True) if run in settings}
+    of_seed = [(run, str(seed)) for runs, seed in zip(own["run"], own["seed"], strict=True) for run in runs.split()]
+    seeds = {run: seed for run, seed in of_seed if run in settings}
     known = [settings[run] for run in seeds]
     keys = dict.fromkeys(key for one in known for key in one)
     found = [
         key
         for key in keys
         if any(one.get(key) != known[0].get(key) for one in known)
+        and key != "data.fold"
         and not (key == "data.draw" and all(str(settings[run].get(key, ADDED[key])) == seeds[run] for run in seeds))
     ]
     iterations = sorted(set(own["iterations"]), key=int)

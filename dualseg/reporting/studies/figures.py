@@ -57,7 +57,7 @@ def draw_all(contents: StudyContents) -> dict[str, Drawing]:
 
 def of_record(contents: StudyContents) -> pd.DataFrame:
     """The results that stand for each variant; Dice in per cent."""
-    results = contents.tables.results
+    results = contents.pooled.results
     own = results[(results["split"] == contents.tables.split) & (results["record"] == "1")]
     return own.assign(dice=100 * own["dice"].astype(float), labeled=own["labeled"].astype(int))
 

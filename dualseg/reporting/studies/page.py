@@ -11,12 +11,18 @@ from dualseg.names import as_markdown
 from dualseg.reporting.html import render
 from dualseg.reporting.studies.comparisons import CONFIDENCE, RESAMPLES, Comparison, by_scale
 from dualseg.reporting.studies.contents import StudyContents
-from dualseg.reporting.studies.figures import Drawing, of_record
+from dualseg.reporting.studies.figures import Drawing
 from dualseg.reporting.studies.tables import COLUMNS, NOT_RUN, Line, Table, spread
+from dualseg.reporting.studies.verdict import LEAST_CASES, LEVEL, class_rows
 from dualseg.sweeps.study import as_word
 
 COMPARISON_HEADS = ("variant", "against", "seeds", "cases", "difference", "95 % interval", "effect", "p", "p (Holm)")
 NOT_RECORDED = "not recorded"
+VERDICT_WORDS = (
+    "With unlabeled scans minus the same training without them: the mean over the held-out labeled cases, seeds "
+    "averaged first, and its 95 % bootstrap interval. An answer takes an interval without 0, a sign-flip test over "
+    f"cases with p of at most {LEVEL}, and at least {LEAST_CASES} cases."
+)
 
 
 def render_study(contents: StudyContents, tables: Sequence[Table], figures: Mapping[str, Drawing]) -> str:
@@ -26,6 +32,8 @@ def render_study(contents: StudyContents, tables: Sequence[Table], figures: Mapp
         "studies/study.html.j2",
         title=contents.study.name,
         summary=_summary(contents, len(runs)),
+        verdict_words=VERDICT_WORDS,
+        verdict_rows=class_rows(contents.verdict, contents.unit) if contents.verdict else [],
         contents=contents,
         tables=[_table(contents, table) for table in tables],
         figures={name: (_data_uri(drawing.png), drawing) for name, drawing in figures.items()},
@@ -34,6 +42,26 @@ def render_study(contents: StudyContents, tables: Sequence[Table], figures: Mapp
         comparison_words=_comparison_words(contents.comparisons),
         provenance=_provenance(contents),
         finished=len(runs),
+    )
+
+
+def verdict_text(contents: StudyContents) -> str:
+    """The verdict in Markdown; empty where there is none."""
+    if contents.verdict is None:
+        return ""
+    heads, *rows = (f"| {' | '.join(map(as_markdown, row))} |" for row in class_rows(contents.verdict, contents.unit))
+    return "\n".join(
+        [
+            f"**{as_markdown(contents.verdict.sentence)}**",
+            "",
+            *(f"- {as_markdown(sentence)}" for sentence in contents.verdict.details),
+            "",
+            as_markdown(VERDICT_WORDS),
+            "",
+            heads,
+            "|---|---|---|",
+            *rows,
+        ]
     )
 
 
@@ -123,8 +151,8 @@ def _provenance(contents: StudyContents) -> list[dict[str, Any]]:
     # one run may be the run of several variants
     known = contents.tables.runs.drop_duplicates("run").set_index("run").to_dict("index")
     results = contents.tables.results
-    record = of_record(contents)
-    dice = {(row.run, row.variant): f"{row.dice:.2f}" for row in record.itertuples()}
+    record = results[(results["split"] == contents.tables.split) & (results["record"] == "1")]
+    dice = {(row.run, row.variant): f"{100 * float(row.dice):.2f}" for row in record.itertuples()}
     groups = []
     for scale in contents.scales:
         for variant in contents.variants:
@@ -144,6 +172,7 @@ def _provenance(contents: StudyContents) -> list[dict[str, Any]]:
                         {
                             "run": row.run,
                             "seed": row.seed,
+                            "fold": row.fold,
                             "dice": dice.get((row.run, variant), ""),
                             "iterations": f"{int(row.iterations):,}",
                             "facts": _facts(known[row.run]) if row.run in known else {},

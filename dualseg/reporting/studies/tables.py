@@ -101,7 +101,7 @@ class Table:
 def table_of(contents: StudyContents, scale: str) -> Table:
     """The table of one scale, every variant of the study in its order, then the literature's methods."""
     rows = contents.scored(scale).astype(dict.fromkeys(METRICS, float))
-    rows = rows.merge(contents.tables.median_dice(), how="left")
+    rows = rows.merge(contents.pooled.median_dice(), how="left")
     by_variant = {str(variant): own for variant, own in rows.groupby("variant")}
     uncommitted = set(contents.tables.runs.loc[contents.tables.runs["uncommitted"] == "yes", "run"])
     cases = scored_cases(contents, scale)
@@ -115,6 +115,7 @@ def table_of(contents: StudyContents, scale: str) -> Table:
             reported[row["variant"]].append(text)
         else:
             others.append(Line(row["method"], "", row["labeled"], "", "", None, text, own=False))
+    asked = len(contents.study.seeds) * max(1, contents.tables.runs["fold"].nunique())
     lines: list[Line] = []
     groups: dict[tuple[object, ...], list[int]] = defaultdict(list)
     for variant in contents.variants:
@@ -127,7 +128,7 @@ def table_of(contents: StudyContents, scale: str) -> Table:
         for network in networks:
             own = by_variant[variant][by_variant[variant]["network"] == network]
             shown = words if own["record"].iloc[0] == "1" else ""
-            line = replace(_line(own, len(contents.study.seeds), uncommitted), reported=shown)
+            line = replace(_line(own, asked, uncommitted), reported=shown)
             known = cases.get(variant, frozenset()) if len(set(cases.values())) > 1 else frozenset()
             key = (line.labeled, line.iterations, tuple(sorted(set(own["seed"]))), known)
             groups[key].append(len(lines))
@@ -143,15 +144,16 @@ def _line(own: pd.DataFrame, asked: int, uncommitted: set[str]) -> Line:
     for column in COLUMNS:
         values = FACTOR[column] * own[column].to_numpy(float)
         cells.append(Cell(float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else None))
+    runs = [run for joined in own["run"] for run in joined.split()]  # of folds several
     lengths = sorted({int(n) for n in own["iterations"]})
     return Line(
         variant=own["variant"].iloc[0],
         network=own["network"].iloc[0],
         labeled=", ".join(sorted(set(own["labeled"]), key=int)),
         iterations=", ".join(f"{n:,}" for n in lengths),
-        runs=str(len(own)) if len(own) >= asked else f"{len(own)} of {asked}",
+        runs=str(len(runs)) if len(runs) >= asked else f"{len(runs)} of {asked}",
         cells=tuple(cells),
-        uncommitted=bool(uncommitted & set(own["run"])),
+        uncommitted=bool(uncommitted & set(runs)),
     )
 
 
@@ -177,9 +179,9 @@ def spread(cell: Cell) -> str:
     return f"{cell.mean:.2f}" if cell.deviation is None else f"{cell.mean:.2f} ± {cell.deviation:.2f}"
 
 
-def markdown(tables: Sequence[Table], notes: Sequence[str], comparisons: str) -> str:
-    """table.md: the tables, what has to be said about them, the comparisons."""
-    parts = []
+def markdown(tables: Sequence[Table], notes: Sequence[str], verdict: str, comparisons: str) -> str:
+    """table.md: the verdict, the tables, the comparisons, what has to be said about them; each where there is one."""
+    parts = [verdict] if verdict else []
     for table in tables:
         if table.not_run:
             parts.append(as_markdown(table.not_run))

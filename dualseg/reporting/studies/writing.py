@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from dualseg.errors import DualsegError
-from dualseg.files import replacing, sweep, write_text
+from dualseg.files import replacing, sweep, write_json, write_text
 from dualseg.reporting.studies.contents import StudyContents, check_comparable, compared, read_literature, remarks_on
 from dualseg.reporting.studies.figures import FIGURES, draw_all
-from dualseg.reporting.studies.page import comparison_table, render_study
+from dualseg.reporting.studies.page import comparison_table, render_study, verdict_text
 from dualseg.reporting.studies.tables import latex, markdown, table_of
+from dualseg.reporting.studies.verdict import Verdict, verdict_of
 from dualseg.runs.collecting import Member, RunRows, read_run
 from dualseg.runs.lock import writing
 from dualseg.runs.tidy import StudyTables
+from dualseg.runs.verdict import VERDICT, carry, training_of
 from dualseg.sweeps.study import Study
 
 
@@ -21,9 +23,9 @@ def write_study(study: Study, members: Iterable[Member], output: Path) -> StudyC
     """Add the finished `members` to what `output` has of earlier runs, and write the study's files there anew.
 
     results.csv, cases.csv and runs.csv (one row a result, a case, a run), table.md, table.tex, figure.png and further
-    figures, report.html; each appears whole or not at all. Nothing is written before all of it is made; a figure of
-    `FIGURES` or a table that there is nothing for any more is removed. A reported.csv in `output` is read. Rows of runs
-    that are not among the members stay.
+    figures, report.html, of a study that gives a verdict verdict.json; each appears whole or not at all. Nothing is
+    written before all of it is made; a figure of `FIGURES` or a table that there is nothing for any more is removed. A
+    reported.csv in `output` is read. Rows of runs that are not among the members stay.
 
     Returns:
         What was written. Runs whose folder is damaged are not in it, but named in its `problems`.
@@ -34,10 +36,10 @@ def write_study(study: Study, members: Iterable[Member], output: Path) -> StudyC
     """
     with writing(output, "choose another --output DIR"):
         sweep(output)
-        return _write_study(study, members, output)
+        return _write_study(study, list(members), output)
 
 
-def _write_study(study: Study, members: Iterable[Member], output: Path) -> StudyContents:
+def _write_study(study: Study, members: Sequence[Member], output: Path) -> StudyContents:
     collected, unfinished, problems = collect(study.name, members)
     tables, replaced = StudyTables.read(output).updated(collected)
     if tables.results.empty:
@@ -47,13 +49,17 @@ def _write_study(study: Study, members: Iterable[Member], output: Path) -> Study
     literature = read_literature(output / "reported.csv")
     contents = StudyContents(study, tables, literature, settings, unfinished, problems)
     comparisons, impossible = compared(contents)
-    contents = replace(contents, comparisons=comparisons, remarks=[*replaced, *remarks_on(contents), *impossible])
+    verdict = verdict_of(study, tables)
+    contents = replace(
+        contents, comparisons=comparisons, verdict=verdict, remarks=[*replaced, *remarks_on(contents), *impossible]
+    )
     shown = [table_of(contents, scale) for scale in contents.scales]
     notes = [*contents.remarks, *(f"left out: {problem.removesuffix('.')}" for problem in problems)]
     figures = draw_all(contents)
     page = render_study(contents, shown, figures)
     tables.write(output)
-    write_text(output / "table.md", markdown(shown, notes, comparison_table(contents.comparisons)))
+    parts = (verdict_text(contents), comparison_table(contents.comparisons))
+    write_text(output / "table.md", markdown(shown, notes, *parts))
     write_text(output / "table.tex", latex(shown, notes))
     for name, drawing in figures.items():
         with replacing(output / name) as temporary:
@@ -61,7 +67,18 @@ def _write_study(study: Study, members: Iterable[Member], output: Path) -> Study
     for name in set(FIGURES) - set(figures):
         (output / name).unlink(missing_ok=True)  # of rows that are gone: it would show what results.csv does not hold
     write_text(output / "report.html", page)
+    if verdict is not None:
+        _write_verdict(verdict, study.verdict["with_unlabeled"], members, output)
     return contents
+
+
+def _write_verdict(verdict: Verdict, row: str, members: Sequence[Member], output: Path) -> None:
+    """Into verdict.json of the study, and what a run carries of it into each finished run of the row it is of."""
+    runs = [member.folder for member in members if member.variant == row and member.folder.finished]
+    content = verdict.as_json() | {"training": training_of(runs[0].config()) if runs else None}
+    write_json(output / VERDICT, content)
+    for run in runs:
+        carry(run, content)
 
 
 def collect(study: str, members: Iterable[Member]) -> tuple[list[RunRows], list[str], list[str]]:

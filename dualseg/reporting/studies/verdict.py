@@ -1,0 +1,209 @@
+"""Do unlabeled scans help here? A training with them against the same one without them, on held-out labeled cases."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from dualseg.reporting.studies.comparisons import DIGITS, case_scores, interval
+from dualseg.runs.tidy import StudyTables
+from dualseg.sweeps.study import Study
+
+Answer = Literal["help", "hurt", "not shown"]
+ROLES = ("with_unlabeled", "labels_only", "supervised")
+LEAST_CASES = 6  # with fewer no sign-flip test reaches 5 %: 2 / 2**5 is more. A bootstrap of 2 of one sign excludes 0
+LEVEL = 0.05
+FLIPS = 99_999  # sign flips that are drawn where there are more than these in all, from 17 cases on
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Of two rows, paired over cases, seeds averaged first.
+
+    Attributes:
+        mean: over cases: of Dice in points, of 95HD in its unit.
+        low, high: 95 % bootstrap interval of the mean over cases.
+    """
+
+    mean: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> "Difference":
+        return cls(float(values.mean()), *interval(values))
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.1f} [{self.low:.1f}, {self.high:.1f}]"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a study says of the unlabeled scans.
+
+    Attributes:
+        answer: `help`, `hurt`, or `not shown`.
+        dice: with unlabeled scans minus without, in points.
+        p: two-sided p of the sign-flip test over cases.
+        supervised: with unlabeled scans minus plain supervised training, in points; None where that is not finished.
+        classes: class -> differences of Dice (points) and of 95HD; of one class alone, that.
+        cases: labeled cases that were held out in their fold, and are compared.
+        labels: fewest and most labels of a fold.
+        folds, seeds: how many.
+        recommended: the row whose runs to predict with.
+        runs: names of these.
+    """
+
+    answer: Answer
+    dice: Difference
+    p: float
+    supervised: Difference | None
+    classes: Mapping[str, tuple[Difference, Difference]]
+    cases: int
+    labels: tuple[int, int]
+    folds: int
+    seeds: int
+    recommended: str
+    runs: tuple[str, ...]
+
+    @property
+    def worse(self) -> list[str]:
+        """Classes whose mean Dice is lower with unlabeled scans."""
+        return [name for name, (dice, _) in self.classes.items() if dice.mean < 0]
+
+    @property
+    def short(self) -> str:
+        """As a run carries it: verified +2.1 [0.4, 3.9]."""
+        return f"{'verified' if self.answer == 'help' else 'not verified'} {self.dice}"
+
+    @property
+    def sentence(self) -> str:
+        """The answer in one sentence."""
+        few, many = self.labels
+        labels = f"{few if few == many else f'{few} to {many}'} label{'' if many == 1 else 's'}"
+        how = f"{self.cases} labeled cases, {_count(self.folds, 'fold')} of {labels}, {_count(self.seeds, 'seed')} each"
+        if self.answer == "help":
+            return f"Unlabeled scans help: {self.dice} Dice over the same training without them ({how})."
+        if self.answer == "hurt":
+            return f"Do not use the unlabeled scans: {self.dice} Dice against the same training without them ({how})."
+        few_cases = self.cases < LEAST_CASES
+        why = f"fewer than {LEAST_CASES} show nothing" if few_cases else "more labeled cases are needed to tell"
+        against = "Dice against the same training without them"
+        return f"Not shown that unlabeled scans help: {self.dice} {against} ({how}; {why})."
+
+    @property
+    def details(self) -> list[str]:
+        """What has to be known beside the answer, a sentence each."""
+        found = []
+        if self.supervised is not None:
+            found.append(f"Against plain supervised training: {self.supervised} Dice.")
+        if self.worse and len(self.classes) > 1:
+            named = ", ".join(f"{name} ({self.classes[name][0]} Dice)" for name in self.worse)
+            found.append(f"Worse with unlabeled scans: {named}.")
+        found.append(f"Recommended: {self.recommended}.")
+        found.append("A final run has the labels of all folds, so more than these runs had.")
+        return found
+
+    def as_json(self) -> dict[str, Any]:
+        """The content of verdict.json."""
+        return {
+            "answer": self.answer,
+            "sentence": self.sentence,
+            "details": self.details,
+            "short": self.short,
+            "dice": vars(self.dice),
+            "p": self.p,
+            "supervised": vars(self.supervised) if self.supervised else None,
+            "classes": {name: {"dice": vars(d), "hd95": vars(h)} for name, (d, h) in self.classes.items()},
+            "cases": self.cases,
+            "labels": list(self.labels),
+            "folds": self.folds,
+            "seeds": self.seeds,
+            "recommended": self.recommended,
+            "runs": list(self.runs),
+        }
+
+
+def verdict_of(study: Study, tables: StudyTables) -> Verdict | None:
+    """The verdict of the runs that are finished; None where the study gives none, or one of the two has no case yet.
+
+    Only a case that both rows have with the same seeds counts.
+    """
+    if not study.verdict:
+        return None
+    cases = tables.cases_of_record()
+    cases = cases[cases["split"] == "validation"]
+    rows = {role: cases[cases["variant"] == study.verdict[role]] for role in ROLES}
+    differences = _differences(rows["with_unlabeled"], rows["labels_only"], "dice")
+    if differences is None:
+        return None
+    values = 100 * differences
+    p = sign_flip(values)
+    dice = Difference.of(values)
+    answer: Answer = "not shown"
+    if len(values) >= LEAST_CASES and p <= LEVEL and (dice.low > 0 or dice.high < 0):
+        answer = "help" if dice.mean > 0 else "hurt"
+    supervised = _differences(rows["with_unlabeled"], rows["supervised"], "dice")
+    means = {role: case_scores(rows[role]).to_numpy().mean() for role in ROLES[1:] if not rows[role].empty}
+    use = answer == "help" or (answer == "not shown" and dice.mean > 0)
+    role = "with_unlabeled" if use else max(means, key=lambda role: means[role])
+    own = tables.results[tables.results["variant"].isin([study.verdict[role] for role in ROLES[:2]])]
+    runs = tables.results.loc[tables.results["variant"] == study.verdict[role], "run"]
+    counts = own["labeled"].astype(int)
+    return Verdict(
+        answer=answer,
+        dice=dice,
+        p=p,
+        supervised=None if supervised is None else Difference.of(100 * supervised),
+        classes={name: _of_class(rows, name) for name in dict.fromkeys(rows["with_unlabeled"]["class"])},
+        cases=len(values),
+        labels=(int(counts.min()), int(counts.max())),
+        folds=own["fold"].nunique(),
+        seeds=own["seed"].nunique(),
+        recommended=study.verdict[role],
+        runs=tuple(dict.fromkeys(runs)),
+    )
+
+
+def sign_flip(differences: np.ndarray) -> float:
+    """Two-sided p of the sign-flip test of the mean: exact up to 16 cases, of 99,999 drawn flips above that."""
+    from scipy import stats
+
+    if not np.any(differences):
+        return 1.0
+    found = stats.permutation_test(
+        (differences,),
+        np.mean,
+        permutation_type="samples",
+        n_resamples=FLIPS,
+        vectorized=True,
+        rng=np.random.default_rng(0),
+    )
+    return float(found.pvalue)
+
+
+def _of_class(rows: Mapping[str, pd.DataFrame], name: str) -> tuple[Difference, Difference]:
+    """Differences of Dice (points) and of 95HD of one class."""
+    ours, theirs = (rows[role][rows[role]["class"] == name] for role in ROLES[:2])
+    dice, distance = (_differences(ours, theirs, metric) for metric in ("dice", "hd95"))
+    assert dice is not None and distance is not None
+    return Difference.of(100 * dice), Difference.of(distance)
+
+
+def _differences(ours: pd.DataFrame, theirs: pd.DataFrame, metric: str) -> np.ndarray | None:
+    """Ours minus theirs of the cases and seeds that both have, a value a case; None where they have none in common."""
+    scores = [case_scores(own, metric) for own in (ours, theirs)]
+    both = (scores[0] - scores[1]).dropna(how="all")  # a run of the other one is not finished
+    return None if both.empty else both.mean(axis=1).round(DIGITS).to_numpy()
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
+def class_rows(verdict: Verdict, unit: str) -> list[tuple[str, str, str]]:
+    """The differences of each class, as rows of texts below their heads."""
+    heads = ("class", "Dice, points", f"95HD ({unit})")
+    return [heads, *((name, str(dice), str(distance)) for name, (dice, distance) in verdict.classes.items())]

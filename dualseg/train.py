@@ -168,6 +168,11 @@ def _train(settings: dict[str, Any], folder: Any) -> None:
             print(f"note: {data.augmentation_note}", file=sys.stderr)
         for warning in warnings(data.reader.doubts):
             print(f"warning: {warning}", file=sys.stderr)
+        if "mix_unlabeled" in settings["method"] and not data.split.unlabeled:
+            print("note: there are no unlabeled scans: trained on labels alone, by the same recipe", file=sys.stderr)
+        if missing := data.classes_without_label():
+            named = ", ".join(missing)
+            print(f"warning: no labeled case has {named}: label one that does, or it is not learned", file=sys.stderr)
         if notes := data.reader.lost_notes():
             more = f" dualseg-check names {len(notes) - 1} more classes." if len(notes) > 1 else ""
             print(f"warning: {notes[0]}{more}", file=sys.stderr)

@@ -278,6 +278,12 @@ class SemiSupervisedDataModule(pl.LightningDataModule):
         """Numbers of the foreground classes that are in one piece in the labeled volumes; after `setup("fit")`."""
         return classes_in_one_piece(self._labels(), len(self.source.class_names))
 
+    def classes_without_label(self) -> list[str]:
+        """Foreground classes of which no labeled volume has a voxel; after `setup("fit")`. None without labels."""
+        labels = self._labels()
+        found = {value for label in labels for value in label.unique().tolist()}
+        return [name for value, name in enumerate(self.source.class_names) if value and labels and value not in found]
+
     def _labels(self) -> list[Tensor]:
         return [label for _, label in self.volumes.values() if label is not None]
 

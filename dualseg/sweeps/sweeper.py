@@ -3,7 +3,7 @@
 import itertools
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -60,6 +60,8 @@ def sweep(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
     if study:
         combinations = [_after_its_origin(sweeper, study, config.scale, one, launcher) for one in combinations]
     settings = [_settings(sweeper, combination, launcher) for combination in combinations]
+    if study and study.verdict:
+        _check_unlabeled(study.verdict["with_unlabeled"], settings)
     jobs = [Job.of(own, one.words, one.label) for own, one in zip(settings, combinations, strict=True)]
     _check_folders(jobs, config.output)
     origins = {job.run: one.origin for job, one in zip(jobs, combinations, strict=True)}
@@ -216,6 +218,15 @@ def _settings(sweeper: Any, combination: Combination, launcher: Sequence[str]) -
     settings = resolve(config)
     check_data(settings)
     return settings
+
+
+def _check_unlabeled(row: str, settings: Sequence[Mapping[str, Any]]) -> None:
+    """Raises: DualsegError where there are no unlabeled scans to judge: the runs of `row` would be their own twins."""
+    if any(own["variant"] == row and not own["batch"]["unlabeled"] for own in settings):
+        raise DualsegError(
+            f"{settings[0]['data']['root']}: has no unlabeled scans, so that there is nothing to judge; dualseg-train "
+            "without sweep=verdict trains on the labels alone."
+        )
 
 
 def _check_folders(jobs: Sequence[Job], output: str) -> None:

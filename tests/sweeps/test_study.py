@@ -67,7 +67,23 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str,
 
 
 def test_the_studies_are_those_of_the_table():
-    assert study_names() == STUDIES
+    assert study_names() == [*STUDIES, "verdict"]  # which is of anybody's data
+
+
+def test_the_rows_of_a_verdict_differ_in_nothing_but_the_unlabeled_patches_and_the_method():
+    settings = {name: composed_of_verdict(name) for name in read_study("verdict").variants}
+    twins = differences(settings["with_unlabeled"], settings["labels_only"])
+    assert twins == {"batch.unlabeled": settings["with_unlabeled"]["batch"]["unlabeled"]} != {}
+    alone = settings["supervised"]
+    assert alone["networks"]["a"] == settings["with_unlabeled"]["networks"]["a"]
+    assert {one["trainer"]["max_iterations"] for one in settings.values()} == {6000}
+    assert all(one["evaluate_on"] == ["validation"] for one in settings.values())
+
+
+def composed_of_verdict(variant: str) -> dict[str, Any]:
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        words = ["data=phantom", "data.root=/tmp", *read_study("verdict").words(variant, None)]
+        return resolve(compose("train", overrides=words), planning=False)
 
 
 @pytest.mark.parametrize("name, scale", SCALES)

@@ -501,3 +501,48 @@ def test_a_run_whose_origin_is_not_finished_is_not_started(train, launches: Laun
 def test_variants_that_cannot_come_one_after_another(train, tmp_path: Path, after: str, said: str) -> None:
     (tmp_path / "conf" / "sweep" / "toy.yaml").write_text(TOY_STUDY.replace("against: full", f"after: {after}"))
     train("sweep=toy").complains("sweep toy: after", said)
+
+
+def folds_of(launches: Launches) -> list[tuple[str, str, str, str]]:
+    """(variant, fold, folds, seed) of each launch."""
+    found = []
+    for words in launches.words:
+        given = dict(word.split("=", 1) for word in words if "=" in word)
+        found.append((given["variant"], given["data.fold"], given["data.folds"], given["seed"]))
+    return found
+
+
+@pytest.fixture
+def reported(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The sweeps of which a verdict was to be written."""
+    found: list[Path] = []
+    monkeypatch.setattr("dualseg.sweeps.sweeper._report", lambda target: found.append(target.path))
+    return found
+
+
+def test_a_verdict_is_every_row_on_every_fold_and_ends_with_its_page(train, launches, reported, tmp_path):
+    outcome = train("sweep=verdict", "data.labeled=3", "seed=0", "experiment=small")
+    assert outcome.code == 0, outcome.err
+    rows = ("with_unlabeled", "labels_only", "supervised")
+    assert folds_of(launches) == [(row, str(fold), "3", "0") for fold in range(3) for row in rows]
+    assert reported == [tmp_path / "runs" / "sweeps" / "verdict-phantom"]
+    launches.words.clear()
+    again = train("sweep=verdict", "data.labeled=3", "seed=0,1", "data.fold=2", "experiment=small")
+    assert again.code == 0 and folds_of(launches) == [(row, "2", "3", "1") for row in rows]
+    assert len(Sweep(reported[0]).jobs()) == 12
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("data.labeled=null",), "has no unlabeled scans"),
+        (("data.labeled=1",), "data.fold=0: one labeled case cannot both train and validate"),
+        (("data.labeled=2",), "data.folds=3: give 2 to 2"),
+        (("data.labeled=3", "data.folds=some"), "data.folds=some: give the number"),
+        (("data.labeled=3", "scale=cpu"), "scale=cpu: the study verdict has no scales"),
+        (("data.labeled=3", "method=bcp"), "method: the study verdict sets it for each of its rows"),
+    ],
+)
+def test_what_gives_no_verdict_is_said_before_anything_is_launched(words, named, train, launches, reported):
+    outcome = train("sweep=verdict", *words, "seed=0", "experiment=small")
+    assert outcome.code == 2 and named in outcome.err and not launches.words and not reported

@@ -1,8 +1,8 @@
 # Every target makes .venv and installs the pinned dependencies first, if they are missing or their list has changed.
 .DEFAULT_GOAL := help
-STUDIES := la-main la-label-count la-ablation la-networks la-seed la-baseline la-mix-ablation la-dual pancreas-main brats-main hippocampus \
+STUDIES := la-main la-label-count la-ablation la-networks la-seed la-baseline la-mix la-mix-ablation la-dual pancreas-main brats-main hippocampus \
   hippocampus-design head-neck
-.PHONY: help demo test test-slurm drill check bench $(STUDIES) reproduce tables clean
+.PHONY: help demo verdict test test-slurm drill check bench $(STUDIES) reproduce tables clean
 
 PYTHON ?= python3
 WORKERS ?= 2
@@ -16,6 +16,7 @@ PANCREAS_ROOT ?=
 BRATS_ROOT ?=
 HIPPOCAMPUS_ROOT ?=
 HEAD_NECK_ROOT ?=
+DATA_ROOT ?=
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
@@ -25,6 +26,11 @@ help: ## list these targets
 demo: $(INSTALLED) ## train dual_mix on the embedded dataset (minutes on 2 cores) -> runs/demo/report.html
 	@$(BIN)/dualseg-train experiment=demo
 	@$(BIN)/dualseg-report run runs/demo
+
+verdict: $(INSTALLED) ## do the unlabeled scans of DATA_ROOT= help? (SEEDS=0,1 LAUNCHER= DRY=1)
+	@test -n "$(DATA_ROOT)" || { echo "DATA_ROOT is not given: make $@ DATA_ROOT=<your folder, see docs/own-data.md>" >&2; exit 2; }
+	@$(BIN)/dualseg-train -m sweep=verdict data=folder data.root="$(DATA_ROOT)" launcher=$(LAUNCHER) \
+	  $(if $(SEEDS),seed=$(SEEDS)) $(if $(DRY),dry=true)
 
 # One thread a process: test processes that each start several would slow one another down.
 test: $(INSTALLED) ## run all tests, WORKERS=2 processes at a time
@@ -68,6 +74,7 @@ la-ablation: $(INSTALLED) ## study: what each term is worth (same words)
 la-networks: $(INSTALLED) ## study: which pair of networks (same words)
 la-seed: $(INSTALLED) ## study: every method beside supervised training (same words)
 la-baseline: $(INSTALLED) ## study: how strong labels alone are, three networks and augmentations (same words)
+la-mix: $(INSTALLED) ## study: what unlabeled scans add to 2, 4, 8 and 16 labels, test cases (same words)
 la-mix-ablation: $(INSTALLED) ## study: what dual_mix consists of, one factor at a time (same words)
 la-dual: $(INSTALLED) ## study: why the paper's objective collapses, what keeps it (same words)
 hippocampus: $(INSTALLED) ## study: supervised at full resolution, 10 and 140 labels (same words, HIPPOCAMPUS_ROOT=)

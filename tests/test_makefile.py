@@ -84,7 +84,7 @@ def test_a_study_without_its_volumes_is_refused(make: Make) -> None:
 
 def test_reproduce_goes_on_after_a_study_that_failed_and_skips_what_has_no_volumes(make: Make) -> None:
     studies = ["la_main", "la_label_count", "la_ablation", "la_networks", "la_seed", "la_baseline"]
-    studies += ["la_mix_ablation", "la_dual", "brats_main"]
+    studies += ["la_mix", "la_mix_ablation", "la_dual", "brats_main"]
     roots = ("LA_ROOT=/volumes", "BRATS_ROOT=/volumes")
     outcome, calls = make("reproduce", *roots, fails="sweep=la_label_count:1 sweep=la_ablation:2")
     assert outcome.returncode == 2 and "[Makefile:" in outcome.stderr and "Error 1" in outcome.stderr.splitlines()[-1]
@@ -97,7 +97,7 @@ def test_reproduce_goes_on_after_a_study_that_failed_and_skips_what_has_no_volum
 def test_reproduce_ends_well_where_every_study_did(make: Make) -> None:
     outcome, calls = make("reproduce", "BRATS_ROOT=/volumes", "DRY=1")
     assert outcome.returncode == 0, outcome.stderr
-    assert calls == [TRAIN.format("brats_main") + " dry=true"] and outcome.stdout.count("skipped") == 12
+    assert calls == [TRAIN.format("brats_main") + " dry=true"] and outcome.stdout.count("skipped") == 13
 
 
 def test_help_lists_every_study(make: Make) -> None:
@@ -109,6 +109,7 @@ def test_help_lists_every_study(make: Make) -> None:
         "la-networks",
         "la-seed",
         "la-baseline",
+        "la-mix",
         "la-mix-ablation",
         "la-dual",
         "hippocampus",
@@ -119,3 +120,11 @@ def test_help_lists_every_study(make: Make) -> None:
         "reproduce",
     ):
         assert f"make {study} " in outcome.stdout
+
+
+def test_a_verdict_is_of_the_given_folder(make: Make) -> None:
+    outcome, calls = make("verdict", "DATA_ROOT=/my scans", "SEEDS=0", "DRY=1")
+    assert outcome.returncode == 0, outcome.stderr
+    assert calls == ["dualseg-train -m sweep=verdict data=folder data.root=/my scans launcher=basic seed=0 dry=true"]
+    outcome, again = make("verdict")
+    assert outcome.returncode == 2 and "DATA_ROOT" in outcome.stderr and again == calls

@@ -23,7 +23,7 @@ from dualseg.sweeps.study import read_study, study_names, study_of
 ROOT = Path(__file__).resolve().parents[2]
 STUDIES = [
     *("brats_main", "head_neck", "hippocampus", "hippocampus_design", "la_ablation", "la_baseline", "la_dual"),
-    *("la_label_count", "la_main", "la_mix_ablation", "la_networks", "la_seed", "pancreas_main"),
+    *("la_label_count", "la_main", "la_mix", "la_mix_ablation", "la_networks", "la_seed", "pancreas_main"),
 ]
 SCALES = [(name, scale) for name in STUDIES for scale in ("cpu", "full")]
 GENTLE = ("cross_pseudo", "uncertainty", "entropy_filtered", "cosine")  # a tenth of their weight at scale=cpu

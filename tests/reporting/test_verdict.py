@@ -4,6 +4,7 @@ import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,10 +37,17 @@ Judge = Callable[..., Verdict]
 def judge(tmp_path: Path, study_run: Callable[..., Path]) -> Judge:
     """The verdict on runs of two folds whose Dice with unlabeled scans is `gain` (a case each) above labels only."""
 
-    def run(gain: np.ndarray, *, seeds: tuple[int, ...] = (0, 1), missing: tuple[str, ...] = (), **others) -> Verdict:
+    def run(
+        gain: np.ndarray,
+        *,
+        seeds: tuple[int, ...] = (0, 1),
+        missing: tuple[str, ...] = (),
+        supervised: float = -0.05,
+        **others: Any,
+    ) -> Verdict:
         members = []
         dice = {"with_unlabeled": BASE[: len(gain)] + gain, "labels_only": BASE[: len(gain)]}
-        dice["supervised"] = dice["labels_only"] - 0.05
+        dice["supervised"] = dice["labels_only"] + supervised
         half = len(gain) // 2
         for row, seed, fold in itertools.product(ROWS, seeds, (0, 1)):
             folder = tmp_path / "runs" / f"{row}-{fold}-{seed}"
@@ -80,6 +88,13 @@ def test_gains_and_losses_are_no_answer(judge: Judge) -> None:
     verdict = judge(GAIN * signs)
     assert verdict.answer == "not shown" and verdict.short.startswith("not verified")
     assert verdict.recommended == ("with_unlabeled" if (GAIN * signs).mean() > 0 else "labels_only")
+
+
+def test_where_plain_training_is_best_it_is_recommended_whatever_the_twin_says(judge: Judge) -> None:
+    verdict = judge(GAIN, supervised=0.1)
+    assert verdict.answer == "help" and verdict.recommended == "supervised"
+    assert {run.rsplit("-", 2)[0] for run in verdict.runs} == {"supervised"}
+    assert any(sentence.startswith("Against plain supervised training: -7.8 [") for sentence in verdict.details)
 
 
 def test_five_cases_show_nothing_though_a_bootstrap_excludes_zero(judge: Judge) -> None:

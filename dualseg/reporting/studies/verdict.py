@@ -52,7 +52,7 @@ class Verdict:
         cases: labeled cases that were held out in their fold, and are compared.
         labels: fewest and most labels of a fold.
         folds, seeds: how many.
-        recommended: the row whose runs to predict with.
+        recommended: the row of the highest Dice, whose runs to predict with.
         runs: names of these.
     """
 
@@ -146,9 +146,11 @@ def verdict_of(study: Study, tables: StudyTables) -> Verdict | None:
     if len(values) >= LEAST_CASES and p <= LEVEL and (dice.low > 0 or dice.high < 0):
         answer = "help" if dice.mean > 0 else "hurt"
     supervised = _differences(rows["with_unlabeled"], rows["supervised"], "dice")
-    means = {role: case_scores(rows[role]).to_numpy().mean() for role in ROLES[1:] if not rows[role].empty}
-    use = answer == "help" or (answer == "not shown" and dice.mean > 0)
-    role = "with_unlabeled" if use else max(means, key=lambda role: means[role])
+    # what each of the three is above training with unlabeled scans, of the cases that it shares with it
+    above = {"with_unlabeled": 0.0, "labels_only": -dice.mean}
+    if supervised is not None:
+        above["supervised"] = -100 * float(supervised.mean())
+    role = max(above, key=lambda role: above[role])
     own = tables.results[tables.results["variant"].isin([study.verdict[role] for role in ROLES[:2]])]
     runs = tables.results.loc[tables.results["variant"] == study.verdict[role], "run"]
     counts = own["labeled"].astype(int)

@@ -54,7 +54,7 @@ def collapse(path: Path) -> str | None:
 def advice(method: Mapping[str, Any]) -> str:
     """What to try after such a run, of which `method` is the node of the configuration."""
     if method.get("guard"):
-        return "Look at the pseudo-labels' shares in the report; docs/dual-mix.md says what may be wrong."
+        return "Look at the pseudo-labels' shares in the report; docs/mix.md says what may be wrong."
     gentler = "method=dual_gentle" if method["_target_"].endswith(".DualNetwork") else "method.guard=true"
     return f"Try {gentler}, smaller weights of the unlabeled terms, or more labels; docs/method.md says why."
 

@@ -274,7 +274,7 @@ def test_training_evaluating_and_what_the_run_records(command, tmp_path, write):
     ended = command(train.main, *words)
     assert ended.code == 0, ended.err
     (run,) = (tmp_path / "runs").iterdir()
-    assert run.name.startswith("Task03-dual_mix-")
+    assert run.name.startswith("Task03-solo_mix-")
     manifest = json.loads((run / "manifest.json").read_text())["data"]
     assert {key: manifest[key] for key in ("dataset", "labeled", "unlabeled", "validation", "test")} == {
         **{"dataset": "Task03", "labeled": 2, "unlabeled": 4},

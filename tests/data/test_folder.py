@@ -280,7 +280,7 @@ def test_training_evaluating_and_what_the_run_records(command, tmp_path, write):
         **{"dataset": "Task03", "labeled": 2, "unlabeled": 4},
         **{"validation": 1, "test": 0},
     }
-    assert {*json.loads((run / "metrics.json").read_text())["validation"]["ensemble"]["classes"]} == {"liver", "tumour"}
+    assert {*json.loads((run / "metrics.json").read_text())["validation"]["a"]["classes"]} == {"liver", "tumour"}
     record = json.loads((run / "preprocessing.json").read_text())
     plan = yaml.safe_load((run / "plan.yaml").read_text())["plan"]
     assert record == {

@@ -28,7 +28,16 @@ from dualseg.inference.predictor import Member, Predictor
 from dualseg.methods import NetworkEvaluation, SegmentationMethod
 from dualseg.processes import is_slurm_task
 from dualseg.record import ENSEMBLE, Roles, roles_of
-from dualseg.runs.callbacks import Checkpoints, FormerRun, ProgressBar, RunTime, ScoredVolumes, SliceWriter, Throughput
+from dualseg.runs.callbacks import (
+    Checkpoints,
+    ComponentWriter,
+    FormerRun,
+    ProgressBar,
+    RunTime,
+    ScoredVolumes,
+    SliceWriter,
+    Throughput,
+)
 from dualseg.runs.cases import Record
 from dualseg.runs.checkpoints import AtomicCheckpointIO, load_networks, read_checkpoint
 from dualseg.runs.curves import CurveLogger
@@ -185,6 +194,8 @@ def build_trainer(
         FormerRun(folder.path),
         SliceWriter(folder.slices),
     ]
+    if config["data"]["fold"] is not None:
+        callbacks.append(ComponentWriter(folder.components))
     if settings["progress_bar"]:
         callbacks.append(ProgressBar())
     environment = _cluster_environment()

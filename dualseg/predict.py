@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,9 +35,13 @@ def predict(options: "Options") -> Path:
     from dualseg.runs.lock import writing
     from dualseg.runs.preprocessing import scan_source
     from dualseg.runs.trusted import Trust
-    from dualseg.runs.verdict import runs_to_predict_with, verification
+    from dualseg.runs.verdict import recommended, verification
 
-    runs = [RunFolder.existing(run) for named in options.run for run in runs_to_predict_with(named)]
+    named = [recommended(run) for run in options.run]
+    runs = [RunFolder.existing(run) for one in named for run in one.runs]
+    if decided := tuple(dict.fromkeys(name for one in named for name in one.keep_largest)):
+        options = replace(options, keep_largest=options.keep_largest or decided)
+        print(f"Largest component alone: {', '.join(options.keep_largest)}")
     for said in dict.fromkeys(filter(None, map(verification, runs))):
         print(f"Unlabeled scans: {said}")
     if len({run.path.resolve() for run in runs}) < len(runs):

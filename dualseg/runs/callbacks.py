@@ -17,13 +17,14 @@ from pytorch_lightning.callbacks import Callback, TQDMProgressBar
 
 from dualseg.data.reading import EvaluationVolume, Fingerprint, refuse_seen
 from dualseg.errors import DualsegError, Interrupted
-from dualseg.files import replacing
+from dualseg.files import replacing, write_json
 from dualseg.inference.slices import display_slices
 from dualseg.methods import NetworkEvaluation, SegmentationMethod
 from dualseg.runs.checkpoints import not_finite
 from dualseg.runs.folder import CHECKPOINT, iteration_of
 from dualseg.runs.replaced import drop, place_of
 from dualseg.signals import STOPS, Stop
+from dualseg.views import keep_largest
 
 SIGNALS = (*STOPS, signal.SIGUSR2)
 
@@ -317,3 +318,42 @@ class ProgressBar(TQDMProgressBar):
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
         return metrics
+
+
+class ComponentWriter(Callback):
+    """Writes what keeping the largest component of each class alone does to a validated case, to <folder>/<case>.json.
+
+    Class -> [Dice of what stands for the run, Dice of its largest component], both in 0..1. Of a fold: on labeled cases
+    that trained nothing it is decided which classes keep their largest component.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if trainer.state.fn != "validate":
+            return
+        evaluated = cast(NetworkEvaluation, pl_module)
+        predicted = outputs[evaluated.roles.record].argmax(dim=0).cpu().numpy()
+        largest, reference = predicted.copy(), batch.label.cpu().numpy()
+        keep_largest(largest, range(1, len(evaluated.class_names)))
+        found = {
+            name: [_dice(label == value, reference == value) for label in (predicted, largest)]
+            for value, name in enumerate(evaluated.class_names)
+            if value
+        }
+        write_json(self.folder / f"{batch.case}.json", found)
+
+
+def _dice(prediction: np.ndarray, reference: np.ndarray) -> float:
+    """Dice of two masks, 1 where both are empty."""
+    voxels = int(prediction.sum()) + int(reference.sum())
+    return 2 * int((prediction & reference).sum()) / voxels if voxels else 1.0

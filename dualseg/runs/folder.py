@@ -41,6 +41,7 @@ class RunFolder:
         self.wandb = self.path / "logs" / "wandb"
         self.checkpoints = self.path / "checkpoints"
         self.slices = self.path / "slices"
+        self.components = self.path / "components"
         self.evaluations = self.path / "evaluations"
 
     @classmethod
@@ -167,7 +168,14 @@ class RunFolder:
                 "back, choose another name=..., or start another run from it with weights=FILE."
             )
         if not self.finished:
-            refuse_links(self.checkpoints, self.curves_file.parent, self.wandb, self.wandb / "artifacts", self.slices)
+            refuse_links(
+                self.checkpoints,
+                self.curves_file.parent,
+                self.wandb,
+                self.wandb / "artifacts",
+                self.slices,
+                self.components,
+            )
             if config["logger"]:
                 self._check_wandb()
         if not self.config_file.is_file():

@@ -1,7 +1,10 @@
 """What a run carries of a verdict: whether unlabeled scans are shown to help a training like its own. No torch."""
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from dualseg.errors import DualsegError
@@ -9,6 +12,7 @@ from dualseg.files import read_object, write_json
 from dualseg.names import check_folder_name
 from dualseg.runs.folder import RunFolder
 
+LEAST_CASES = 6  # with fewer no sign-flip test reaches 5 %: 2 / 2**5 is more. A bootstrap of 2 of one sign excludes 0
 VERDICT = "verdict.json"  # of a study that gives one, and in the runs that it is of
 NOT_VERIFIED = "not verified: no verdict on its unlabeled scans, see dualseg-train -m sweep=verdict"
 
@@ -21,6 +25,27 @@ def training_of(config: Mapping[str, Any]) -> dict[str, Any]:
         "networks": {name: network["architecture"] for name, network in config["networks"].items()},
         "iterations": config["trainer"]["max_iterations"],
     }
+
+
+def classes_to_clean(runs: Iterable[RunFolder]) -> list[str]:
+    """Classes whose largest component alone is above all of their components, over the held-out cases of the runs.
+
+    By the mean of Dice over cases, the runs of a case averaged first; none below `LEAST_CASES` cases.
+
+    Raises:
+        DualsegError: a file of a run is damaged.
+    """
+    gains: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))  # class -> case -> of each run
+    for run in runs:
+        for file in sorted(run.components.glob("*.json")):
+            for name, pair in read_object(file).items():
+                try:
+                    before, after = map(float, pair)
+                except (TypeError, ValueError) as error:
+                    raise DualsegError(f"{file}: damaged ({error}); train {run.path} again.") from error
+                gains[name][file.stem].append(after - before)
+    means = {name: [fmean(own) for own in cases.values()] for name, cases in gains.items()}
+    return [name for name, own in means.items() if len(own) >= LEAST_CASES and fmean(own) > 0]
 
 
 def carry(folder: RunFolder, verdict: Mapping[str, Any]) -> None:
@@ -40,21 +65,31 @@ def carry_from_study(folder: RunFolder) -> None:
         carry(folder, found)
 
 
-def runs_to_predict_with(path: str | Path) -> list[Path]:
-    """The runs that a verdict recommends, where `path` is the folder of its sweep; else `path` alone.
+@dataclass(frozen=True)
+class Recommended:
+    """What to predict with: run folders, and the classes of which the largest component alone is kept."""
+
+    runs: tuple[Path, ...]
+    keep_largest: tuple[str, ...] = ()
+
+
+def recommended(path: str | Path) -> Recommended:
+    """What a verdict recommends, where `path` is the folder of its sweep; else `path` alone.
 
     Raises:
         DualsegError: its verdict.json is damaged.
     """
     place = Path(path).expanduser()
     if not (place / VERDICT).is_file() or (place / "config.yaml").is_file():
-        return [place]
-    runs = read_object(place / VERDICT).get("runs")
-    if not isinstance(runs, list) or not runs or not all(isinstance(name, str) for name in runs):
-        raise DualsegError(f"{place / VERDICT}: names no runs; delete it, and start the verdict again.")
-    for name in runs:
+        return Recommended((place,))
+    content = read_object(place / VERDICT)
+    runs, classes = content.get("runs"), content.get("keep_largest")
+    for names in (runs, classes):
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or not runs:
+            raise DualsegError(f"{place / VERDICT}: damaged; delete it, and start the verdict again.")
+    for name in runs or ():
         check_folder_name("run", name)
-    return [place.resolve().parent.parent / name for name in runs]
+    return Recommended(tuple(place.resolve().parent.parent / name for name in runs or ()), tuple(classes or ()))
 
 
 def verification(folder: RunFolder) -> str | None:

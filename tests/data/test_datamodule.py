@@ -65,6 +65,38 @@ def test_every_training_volume_is_read_exactly_once():
     assert sorted(source.read) == [("image", c) for c in "abcdefgh"] + [("label", c) for c in "abc"]
 
 
+def test_one_unlabeled_volume_fills_every_place_of_a_larger_batch():
+    source = Counted()
+    source.train_cases = tuple("abcd")
+    data = module(source, unlabeled_per_batch=4)
+    data.setup("fit")
+    (image, _) = data.volumes["d"]
+    known = set(image.flatten().tolist())
+    for batch in data.train_dataloader():
+        own = batch.unlabeled.image
+        assert own.shape == (4, 2, 16, 16, 16) and set(own.flatten().tolist()) <= known
+        assert len({patch.numpy().tobytes() for patch in own}) > 1, "places of their own"
+
+
+def test_a_held_out_fold_is_read_as_neither_labeled_nor_unlabeled():
+    source = Counted()
+    data = module(source, labeled=4, fold=1, folds=2)
+    data.setup("fit")
+    assert data.cases_used["labeled"] == ["a", "c"] and data.cases_used["validation"] == ["b", "d"]
+    assert {case for _, case in source.read} == {*"ac", *"efgh"}
+
+
+def test_a_class_that_no_labeled_volume_has_is_named():
+    source = Counted()
+    source.read_label = lambda case: np.full(source.shape, 2 * (case == "d"), np.uint8)
+    data = module(source)
+    data.setup("fit")
+    assert data.classes_without_label() == ["one", "two"]
+    data = module(source, labeled=4)
+    data.setup("fit")
+    assert data.classes_without_label() == ["one"]
+
+
 def test_a_supervised_run_reads_no_unlabeled_volume():
     source = Counted()
     data = module(source, labeled_per_batch=4, unlabeled_per_batch=0)

@@ -15,7 +15,7 @@ from dualseg.reporting.studies import write_study
 from dualseg.reporting.studies.verdict import Verdict, sign_flip
 from dualseg.runs.collecting import Member
 from dualseg.runs.folder import RunFolder
-from dualseg.runs.verdict import NOT_VERIFIED, carry_from_study, runs_to_predict_with, verification
+from dualseg.runs.verdict import NOT_VERIFIED, carry_from_study, recommended, verification
 from dualseg.sweeps.study import Study
 
 ROWS = ("with_unlabeled", "labels_only", "supervised")
@@ -164,7 +164,7 @@ def test_sign_flips_of_many_cases_are_near_the_normal_approximation() -> None:
     values = np.random.default_rng(1).normal(0.25, 1.0, size=60)
     z = abs(values.sum()) / np.sqrt((values**2).sum())
     assert sign_flip(values) == pytest.approx(erfc(z / sqrt(2)), abs=0.01) and sign_flip(values) == sign_flip(values)
-    assert sign_flip(np.zeros(4)) == 1.0
+    assert sign_flip(np.zeros(4)) == 1.0 and sign_flip(np.ones(1)) == 1.0
 
 
 def test_the_runs_carry_the_verdict_and_the_study_names_those_to_predict_with(judge: Judge, tmp_path: Path) -> None:
@@ -174,8 +174,8 @@ def test_the_runs_carry_the_verdict_and_the_study_names_those_to_predict_with(ju
     assert not (runs / "labels_only-0-0" / "verdict.json").exists()
     study = runs / "sweeps" / "verdict-la"
     assert verdict.sentence in (study / "report.html").read_text()
-    assert runs_to_predict_with(study) == [runs.resolve() / name for name in verdict.runs]
-    assert runs_to_predict_with(runs / "with_unlabeled-0-0") == [runs / "with_unlabeled-0-0"]
+    assert recommended(study).runs == tuple(runs.resolve() / name for name in verdict.runs)
+    assert recommended(runs / "with_unlabeled-0-0").runs == (runs / "with_unlabeled-0-0",)
 
 
 def test_a_later_run_of_the_same_training_carries_it_and_another_one_does_not(
@@ -191,11 +191,20 @@ def test_a_later_run_of_the_same_training_carries_it_and_another_one_does_not(
     assert verification(RunFolder(labels_only)) is None
 
 
-@pytest.mark.parametrize("content", ['{"runs": []}', '{"runs": [3]}', "[]", '{"runs": ["../x"]}'])
+DAMAGED = (
+    '{"runs": [], "keep_largest": []}',
+    '{"runs": [3], "keep_largest": []}',
+    '{"runs": ["../x"], "keep_largest": []}',
+    '{"runs": ["x"]}',
+    "[]",
+)
+
+
+@pytest.mark.parametrize("content", DAMAGED)
 def test_a_damaged_verdict_is_named(content: str, tmp_path: Path) -> None:
     (tmp_path / "verdict.json").write_text(content)
     with pytest.raises(DualsegError, match=r"verdict\.json|run"):
-        runs_to_predict_with(tmp_path)
+        recommended(tmp_path)
 
 
 def test_the_configuration_of_a_study_of_folds_does_not_make_its_runs_unlike(judge: Judge, tmp_path: Path) -> None:
@@ -210,3 +219,25 @@ def test_the_configuration_of_a_study_of_folds_does_not_make_its_runs_unlike(jud
     assert not [sentence for sentence in contents.remarks if "unlike" in sentence]
     table = (tmp_path / "out" / "table.md").read_text()
     assert "| with_unlabeled | a | 8 | 2,000 | 4 |" in table
+
+
+def test_a_class_keeps_its_largest_component_where_that_is_better_on_six_held_out_cases(
+    judge: Judge, tmp_path: Path
+) -> None:
+    judge(GAIN)
+    gains = {"liver": (0.02, 0.0, 0.01, -0.01, 0.0, 0.0), "vessel": (0.02, -0.03, 0.0, 0.0, 0.0, 0.0)}
+    for index in range(6):
+        for seed in (0, 1):
+            run = tmp_path / "runs" / f"with_unlabeled-{index % 2}-{seed}" / "components"
+            run.mkdir(exist_ok=True)
+            of_case = {name: [0.5, 0.5 + own[index] * (1 + seed)] for name, own in gains.items()}
+            (run / f"case{index}.json").write_text(json.dumps(of_case))
+    found = [RunFolder(path) for path in sorted((tmp_path / "runs").glob("*-*-*"))]
+    members = [Member(*_parts(run), run, int(run.path.name.split("-")[1])) for run in found]
+    study = tmp_path / "runs" / "sweeps" / "verdict-la"
+    write_study(STUDY, members, study)
+    assert recommended(study).keep_largest == ("liver",)
+    for path in (tmp_path / "runs").glob("*/components/case5.json"):
+        path.unlink()
+    write_study(STUDY, members, study)
+    assert recommended(study).keep_largest == ()

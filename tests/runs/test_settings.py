@@ -97,3 +97,14 @@ def test_a_run_folder_with_a_patch_that_its_networks_cannot_divide() -> None:
     settings["data"]["patch_size"] = [48, 47, 12]
     with pytest.raises(DualsegError, match=r"config\.yaml: data\.patch_size=\[48, 47, 12\]: .*multiples of 6, 4 and 1"):
         check_for_scans(settings, Path("config.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("method", "labeled", "unlabeled"), [("solo_mix", "null", 0), ("dual_mix", "null", 0), ("solo_mix", "4", 4)]
+)
+def test_without_unlabeled_volumes_the_mixing_methods_train_on_labels_alone(
+    method: str, labeled: str, unlabeled: int, tmp_path: Path
+) -> None:
+    words = [f"method={method}", "data=phantom", f"data.root={tmp_path}", "+data.source.shape=[16,16,16]"]
+    settings = resolved(*words, "+data.source.train=5", "+data.source.test=1", f"data.labeled={labeled}")
+    assert settings["batch"] == {"labeled": 4, "unlabeled": unlabeled}

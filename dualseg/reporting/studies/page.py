@@ -13,7 +13,8 @@ from dualseg.reporting.studies.comparisons import CONFIDENCE, RESAMPLES, Compari
 from dualseg.reporting.studies.contents import StudyContents
 from dualseg.reporting.studies.figures import Drawing
 from dualseg.reporting.studies.tables import COLUMNS, NOT_RUN, Line, Table, spread
-from dualseg.reporting.studies.verdict import LEAST_CASES, LEVEL, class_rows
+from dualseg.reporting.studies.verdict import LEVEL, class_rows
+from dualseg.runs.verdict import LEAST_CASES
 from dualseg.sweeps.study import as_word
 
 COMPARISON_HEADS = ("variant", "against", "seeds", "cases", "difference", "95 % interval", "effect", "p", "p (Holm)")

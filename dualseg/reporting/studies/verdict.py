@@ -9,11 +9,11 @@ import pandas as pd
 
 from dualseg.reporting.studies.comparisons import DIGITS, case_scores, interval
 from dualseg.runs.tidy import StudyTables
+from dualseg.runs.verdict import LEAST_CASES
 from dualseg.sweeps.study import Study
 
 Answer = Literal["help", "hurt", "not shown"]
 ROLES = ("with_unlabeled", "labels_only", "supervised")
-LEAST_CASES = 6  # with fewer no sign-flip test reaches 5 %: 2 / 2**5 is more. A bootstrap of 2 of one sign excludes 0
 LEVEL = 0.05
 FLIPS = 99_999  # sign flips that are drawn where there are more than these in all, from 17 cases on
 
@@ -173,7 +173,7 @@ def sign_flip(differences: np.ndarray) -> float:
     """Two-sided p of the sign-flip test of the mean: exact up to 16 cases, of 99,999 drawn flips above that."""
     from scipy import stats
 
-    if not np.any(differences):
+    if len(differences) < 2 or not np.any(differences):
         return 1.0
     found = stats.permutation_test(
         (differences,),

@@ -15,7 +15,7 @@ from dualseg.reporting.studies.verdict import Verdict, verdict_of
 from dualseg.runs.collecting import Member, RunRows, read_run
 from dualseg.runs.lock import writing
 from dualseg.runs.tidy import StudyTables
-from dualseg.runs.verdict import VERDICT, carry, training_of
+from dualseg.runs.verdict import VERDICT, carry, classes_to_clean, training_of
 from dualseg.sweeps.study import Study
 
 
@@ -75,7 +75,9 @@ def _write_study(study: Study, members: Sequence[Member], output: Path) -> Study
 def _write_verdict(verdict: Verdict, row: str, members: Sequence[Member], output: Path) -> None:
     """Into verdict.json of the study, and what a run carries of it into each finished run of the row it is of."""
     runs = [member.folder for member in members if member.variant == row and member.folder.finished]
-    content = verdict.as_json() | {"training": training_of(runs[0].config()) if runs else None}
+    own = [member.folder for member in members if member.name in verdict.runs]
+    training = training_of(runs[0].config()) if runs else None
+    content = verdict.as_json() | {"keep_largest": classes_to_clean(own), "training": training}
     write_json(output / VERDICT, content)
     for run in runs:
         carry(run, content)

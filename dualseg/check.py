@@ -66,9 +66,10 @@ def _page(pages: Sequence[str]) -> Path | None:
         return None
     if len(pages) > 1:
         raise DualsegError("page: is given twice.")
-    if not pages[0] or Path(pages[0]).is_dir():
+    page = Path(pages[0]).expanduser()
+    if not pages[0] or page.is_dir():
         raise DualsegError(f"page={pages[0]}: give a file, for example page=pool.html.")
-    return Path(pages[0]).expanduser()
+    return page
 
 
 def pages_and_words(words: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -140,6 +140,34 @@ def test_what_labeled_scans_show_as_well_is_not_unlike(source):
     assert own.nearest == "l03"
 
 
+@pytest.mark.parametrize("times, unlike", [(5, False), (100, True)])
+def test_where_labeled_scans_differ_a_pool_may_too(source, times, unlike):
+    """Each labeled scan has three times the values of the one before: five times the last is not far, a hundred is."""
+    for number, case in enumerate(source.split.labeled):
+        source.scans[case] = Image(3**number * source.scans[case].array, source.scans[case].affine)
+    source.scans["p05"] = Image(times * source.scans["l07"].array[:, ::-1], source.scans["l07"].affine)
+    said = "1 of 12 unlabeled scans is unlike every labeled one in intensity: p05."
+    assert (said in source.check().notes) == unlike
+
+
+def test_every_channel_counts(source):
+    """What is far off in the second of two is far off; what is the same in one of two is no copy."""
+    source.channels = 2
+
+    def both(first: Image, second: Image) -> Image:
+        return Image(np.concatenate([first.array, second.array]), first.affine)
+
+    source.scans = {case: both(image, scan(200 + k)) for k, (case, image) in enumerate(source.scans.items())}
+    assert source.check().notes == [] and source.check().found == []
+    source.scans["p05"] = both(scan(500), scan(501))
+    source.scans["t01"] = both(COPIES["coarser"](500), COPIES["coarser"](501))
+    source.scans["t02"] = both(scan(500), scan(502))
+    (finding,) = source.check().found
+    assert finding.case == "p05" and "test case t01" in finding.text
+    source.scans["p03"] = both(scan(503), brighter(scan(504)))
+    assert source.check().notes == ["1 of 12 unlabeled scans is unlike every labeled one in intensity: p03."]
+
+
 def test_many_are_counted_and_a_few_named(source):
     for number in range(5):
         case = f"p{number:02d}"

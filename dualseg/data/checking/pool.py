@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,40 +19,34 @@ TINY = 1e-300
 NAMED = 3  # scans in a note
 
 
-def _of_values(one: Look, others: Sequence[Look]) -> np.ndarray:
-    """Of the quantiles: log of 1 + how many ranges (1 to 99 %) of the narrower scan apart; the farthest one counts."""
-    own, theirs = one.quantiles, np.array([other.quantiles for other in others])
-    ranges = np.minimum(np.ptp(own, axis=-1), np.ptp(theirs, axis=-1))
-    apart = np.abs(theirs - own).max(axis=-1)
+def _in_ranges(own: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Of quantiles (C, 5): log of 1 + how many ranges (1 to 99 %) of the narrower scan apart; the farthest counts."""
+    ranges = np.minimum(np.ptp(own, axis=-1), np.ptp(others, axis=-1))
+    apart = np.abs(others - own).max(axis=-1)
     return np.log1p(apart / np.maximum(ranges, np.maximum(LEAST_RANGE * apart, TINY))).max(axis=1)
 
 
-def _of_edges(name: str) -> Callable[[Look, Sequence[Look]], np.ndarray]:
-    """Of `spacing` or `extent`: log of how many times larger or smaller, in the direction that differs most."""
-
-    def distance(one: Look, others: Sequence[Look]) -> np.ndarray:
-        theirs = np.array([getattr(other, name) for other in others])
-        return np.abs(np.log(theirs / getattr(one, name))).max(axis=1)
-
-    return distance
+def _in_times(own: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Of edges (3,) in mm: log of how many times larger or smaller, in the direction that differs most."""
+    return np.abs(np.log(others / own)).max(axis=1)
 
 
-def _of_content(one: Look, others: Sequence[Look]) -> np.ndarray:
-    """1 - the correlation of coarse block means."""
-    return 1 - np.array([other.content for other in others]) @ one.content
+def _uncorrelated(own: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Of block means with mean 0 and norm 1: 1 - their correlation."""
+    return 1 - others @ own
 
 
-@dataclass(frozen=True)
-class _Part:
+class _Part(NamedTuple):
+    of: str  # attribute of a look
     least: float  # distance that is never unlike
-    distance: Callable[[Look, Sequence[Look]], np.ndarray]  # (others,)
+    distance: Callable[[np.ndarray, np.ndarray], np.ndarray]  # of one scan to n others: (n,)
 
 
 PARTS = {
-    "intensity": _Part(TIMES, _of_values),
-    "spacing": _Part(TIMES, _of_edges("spacing")),
-    "field of view": _Part(TIMES, _of_edges("extent")),
-    "content": _Part(1 - CORRELATION, _of_content),
+    "intensity": _Part("quantiles", TIMES, _in_ranges),
+    "spacing": _Part("spacing", TIMES, _in_times),
+    "field of view": _Part("extent", TIMES, _in_times),
+    "content": _Part("content", 1 - CORRELATION, _uncorrelated),
 }
 
 
@@ -81,28 +76,33 @@ class Unlike:
 
 def unlike_scans(looks: Mapping[str, Look], labeled: Sequence[str], unlabeled: Sequence[str]) -> list[Unlike]:
     """Every unlabeled scan, the most unlike one first; none where there is no labeled one."""
-    known = [looks[case] for case in labeled]
-    if not known:
+    if not labeled:
         return []
-    limits = {}
-    for name, part in PARTS.items():
-        # one row at a time: memory does not grow with labeled times unlabeled
-        if len(known) >= LEAST_LABELED:
-            usual = [_others(part.distance(look, known), k).min() for k, look in enumerate(known)]
-        else:
-            usual = [part.distance(looks[case], known).min() for case in unlabeled]
-        limits[name] = max(part.least, USUALLY * float(np.median(usual))) if usual else part.least
+    known, pool = (
+        {name: _values(looks, cases, part) for name, part in PARTS.items()} for cases in (labeled, unlabeled)
+    )
+    limits = {name: _limit(part, known[name], pool[name]) for name, part in PARTS.items()}
     found = []
-    for case in unlabeled:
-        distances = {name: part.distance(looks[case], known) / limits[name] for name, part in PARTS.items()}
-        nearest = int(np.max([*distances.values()], axis=0).argmin())
+    for number, case in enumerate(unlabeled):
+        distances = {n: part.distance(pool[n][number], known[n]) / limits[n] for n, part in PARTS.items()}
+        nearest = labeled[int(np.max([*distances.values()], axis=0).argmin())]
         parts = {name: float(own.min()) for name, own in distances.items()}
-        found.append(Unlike(case, parts, labeled[nearest], looks[case], known[nearest]))
+        found.append(Unlike(case, parts, nearest, looks[case], looks[nearest]))
     return sorted(found, key=lambda scan: -scan.distance)
 
 
-def _others(distances: np.ndarray, own: int) -> np.ndarray:
-    return np.delete(distances, own)
+def _values(looks: Mapping[str, Look], cases: Sequence[str], part: _Part) -> np.ndarray:
+    """(n, ...) of n cases."""
+    return np.array([getattr(looks[case], part.of) for case in cases])
+
+
+def _limit(part: _Part, known: np.ndarray, pool: np.ndarray) -> float:
+    """The distance above which an unlabeled scan is unlike."""
+    if len(known) >= LEAST_LABELED:
+        usual = [part.distance(own, np.delete(known, number, axis=0)).min() for number, own in enumerate(known)]
+    else:
+        usual = [part.distance(own, known).min() for own in pool]
+    return max(part.least, USUALLY * float(np.median(usual))) if usual else part.least
 
 
 def unlike_notes(pool: Sequence[Unlike], labeled: int) -> list[str]:

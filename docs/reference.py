@@ -44,7 +44,7 @@ HEAD = """# Configuration keys
 Written by `docs/reference.py` from `conf/` and the code; change those, not this page.
 [configuration.md](configuration.md) says how options are chosen and keys changed. At the end stand the words of
 [dualseg-predict](#dualseg-predict), [dualseg-prepare](#dualseg-prepare) and [dualseg-export](#dualseg-export);
-dualseg-check and dualseg-plan take the keys of dualseg-train.
+dualseg-check, which has a [page=FILE](check.md) of its own, and dualseg-plan take the keys of dualseg-train.
 """
 COMMANDS = {"dualseg-predict": predict.KEYS, "dualseg-prepare": prepare.KEYS, "dualseg-export": export.KEYS}
 

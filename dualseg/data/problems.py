@@ -26,6 +26,7 @@ Kind = Literal[
     "memory",
     "duplicate",
     "unlabeled duplicate",
+    "near duplicate",
     "not read",
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)

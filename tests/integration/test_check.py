@@ -2,9 +2,10 @@
 
 import gzip
 import json
+import re
 import shutil
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,8 @@ def write_h5(path: Path, seed: int) -> None:
 
 def findings(outcome: Any) -> list[tuple[str, str, str]]:
     """(problem, split, case) of every line of the table."""
-    heading, *lines, _ = outcome.out.splitlines()
+    heading, *rest = outcome.out.splitlines()
+    lines = [*takewhile(lambda line: not re.match(r"\d+ problems?; ", line), rest)]  # notes come after
     starts = [heading.index(word) for word in ("problem", "split", "case", "what")]
     return [tuple(line[a:b].strip() for a, b in pairwise(starts)) for line in lines]
 
@@ -152,13 +154,19 @@ def far_off(array, affine):
     return array, affine
 
 
+def mirror_image_of_test(path: Path) -> None:
+    """The voxels of a test volume, mirrored left-right and of another range, under this volume's header."""
+    other = nib.load(str(path).replace(UNLABELED, TEST)).get_fdata()
+    edit(path, lambda a, affine: ((3 * other[::-1] + 100).astype(np.float32), affine))
+
+
 def vast(path: Path) -> None:
     """32767 voxels along each axis, says the header, as much as NIfTI-1 can."""
     header(path, lambda own: own["dim"].__setitem__(slice(1, 4), 32767))
 
 
 IMAGE, LABEL = "images/{}.nii.gz", "labels/{}.nii.gz"
-OF_FILES = (truncate, two_places, no_such_code, nowhere, no_thickness, other_edges, vast)
+OF_FILES = (truncate, two_places, no_such_code, nowhere, no_thickness, other_edges, vast, mirror_image_of_test)
 DEFECTS: list[tuple[str, str, str, Edit | Callable[[Path], None] | str]] = [
     # problem, file, case, how it is made (a string: the case whose file takes its place)
     ("unreadable", IMAGE, UNLABELED, truncate),
@@ -188,6 +196,7 @@ DEFECTS: list[tuple[str, str, str, Edit | Callable[[Path], None] | str]] = [
     ("memory", IMAGE, LABELED, vast),
     ("duplicate", IMAGE, LABELED, TEST),
     ("unlabeled duplicate", IMAGE, UNLABELED, TEST),
+    ("near duplicate", IMAGE, UNLABELED, mirror_image_of_test),
 ]
 
 

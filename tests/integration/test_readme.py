@@ -21,6 +21,7 @@ import dualseg.exporting.options
 import dualseg.prediction.options
 import dualseg.preparation.options
 import dualseg.report
+from dualseg.check import pages_and_words
 from dualseg.configuration import conf_dir
 from dualseg.runs.checkpoints import network_states, read_checkpoint
 from dualseg.runs.evaluation import parse_words, settings_of_evaluation
@@ -107,7 +108,7 @@ def test_every_command_of_the_documentation_is_right(
 ) -> None:
     name, arguments = words[0].removeprefix(".venv/bin/"), words[1:]
     if name in ("dualseg-train", "dualseg-audit", "dualseg-check", "dualseg-plan"):
-        check_composes(arguments, own_files)
+        check_composes(pages_and_words(arguments)[1] if name == "dualseg-check" else arguments, own_files)
     elif name == "dualseg-evaluate":
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
             trained = resolve(compose("train"))

@@ -43,7 +43,7 @@ def flat_problem(channel: np.ndarray) -> Problem | None:
     low, high = float(channel.min()), float(channel.max())
     if low == high:
         return Problem("constant", f"is {low:g} in every voxel; replace the file or take the case out of the list.")
-    first, last = np.quantile(_sample(channel).astype(np.float64), BULK)
+    first, last = np.quantile(sample(channel).astype(np.float64), BULK)
     if max(-low, high) > UNSET:
         text = f"reaches from {low:.4g} to {high:.4g}, which no scanner measures; correct the voxels that are far off."
         return Problem("constant", text)
@@ -60,7 +60,7 @@ def wrapped_problem(channel: np.ndarray) -> Problem | None:
     Args:
         channel: (W, H, D), finite, as its file has it.
     """
-    seen = _sample(channel)
+    seen = sample(channel)
     wrapped, between = (seen > WRAPPED).mean(), ((seen > 20_000) & (seen <= WRAPPED)).mean()
     if channel.min() < 0 or wrapped <= max(0.001, 3 * between):
         return None
@@ -75,7 +75,7 @@ def offset_problem(channel: np.ndarray) -> Problem | None:
         channel: (W, H, D), finite, as its file has it.
     """
     low, high = float(channel.min()), float(channel.max())
-    seen = _sample(channel)
+    seen = sample(channel)
     tissue = ((seen > TISSUE[0]) & (seen < TISSUE[1])).mean()
     scanned = seen[seen > PADDING]
     if scanned.size and (lowest := scanned == scanned.min()).mean() > PADDED:  # which may be padding too
@@ -93,9 +93,9 @@ def offset_problem(channel: np.ndarray) -> Problem | None:
     return Problem("CT values", f"{text}; {fix}.")
 
 
-def _sample(channel: np.ndarray) -> np.ndarray:
-    """About `SAMPLE` voxels, evenly spread."""
-    step = max(1, round((channel.size / SAMPLE) ** (1 / 3)))
+def sample(channel: np.ndarray, voxels: int = SAMPLE) -> np.ndarray:
+    """About `voxels` of (W, H, D), evenly spread; all where there are no more."""
+    step = max(1, round((channel.size / voxels) ** (1 / 3)))
     return channel[::step, ::step, ::step]
 
 

@@ -11,7 +11,11 @@ from tqdm import tqdm
 from dualseg.data.checking.content import content_hash, mirror_ratios, mirrored_cases
 from dualseg.data.checking.doubts import file_doubts, read_doubting
 from dualseg.data.checking.geometry import grid_problem, spacing_by_direction
+from dualseg.data.checking.look import Look, look_at
 from dualseg.data.checking.lost import lost_classes, lost_note, lost_pieces
+from dualseg.data.checking.near import Near, near_duplicates
+from dualseg.data.checking.patients import patients
+from dualseg.data.checking.pool import Unlike, first, unlike_notes, unlike_scans
 from dualseg.data.memory import Size, size_of, size_problems
 from dualseg.data.problems import KINDS, Kind, Problem, VolumeError, image_problems, is_invertible, label_problems
 from dualseg.data.splits import Split
@@ -21,6 +25,7 @@ from dualseg.machine import MemoryLimit
 
 ROLES = ("labeled", "unlabeled", "validation", "unscored", "test")
 WITHOUT_LABEL = ("unlabeled", "unscored")
+TRAINED_ON = ("labeled", "unlabeled")
 SPACING_FACTOR = (
     1.5  # a header that lost its spacing says 1 mm; scanners' own protocols differ by less in one direction
 )
@@ -48,16 +53,22 @@ class Findings:
         images: role -> number of images.
         labels: number of labels that were opened.
         notes: what is worth knowing and nothing wrong, in sentences.
+        pool: the unlabeled scans beside the labeled ones, the most unlike first.
     """
 
     found: list[Finding] = field(default_factory=list)
     images: dict[str, int] = field(default_factory=dict)
     labels: int = 0
     notes: list[str] = field(default_factory=list)
+    pool: list[Unlike] = field(default_factory=list)
 
 
 def check_dataset(
-    source: VolumeSource, split: Split, downsample: float = 1.0, limit: MemoryLimit | None = None
+    source: VolumeSource,
+    split: Split,
+    downsample: float = 1.0,
+    limit: MemoryLimit | None = None,
+    pictures: bool = False,
 ) -> Findings:
     """Read the volumes of a split, and the source's unscored ones, once and say everything that is wrong with them.
 
@@ -69,8 +80,9 @@ def check_dataset(
         split: of it.
         downsample: as training shrinks volumes, see `VolumeReader`.
         limit: what one volume may take of memory; None: what this machine offers.
+        pictures: keep slices of labeled and unlabeled scans in `Findings.pool`, at most 50 kB of each.
     """
-    walk = _Walk(source, downsample)
+    walk = _Walk(source, downsample, pictures)
     cases_of = {role: source.unscored_cases if role == "unscored" else getattr(split, role) for role in ROLES}
     cases = [(case, role) for role in ROLES for case in cases_of[role]]
     walk.foresee([case for case, _ in cases], limit or MemoryLimit.of("data.memory"))
@@ -80,15 +92,16 @@ def check_dataset(
     walk.found += [Finding("not read", "-", "-", text) for text in source.not_read]
     walk.found.sort(key=lambda finding: KINDS.index(finding.kind))  # stable: within a kind as they were found
     images = {role: len(cases) for role, cases in cases_of.items() if cases}
-    return Findings(walk.found, images, walk.labels, walk.notes())
+    return Findings(walk.found, images, walk.labels, walk.notes(), walk.pool)
 
 
 class _Walk:
     """What is found, and what is kept of each volume to compare it with the others: never its voxels."""
 
-    def __init__(self, source: VolumeSource, downsample: float) -> None:
+    def __init__(self, source: VolumeSource, downsample: float, pictures: bool) -> None:
         self.source = source
         self.downsample = downsample
+        self.pictures = pictures
         self.found: list[Finding] = []
         self.roles: dict[str, str] = {}
         self.hashes: dict[str, list[str]] = {}  # content -> cases
@@ -97,6 +110,9 @@ class _Walk:
         self.mirrors: dict[str, np.ndarray] = {}
         self.pieces: list[dict[int, tuple[int, int]]] = []  # `lost_pieces` of each label
         self.too_large: dict[str, Problem] = {}
+        self.looks: dict[str, Look] = {}
+        self.pool: list[Unlike] = []
+        self.copies: list[Near] = []  # of labeled scans, among the unlabeled ones
 
     def foresee(self, cases: Sequence[str], limit: MemoryLimit) -> None:
         """What is too large, by the headers of all cases."""
@@ -114,7 +130,9 @@ class _Walk:
             self._say(problem.kind, case, "image", f"{problem.text} It was not read.")
             self._doubt(case, self._read(case, "image", lambda: file_doubts(self.source, case, "image")) or [])
             return
-        image, doubts = self._read(case, "image", lambda: read_doubting(self.source, case)) or (None, [])
+        image, doubts = self._read(
+            case, "image", lambda: read_doubting(self.source, case, lambda scan: self._look(case, scan))
+        ) or (None, [])
         grid = self._read(case, "image", lambda: self.source.stored_grid(case, "image")) if image else None
         self._doubt(case, doubts)
         if image is not None:
@@ -128,6 +146,10 @@ class _Walk:
                 self._say("affine", case, "image", f"has an affine that is not invertible ({affine.tolist()}).")
         if role not in WITHOUT_LABEL:
             self._visit_label(case, image, grid)
+
+    def _look(self, case: str, scan: Image) -> None:
+        if not image_problems(scan.array, self.source.channels) and is_invertible(scan.affine):
+            self.looks[case] = look_at(scan, self.pictures and self.roles[case] in TRAINED_ON)
 
     def _visit_label(self, case: str, image: Image | None, image_grid: Grid | None) -> None:
         self.labels += 1
@@ -170,8 +192,30 @@ class _Walk:
         return stored
 
     def notes(self) -> list[str]:
-        """What resampling leaves of the separate pieces of each class."""
-        return lost_note(self.pieces, self.source.class_names)
+        """What resampling leaves of the separate pieces of each class; how the pool differs from the labeled scans."""
+        said = lost_note(self.pieces, self.source.class_names)
+        said += unlike_notes(self.pool, len(self._seen("labeled")))
+        if self.copies:
+            pairs = [f"{near.case} as {near.other}" for near in self.copies]
+            what = "scan shows" if len(pairs) == 1 else "scans show"
+            said.append(f"{len(pairs)} unlabeled {what} the same image as a labeled one: {first(pairs)}.")
+        if pairs := self._patients_on_both_sides():
+            what = "1 patient seems" if len(pairs) == 1 else f"{len(pairs)} patients seem"
+            said.append(f"By the names, {what} to be both trained on and held out: {first(pairs)}.")
+        return said
+
+    def _seen(self, *roles: str) -> list[str]:
+        """The cases of these roles that there is a look of."""
+        return [case for case in self.looks if self.roles[case] in roles]
+
+    def _patients_on_both_sides(self) -> list[str]:
+        said = []
+        for cases in patients(self.roles):
+            trained, held = ([c for c in cases if (self.roles[c] in TRAINED_ON) == side] for side in (True, False))
+            # where the test images are numbered anew, one name stands for two patients
+            differing = [(a, b) for a in trained for b in held if a.rpartition("/")[2] != b.rpartition("/")[2]]
+            said += [f"{a} ({self.roles[a]}) and {b} ({self.roles[b]})" for a, b in differing[:1]]
+        return said
 
     def compare(self) -> None:
         """What only shows beside the other volumes."""
@@ -182,6 +226,8 @@ class _Walk:
         self._compare_spacings()
         for cases in self.hashes.values():
             self._tell_duplicates(cases)
+        self._tell_near_duplicates()
+        self.pool = unlike_scans(self.looks, self._seen("labeled"), self._seen("unlabeled"))
 
     def _compare_spacings(self) -> None:
         if len(self.spacings) < LEAST_SPACINGS:
@@ -204,6 +250,29 @@ class _Walk:
             self._say(
                 kind, case, "image", f"has the same voxels as the {self.roles[first]} case {first}; leave one out."
             )
+
+    def _tell_near_duplicates(self) -> None:
+        """Of held-out scans a finding, as for the same voxels; of labeled ones in the pool a note: nothing leaks."""
+        same = {case: cases[0] for cases in self.hashes.values() for case in cases}
+        found: dict[str, Near] = {}  # of each case, beside the test volume, if there is one among several
+        for number, role in enumerate(ROLES):
+            for near in near_duplicates(self.looks, self._seen(role), self._seen(*ROLES[number + 1 :])):
+                if self.roles[near.other] == "unlabeled":
+                    near = near._replace(case=near.other, other=near.case)
+                last = found.get(near.case)
+                if same.get(near.case) != same.get(near.other) and (
+                    last is None or self._rank(near) > self._rank(last)
+                ):
+                    found[near.case] = near
+        self.copies = [near for near in found.values() if self.roles[near.other] == "labeled"]
+        for near in found.values():
+            if self.roles[near.other] != "labeled":
+                how = f", mirrored {near.how}" if near.how else ""
+                other = f"the {self.roles[near.other]} case {near.other} (correlation {near.correlation:.2f}{how})"
+                self._say("near duplicate", near.case, "image", f"shows the same as {other}; leave one out.")
+
+    def _rank(self, near: Near) -> tuple[int, float]:
+        return ROLES.index(self.roles[near.other]), near.correlation
 
     def _read(self, case: str, part: _Part, read: Callable[[], _T]) -> _T | None:
         try:

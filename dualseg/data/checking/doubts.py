@@ -1,6 +1,6 @@
 """What makes a volume doubtful and yet can be trained on: dualseg-check lists it, the other commands warn of it."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 from dualseg.data.checking.content import flat_problem
@@ -12,8 +12,15 @@ from dualseg.data.volumes import Image, VolumeSource
 MOST = 5  # warnings of one kind
 
 
-def read_doubting(source: VolumeSource, case: str) -> tuple[Image, list[Problem]]:
+def read_doubting(
+    source: VolumeSource, case: str, look: Callable[[Image], None] | None = None
+) -> tuple[Image, list[Problem]]:
     """An image as `read_image` gives it, and what is doubtful about it; the texts begin with the file.
+
+    Args:
+        source: the dataset.
+        case: of it.
+        look: is called with the scan before `prepare_scan`, or with the image where the source has no such scan.
 
     Raises:
         DualsegError: as `read_image`.
@@ -21,6 +28,8 @@ def read_doubting(source: VolumeSource, case: str) -> tuple[Image, list[Problem]
     stored = source.read_stored(case)
     image = source.read_image(case) if stored is None else source.prepare_scan(stored)
     found = [] if stored is None else scan_doubts(source, stored)
+    if look is not None:
+        look(image if stored is None else stored)
     if not image_problems(image.array, source.channels) and not any(problem.kind == "constant" for problem in found):
         found += _flat(image, "" if stored is None else "once prepared ")
     where = source.where(case, "image")

@@ -113,6 +113,7 @@ def remarks_on(contents: StudyContents) -> list[str]:
     """What a reader has to know of the runs behind the tables: what is missing, unequal or not recorded."""
     found = list(contents.study.notes)
     several, asked = len(contents.scales) > 1, len(contents.study.seeds)
+    results, split = contents.tables.results, contents.tables.split
     for scale in contents.scales:
         place = f"scale={scale}: " if several and scale else ""
         rows = contents.scored(scale)
@@ -124,11 +125,15 @@ def remarks_on(contents: StudyContents) -> list[str]:
             seeds = sorted(set(own["seed"]), key=int)
             if len(seeds) < asked:
                 fewer[f"{len(seeds)} of {asked} seeds ({', '.join(seeds)})"].append(variant)
-            if difference := _differing(own, contents.settings):
+            each = results[(results["scale"] == scale) & (results["variant"] == variant) & (results["split"] == split)]
+            differing = [
+                _differing(fold, contents.settings) for _, fold in each.groupby("fold")
+            ]  # each has its own plan
+            if difference := "; ".join(dict.fromkeys(filter(None, differing))):
                 found.append(f"{place}the runs of {variant} differ in {difference}; their mean is of unlike runs")
         found += [f"{place}{seeds}: {', '.join(variants)}" for seeds, variants in fewer.items()]
         found += [place + sentence for sentence in _cases_differ(contents, scale)]
-    results, runs = contents.tables.results, contents.tables.runs
+    runs = contents.tables.runs
     for sentence, without in (
         ("no per-case values, so no part in comparisons", set(contents.tables.cases["run"])),
         ("provenance not recorded", set(runs["run"])),
@@ -138,7 +143,6 @@ def remarks_on(contents: StudyContents) -> list[str]:
     for _, run in runs[runs["warning"] != ""].iterrows():
         scale = f", scale={run['scale']}" if several and run["scale"] else ""
         found.append(f"{run['variant']}{scale}, seed {run['seed']}: {run['warning']}")
-    split = contents.tables.split
     if others := sorted(set(results["run"]) - set(results[results["split"] == split]["run"])):
         found.append(f"{_some(others)}: not evaluated on {split} cases, so in results.csv alone")
     return found
@@ -152,17 +156,15 @@ def _some(names: Sequence[str], shown: int = 3) -> str:
 def _differing(own: pd.DataFrame, settings: Mapping[str, Mapping[str, Any]]) -> str:
     """The keys in which the configurations of one variant's runs differ, and the number of iterations.
 
-    A `data.draw` that is each run's own seed is no difference: that is what a draw a seed looks like. Nor is a fold.
+    A `data.draw` that is each run's own seed is no difference: that is what a draw a seed looks like.
     """
-    of_seed = [(run, str(seed)) for runs, seed in zip(own["run"], own["seed"], strict=True) for run in runs.split()]
-    seeds = {run: seed for run, seed in of_seed if run in settings}
+    seeds = {str(run): str(seed) for run, seed in zip(own["run"], own["seed"], strict=True) if run in settings}
     known = [settings[run] for run in seeds]
     keys = dict.fromkeys(key for one in known for key in one)
     found = [
         key
         for key in keys
         if any(one.get(key) != known[0].get(key) for one in known)
-        and key != "data.fold"
         and not (key == "data.draw" and all(str(settings[run].get(key, ADDED[key])) == seeds[run] for run in seeds))
     ]
     iterations = sorted(set(own["iterations"]), key=int)

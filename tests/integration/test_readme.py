@@ -70,7 +70,7 @@ def check_composes(words: Sequence[str], own_files: Path) -> None:
 
     Of a study, for the rows that the command names, at its scale; tests/sweeps/test_study.py has every row at both.
     """
-    overrides, rest, study, variants, scale = [], list(words), None, None, "cpu"
+    overrides, rest, study, variants, scale = [], list(words), None, None, None
     while rest:
         word = rest.pop(0)
         if word == "--config-dir":
@@ -94,6 +94,8 @@ def check_composes(words: Sequence[str], own_files: Path) -> None:
         swept = override.is_sweep_override()
         choices.append([f"{key}={v}" for v in override.sweep_string_iterator()] if swept else [override.input_line])
     assert study or variants is None
+    if study and study.experiments:
+        scale = scale or "cpu"
     rows = [study.words(variant, scale) for variant in variants or study.variants] if study else [[]]
     for row in rows:
         for index in range(max((len(choice) for choice in choices), default=1)):

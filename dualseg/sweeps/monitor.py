@@ -93,9 +93,9 @@ class Monitor:
             seconds = read_json(folder.manifest_file)["seconds"]
         except (DualsegError, KeyError):
             return start
-        test = metrics.get("test", {})
-        network = record_of(metrics.get("record"), test)
-        dice = f"  Dice {100 * test[network]['dice']:.2f} %" if network else ""
+        scores = metrics.get("test") or metrics.get("validation", {})
+        network = record_of(metrics.get("record"), scores)
+        dice = f"  Dice {100 * scores[network]['dice']:.2f} %" if network else ""
         warning = collapse(folder.curves_file)
         return f"{start}{dice}  {duration(seconds)}" + (f"\n  warning: {warning}" if warning else "")
 

@@ -86,6 +86,8 @@ def sweep(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
         print(sentence)
     for job in waiting:
         target.forget_failure(job.run)  # a failure of an earlier launch
+    if study and study.verdict and waiting:
+        print(plan(target, jobs, config.scale).partition("\n")[2])  # the monitor's first line says the rest
     with Monitor(target, jobs, config.scale):
         for stage in sorted({_stage(study, job) for job in waiting}):  # each starts from runs of those before
             ready = [job for job in waiting if _stage(study, job) == stage]

@@ -40,8 +40,9 @@ def predict(options: "Options") -> Path:
     named = [recommended(run) for run in options.run]
     runs = [RunFolder.existing(run) for one in named for run in one.runs]
     if decided := tuple(dict.fromkeys(name for one in named for name in one.keep_largest)):
-        options = replace(options, keep_largest=options.keep_largest or decided)
-        print(f"Largest component alone: {', '.join(options.keep_largest)}")
+        kept = decided if options.keep_largest is None else options.keep_largest
+        options = replace(options, keep_largest=kept)
+        print(f"Largest component alone: {', '.join(kept)}")
     for said in dict.fromkeys(filter(None, map(verification, runs))):
         print(f"Unlabeled scans: {said}")
     if len({run.path.resolve() for run in runs}) < len(runs):
@@ -56,7 +57,7 @@ def predict(options: "Options") -> Path:
             if first != other:
                 raise DualsegError(f"{run.path}: {what} are {other}, those of {runs[0].path} {first}; no ensemble.")
     class_names = sources[0].class_names
-    classes_to_clean(options.keep_largest, class_names)
+    classes_to_clean(options.keep_largest or (), class_names)
     if options.report and len(class_names) > 256:  # what draws them there keeps them in 8 bits
         raise DualsegError(f"report=true: the page shows 256 classes, the run has {len(class_names)}; leave it out.")
     folder = PredictionFolder(options.output, class_names)

@@ -53,7 +53,7 @@ def report_study(what: list[str], runs: Path, output: Path | None) -> None:
 
     sweep = Sweep.of_study_without_scales(what[0], runs) if len(what) == 1 else None
     if sweep is not None:
-        study = find_study(read_json(sweep.file)["study"], runs)
+        study = find_study(read_json(sweep.file)["study"], sweep.output)
         members = members_in(study, sweep)
         output = output or sweep.path
     elif len(what) > 1 or (what[0] not in study_names() and Path(what[0]).is_dir()):
@@ -62,6 +62,8 @@ def report_study(what: list[str], runs: Path, output: Path | None) -> None:
         study, members = loose_study(output.resolve().name, map(Path, what))
     else:
         study = find_study(what[0], runs)
+        if not study.experiments:
+            raise DualsegError(f"{what[0]}: give the sweep: {_sweeps_of(study.name, runs)}.")
         members = members_of(study, runs)
     output = output or Path("experiments") / study.name
     contents = write_study(study, members, output)
@@ -76,6 +78,12 @@ def report_study(what: list[str], runs: Path, output: Path | None) -> None:
     print(f"Table: {output / 'table.md'}\nReport: {output / 'report.html'}")
     if contents.problems:
         raise DualsegError(f"left out, all else is written: {' '.join(contents.problems)}")
+
+
+def _sweeps_of(study: str, runs: Path) -> str:
+    """The folders of a study's sweeps, in words."""
+    found = sorted(str(path.parent) for path in (runs / "sweeps").glob(f"{study}-*/sweep.json"))
+    return ", ".join(found) or f"{runs / 'sweeps' / study}-DATASET, of which there is none (--runs DIR: where it is)"
 
 
 def report_status(sweep: str, runs: Path) -> None:

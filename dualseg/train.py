@@ -246,6 +246,7 @@ def _fit_and_evaluate(trainer: Any, method: Any, data: Any, latest: Path | None,
 
 
 def _write(folder: Any, trainer: Any, method: Any, data: Any) -> None:
+    from dualseg.errors import DualsegError
     from dualseg.runs import provenance, results
     from dualseg.runs.callbacks import RunTime
     from dualseg.runs.verdict import carry_from_study
@@ -254,7 +255,10 @@ def _write(folder: Any, trainer: Any, method: Any, data: Any) -> None:
     results.write_cases(folder.cases_file, method.results, cases)
     run_time = next(callback for callback in trainer.callbacks if isinstance(callback, RunTime))
     provenance.finish(folder.manifest_file, run_time.seconds)
-    carry_from_study(folder)
+    try:
+        carry_from_study(folder, len(data.split.labeled))
+    except DualsegError as error:
+        print(f"warning: {error}", file=sys.stderr)  # what another command wrote must not end a finished training
     folder.finish(results.metrics_of(method.results, trainer.max_steps, method.roles))
 
 

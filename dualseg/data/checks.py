@@ -13,8 +13,7 @@ def check_batch(labeled: int, unlabeled: int, split: Split) -> None:
     if labeled and unlabeled and not split.unlabeled:
         raise DualsegError(
             f"data.labeled={len(split.labeled)}: leaves no unlabeled volume, but the method takes {unlabeled} per "
-            "batch; lower data.labeled, or train on labels alone: method=supervised, or batch.unlabeled=0 with bcp and "
-            "dual_mix."
+            "batch; lower data.labeled, or train on labels alone: method=supervised, or batch.unlabeled=0 with bcp."
         )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from dualseg.data.patients import patients
 from dualseg.data.volumes import VolumeSource
 from dualseg.errors import DualsegError
 from dualseg.names import check_printable
@@ -52,7 +53,8 @@ def split_cases(
             number, as many drawn at random, the same at each call. Those of one draw are nested: 8 hold its 4.
         fold: cross-validation of what the labels teach: that one of `folds` parts of the labeled cases validates, in
             place of `validation_cases`, and the other parts are the labeled cases. None: all of them are.
-        folds: number of those parts, of nearly equal size: the labeled case at position i belongs to part i mod folds.
+        folds: number of those parts, of nearly equal size: the patient at position i belongs to part i mod folds. Cases
+            whose names say that they are of one patient (`dualseg.data.patients`) stay together.
         validation_cases: the dataset's own validation list, used where `held_out_validation` is 0 and `fold` is None.
         unlabeled_cases: training cases beside `train_cases` that have no label.
 
@@ -101,18 +103,28 @@ def split_cases(
     labeled_cases = [cases[index] for index in order[:count]]
     others = [case for case in cases if case not in set(labeled_cases)]
     if fold is not None:
-        _check_fold(fold, folds, count, held_out_validation)
-        validation = labeled_cases[fold::folds]
-        labeled_cases = [case for case in labeled_cases if case not in set(validation)]
+        own = _by_patient(labeled_cases)
+        _check_fold(fold, folds, len(own), held_out_validation)
+        held = {case for patient in own[fold::folds] for case in patient}
+        validation = [case for case in labeled_cases if case in held]
+        labeled_cases = [case for case in labeled_cases if case not in held]
     return Split(tuple(labeled_cases), (*others, *unlabeled_cases), tuple(validation), tuple(test))
 
 
+def _by_patient(cases: Sequence[str]) -> list[list[str]]:
+    """The cases of each patient, in the order of the first case of each."""
+    found = {own[0]: own for own in patients(cases)}
+    others = {case for own in found.values() for case in own[1:]}
+    return [found.get(case, [case]) for case in cases if case not in others]
+
+
 def _check_fold(fold: int, folds: int, labeled: int, held_out_validation: int) -> None:
-    """Raises: DualsegError where `labeled` cases have no such part, or other cases are to validate as well."""
+    """Raises: DualsegError where `labeled` patients have no such part, or other cases are to validate as well."""
     if labeled < 2:
         raise DualsegError(f"data.fold={fold}: one labeled case cannot both train and validate; label a second one.")
     if type(folds) is not int or not 2 <= folds <= labeled:
-        raise DualsegError(f"data.folds={folds}: give 2 to {labeled}, the number of labeled cases.")
+        fix = "give 2" if labeled == 2 else f"give 2 to {labeled}"
+        raise DualsegError(f"data.folds={folds}: {fix}, for there are {labeled} labeled cases or patients.")
     if type(fold) is not int or not 0 <= fold < folds:
         raise DualsegError(f"data.fold={fold}: give 0 to {folds - 1}, or null for none.")
     if held_out_validation:

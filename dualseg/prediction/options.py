@@ -23,7 +23,7 @@ class Options:
     probabilities: bool = False
     uncertainty: bool = False
     report: bool = False
-    keep_largest: tuple[str, ...] = ()
+    keep_largest: tuple[str, ...] | None = None
     memory: int = 8 * 2**30
     device: str = "auto"
     identifiers: bool = False
@@ -114,11 +114,17 @@ assert READERS.keys() == KEYS.keys() == {field.name for field in fields(Options)
 
 
 def classes_to_clean(keep_largest: Sequence[str], class_names: Sequence[str]) -> list[int]:
-    """Numbers of the classes that `keep_largest` names. Raises: DualsegError on a name that is no foreground class."""
+    """Numbers of the classes that `keep_largest` names, of `none` none.
+
+    Raises:
+        DualsegError: a name that is no foreground class.
+    """
     foreground = list(class_names[1:])
+    if tuple(keep_largest) == ("none",):
+        return []
     if tuple(keep_largest) == ("all",):
         return list(range(1, len(class_names)))
     for name in keep_largest:
         if name not in foreground:
-            raise DualsegError(f"keep_largest={name}: no such class; choose from {', '.join(foreground)}, or all.")
+            raise DualsegError(f"keep_largest={name}: no such class; choose from {', '.join(foreground)}, all or none.")
     return [1 + foreground.index(name) for name in keep_largest]

@@ -43,7 +43,7 @@ def made_by(options: Options, runs: Sequence[RunFolder], class_names: Sequence[s
         "predicted_by": checkpoints_of(runs),
         "run_settings_sha256": digests,
         "labels": {name: value for value, name in enumerate(class_names)},
-        "settings": {**settings, "keep_largest": list(options.keep_largest)},
+        "settings": {**settings, "keep_largest": list(options.keep_largest or ())},
     }
 
 

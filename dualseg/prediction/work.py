@@ -105,7 +105,7 @@ def predict_scans(
         Name -> row of the scans that failed; why is on stderr, too.
     """
     failed: dict[str, Row] = {}
-    clean = classes_to_clean(options.keep_largest, folder.class_names)
+    clean = classes_to_clean(options.keep_largest or (), folder.class_names)
     for scan in scans:
         began = time.perf_counter()
         row = Row(scan.name, scan.source)

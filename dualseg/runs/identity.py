@@ -67,6 +67,12 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def decides(word: str) -> bool:
+    """A word of a command line is about what makes a run the run that it is."""
+    key = word.partition("=")[0]
+    return key not in NOT_IDENTITY and not key.startswith(tuple(f"{other}." for other in NOT_IDENTITY))
+
+
 def _name_of_run(weights: Any) -> Any:
     """A run folder by its name, wherever it lies; a checkpoint by its path, as it always was."""
     return Path(weights).name if isinstance(weights, str) and not weights.endswith(".ckpt") else weights

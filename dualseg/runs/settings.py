@@ -16,10 +16,12 @@ from dualseg.data.checks import check_batch, check_mirror_axes, check_mix
 from dualseg.data.splits import Split, split_source
 from dualseg.data.volumes import VolumeSource
 from dualseg.errors import DualsegError, nearest
+from dualseg.files import read_object
 from dualseg.machine import bytes_of
 from dualseg.names import check_folder_name, check_network_names, check_printable
 from dualseg.planning.configuration import left_to_plan, planned, unplanned
 from dualseg.planning.topology import DIVISOR, divisor_of
+from dualseg.runs.folder import RunFolder
 from dualseg.runs.identity import flatten
 
 WHOLE = {  # whole numbers and their least value; where the configuration leaves one null, null is fine
@@ -347,6 +349,25 @@ def source_and_split(settings: Mapping[str, Any]) -> tuple[VolumeSource, Split]:
     with naming_keys_of("data.source", data["source"]):
         source = instantiate(data["source"])
     return source, split_source(source, data)
+
+
+def check_same_cases(folder: RunFolder, settings: Mapping[str, Any]) -> None:
+    """A finished run trained and was validated on the files and cases that `settings` would take now.
+
+    Raises:
+        DualsegError: it did not: cases were labeled, added or left out since, or it is of another folder.
+    """
+    noted_root, now = folder.config().get("data", {}).get("root"), Path(settings["data"]["root"])
+    root = Path(str(noted_root))
+    fix = "give overwrite=true to train anew, or another output=..."
+    if noted_root is not None and root.resolve() != now.resolve():
+        raise DualsegError(f"{folder.path}: finished, but of the data in {root}, not {now}; {fix}.")
+    _, split = source_and_split(settings)
+    noted = read_object(folder.manifest_file).get("data", {}).get("cases", {})
+    roles = ["labeled", "validation", *(["unlabeled"] if settings["batch"]["unlabeled"] else [])]
+    for role in roles:
+        if role in noted and sorted(noted[role]) != sorted(getattr(split, role)):
+            raise DualsegError(f"{folder.path}: finished, but with other {role} cases than {now} has now; {fix}.")
 
 
 def check_data(settings: Mapping[str, Any]) -> None:

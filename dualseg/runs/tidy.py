@@ -43,6 +43,11 @@ class StudyTables:
         """
         return cls(**{name: _read(folder / f"{name}.csv", columns) for name, columns in TABLES.items()})
 
+    @classmethod
+    def empty(cls) -> "StudyTables":
+        """Tables without rows."""
+        return cls(**{name: pd.DataFrame(columns=list(columns), dtype=str) for name, columns in TABLES.items()})
+
     @property
     def split(self) -> str:
         """Whose scores are compared: `test`, or `validation` where no run was tested, as in a study of choices."""
@@ -55,11 +60,11 @@ class StudyTables:
 
     def pooled(self) -> "StudyTables":
         """With the folds of each variant, scale and seed as one run: means over all their cases, the names of the runs
-        with spaces between, the fewest labels of a fold. Without folds these tables themselves."""
+        with a slash between, the fewest labels of a fold. Without folds these tables themselves."""
         if self.results.empty or not self.results["fold"].any():
             return self
         keys = [key for key in ROW if key != "fold"]
-        names = self.results.groupby(keys)["run"].agg(lambda runs: " ".join(dict.fromkeys(runs))).rename("pooled")
+        names = self.results.groupby(keys)["run"].agg(lambda runs: "/".join(dict.fromkeys(runs))).rename("pooled")
         own = [*keys, "split", "network"]
         cases = self.cases.merge(names, on=keys).assign(fold="").drop(columns="run").rename(columns={"pooled": "run"})
         scores = cases.astype(dict.fromkeys(METRICS, float)).groupby(own)[[*METRICS]].mean()

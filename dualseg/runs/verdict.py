@@ -18,12 +18,13 @@ NOT_VERIFIED = "not verified: no verdict on its unlabeled scans, see dualseg-tra
 
 
 def training_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What two trainings have in common that one verdict is of: data, method, networks, length; not labels or seed."""
+    """What two trainings have in common that one verdict is of: all but labels, seed, and what a plan decides."""
+    data = config["data"]
     return {
-        "data": config["data"]["name"],
-        "method": config["method"],
+        "data": {"name": data["name"], "root": str(data["root"]), "unlabeled": data.get("source", {}).get("unlabeled")},
         "networks": {name: network["architecture"] for name, network in config["networks"].items()},
         "iterations": config["trainer"]["max_iterations"],
+        **{key: config.get(key) for key in ("method", "objective", "augmentation", "optimizer", "lr_schedule")},
     }
 
 
@@ -53,16 +54,26 @@ def carry(folder: RunFolder, verdict: Mapping[str, Any]) -> None:
     write_json(folder.path / VERDICT, {key: verdict[key] for key in ("short", "sentence")})
 
 
-def carry_from_study(folder: RunFolder) -> None:
+def carry_from_study(folder: RunFolder, labeled: int) -> None:
     """`carry` for a run that no study trained: of the verdict on such a training in its output folder, if there is one.
+
+    Args:
+        folder: of the run.
+        labeled: cases that it trained on; a verdict of runs with more labels is none on this one.
 
     Raises:
         DualsegError: the study's verdict.json is damaged.
     """
     config = folder.config()
     file = folder.path.resolve().parent / "sweeps" / f"verdict-{config['data']['name']}" / VERDICT
-    if file.is_file() and (found := read_object(file)).get("training") == training_of(config):
-        carry(folder, found)
+    if not file.is_file():
+        return
+    found = read_object(file)
+    try:
+        if found["training"] == training_of(config) and labeled >= found["labels"][0]:
+            carry(folder, found)
+    except (KeyError, IndexError, TypeError) as error:
+        raise DualsegError(f"{file}: damaged ({error}); delete it, and start the verdict again.") from error
 
 
 @dataclass(frozen=True)
@@ -89,7 +100,11 @@ def recommended(path: str | Path) -> Recommended:
             raise DualsegError(f"{place / VERDICT}: damaged; delete it, and start the verdict again.")
     for name in runs or ():
         check_folder_name("run", name)
-    return Recommended(tuple(place.resolve().parent.parent / name for name in runs or ()), tuple(classes or ()))
+    found = tuple(place.resolve().parent.parent / name for name in runs or ())
+    if missing := [run for run in found if not run.is_dir()]:
+        fix = "give the folder of the verdict's sweep, OUTPUT/sweeps/verdict-DATASET"
+        raise DualsegError(f"{place}: recommends {missing[0].name}, which is not in {missing[0].parent}; {fix}.")
+    return Recommended(found, tuple(classes or ()))
 
 
 def verification(folder: RunFolder) -> str | None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -34,6 +35,8 @@ class Job:
         iterations: its length.
         seed, variant: as in its configuration.
         fold: of a study of folds, which part of the labeled cases validates it.
+        work: of an iteration, about: millions of voxels that its networks see, a channel of full resolution more
+            counting more; 0 where an older version wrote the sweep.
     """
 
     run: str
@@ -44,6 +47,7 @@ class Job:
     seed: int
     variant: str | None
     fold: int | None = None
+    work: float = 0.0
 
     @classmethod
     def of(cls, settings: Mapping[str, Any], words: Sequence[str], label: str) -> "Job":
@@ -60,7 +64,19 @@ class Job:
             seed=settings["seed"],
             variant=settings["variant"],
             fold=settings["data"]["fold"],
+            work=work_of(settings),
         )
+
+
+def work_of(settings: Mapping[str, Any]) -> float:
+    """Millions of voxels that the networks of a resolved configuration see in an iteration, as of 8 channels.
+
+    Times grow with the channels by about their power of 1.5: between that of their memory and that of their products.
+    """
+    labeled, unlabeled = settings["batch"]["labeled"], settings["batch"]["unlabeled"]
+    # labeled patches take the place of the unlabeled ones
+    images = 2 * labeled if "mix_unlabeled" in settings["method"] and not unlabeled else labeled + unlabeled
+    return images * math.prod(settings["data"]["patch_size"]) / 1e6 * (settings["base_channels"] / 8) ** 1.5
 
 
 class Sweep:
@@ -157,11 +173,14 @@ class Sweep:
         study: str | None,
         scale: str | None,
         definition: Mapping[str, Any] | None = None,
+        shared: Sequence[str] | None = None,
     ) -> list[str]:
         """Add `jobs` to those that are there: a study may be run a few seeds at a time.
 
         A job of a study takes the place of an earlier one of the same variant, seed and fold, of other settings.
         `definition` says what the study is, for those who collect it where conf/sweep does not have it.
+        `shared`: of a study of folds the words that all its runs have. Jobs of other words go: their folds, labels or
+        lengths are others.
         Sweeps of the same name that start at the same moment, as in the tasks of a Slurm array, write one after the
         other.
 
@@ -175,25 +194,38 @@ class Sweep:
             self.path.mkdir(parents=True, exist_ok=True)
         try:
             with holding(self.path / LOCK, patience=WRITING):
-                return self._write(jobs, study, scale, definition)
+                return self._write(jobs, study, scale, definition, shared)
         except BlockingIOError:
             raise being_written(self.path, "give the same command again") from None
 
     def _write(
-        self, jobs: Sequence[Job], study: str | None, scale: str | None, definition: Mapping[str, Any] | None
+        self,
+        jobs: Sequence[Job],
+        study: str | None,
+        scale: str | None,
+        definition: Mapping[str, Any] | None,
+        shared: Sequence[str] | None,
     ) -> list[str]:
         """`write` by the one process that holds the lock."""
         sweep_below(self.path)
         rows = {(job.variant, job.seed, job.fold): job for job in jobs} if study else {}
         kept, replaced = [], []
-        for job in self.jobs():
+        before = self.jobs()
+        if shared is not None and before and read_json(self.file).get("shared") != list(shared):
+            own = {job.run for job in jobs}
+            gone = [job for job in before if job.run not in own]
+            before = [job for job in before if job.run in own]
+            if gone:
+                replaced.append(f"{len(gone)} runs of other words are no part of it any more; their folders stay")
+        for job in before:
             new = rows.get((job.variant, job.seed, job.fold), job)
             if new.run == job.run:
                 kept.append(job)
             else:
                 replaced.append(f"{new.label}: {new.run} takes the place of {job.run}, whose folder stays")
         known = {job.run: job for job in (*kept, *jobs)}
-        content = {"name": self.name, "study": study, "scale": scale, "definition": definition}
+        content: dict[str, Any] = {"name": self.name, "study": study, "scale": scale, "definition": definition}
+        content |= {} if shared is None else {"shared": list(shared)}
         write_json(self.file, {**content, "jobs": [asdict(job) for job in known.values()]})
         return replaced
 

@@ -10,6 +10,8 @@ import yaml
 from dualseg.configuration import conf_dir
 from dualseg.errors import DualsegError, nearest
 
+ROLES = ("with_unlabeled", "labels_only", "supervised")  # of a verdict
+
 
 @dataclass(frozen=True)
 class Study:
@@ -147,6 +149,10 @@ def study_of(name: str, sweep: Mapping[str, Any]) -> Study:
         folds=int(sweep.get("folds") or 0),
         verdict=dict(sweep.get("verdict") or {}),
     )
+    if found.verdict and set(found.verdict) != set(ROLES):
+        raise DualsegError(f"sweep {name}: verdict: name the rows of {', '.join(ROLES)}.")
+    if found.folds and (ensembles or sweep.get("after")):
+        raise DualsegError(f"sweep {name}: folds: a study of folds has no ensembles and no after.")
     named = [*ensembles.values(), *found.pairs, found.verdict.values()]
     for reference in (row for group in named for row in group):
         if reference not in rows:

@@ -11,8 +11,9 @@ from typing import Any, cast
 from dualseg.errors import DualsegError, nearest
 from dualseg.processes import processes_of, python_of
 from dualseg.runs.folder import RunFolder
+from dualseg.runs.identity import decides
 from dualseg.runs.lock import is_locked
-from dualseg.runs.settings import check_data, resolve
+from dualseg.runs.settings import check_data, check_same_cases, resolve
 from dualseg.runs.trusted import to_trust
 from dualseg.sweeps.index import Job, Sweep
 from dualseg.sweeps.members import ensemble_folder, ensemble_problem
@@ -26,12 +27,14 @@ OF_A_STUDY = ("study", "scale", "variant")  # words that a study's rows bring th
 
 @dataclass(frozen=True)
 class Combination:
-    """The words of one run, and what tells it from the others; of a study its variant, and the words beside that's."""
+    """The words of one run, and what tells it from the others; of a study its variant, and the words beside that's:
+    all, and those that all of its runs have."""
 
     words: tuple[str, ...]
     label: str
     variant: str | None = None
     given: tuple[str, ...] = ()
+    shared: tuple[str, ...] = ()
     origin: Path | None = None
 
 
@@ -76,13 +79,16 @@ def sweep(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
         for job, own in zip(jobs, settings, strict=True):
             if target.state(job) == "done":
                 target.run_folder(job).check_inputs(own)
+                if study and study.verdict:
+                    check_same_cases(target.run_folder(job), own)
     waiting = [job for job in jobs if config.overwrite or target.state(job) not in ("done", "damaged")]
     if config.hydra.runtime.choices["hydra/launcher"] != "submitit_slurm":  # else they are trained elsewhere
         for job, own in zip(jobs, settings, strict=True):
             if job in waiting:
                 processes_of(own["trainer"])
-    named = (study.name, config.scale, study.definition()) if study else (None, config.scale, None)
-    for sentence in target.write(jobs, *named):
+    name, definition = (study.name, study.definition()) if study else (None, None)
+    shared = sorted({word for one in combinations for word in one.shared if decides(word)})
+    for sentence in target.write(jobs, name, config.scale, definition, shared if study and study.folds else None):
         print(sentence)
     for job in waiting:
         target.forget_failure(job.run)  # a failure of an earlier launch
@@ -155,7 +161,8 @@ def _of_study(study: Study, scale: str | None, overrides: Sequence[Any]) -> list
     for seed, part, variant in itertools.product(seeds, parts, variants):
         given_words = (seed, *([part] if part else []), *rest)
         label = f"{variant}{part.replace('data.fold=', ' fold ')} {seed.replace('=', ' ')}"
-        found.append(Combination((*study.words(variant, scale), *given_words), label, variant, given_words))
+        words = (*study.words(variant, scale), *given_words)
+        found.append(Combination(words, label, variant, given_words, tuple(rest)))
     return found
 
 
@@ -168,10 +175,16 @@ def _parts(study: Study, given: dict[str, list[str]]) -> list[str]:
     if not study.folds:
         return [""]
     word = given.setdefault("data.folds", [f"data.folds={study.folds}"])[0]
-    if not word.removeprefix("data.folds=").isdecimal():
+    number = word.removeprefix("data.folds=")
+    if not number.isdecimal() or int(number) < 2:
         raise DualsegError(f"{word}: give the number of parts of the labeled cases, such as data.folds={study.folds}.")
-    folds = int(word.removeprefix("data.folds="))
-    return given.pop("data.fold", [f"data.fold={fold}" for fold in range(folds)])
+    parts = given.pop("data.fold", [f"data.fold={fold}" for fold in range(int(number))])
+    for part in parts:
+        if not part.removeprefix("data.fold=").isdecimal():
+            raise DualsegError(
+                f"{part}: the study {study.name} is of folds; give 0 to {int(number) - 1}, or leave it out."
+            )
+    return parts
 
 
 def _after_its_origin(

@@ -22,13 +22,20 @@ class Rate:
 
 
 def measured_rates(sweep: Sweep, jobs: Iterable[Job], scale: str | None) -> dict[str, Rate]:
-    """Kind of run -> rate: of this sweep's finished runs where there are some, else of dualseg/sweeps/timings.csv."""
-    shipped = files("dualseg.sweeps").joinpath("timings.csv").read_text()
+    """Kind of run -> rate: of this sweep's finished runs where there are some, else of dualseg/sweeps/timings.csv.
+
+    There a row of scale `any` is of a kind on any dataset: seconds for an iteration of `Job.work` 1.
+    """
+    rows = [*csv.DictReader(files("dualseg.sweeps").joinpath("timings.csv").read_text().splitlines())]
     rates = {
-        row["kind"]: Rate(float(row["seconds_per_iteration"]), row["hardware"])
-        for row in csv.DictReader(shipped.splitlines())
-        if row["scale"] == scale
+        row["kind"]: Rate(float(row["seconds_per_iteration"]), row["hardware"]) for row in rows if row["scale"] == scale
     }
+    jobs = list(jobs)
+    for row in (row for row in rows if row["scale"] == "any"):
+        for job in jobs:
+            if job.kind.endswith(f"-{row['kind']}") and job.kind not in rates and job.work:
+                scaled = float(row["seconds_per_iteration"]) * job.work
+                rates[job.kind] = Rate(scaled, f"by the size of its patches, without a GPU; {row['hardware']}")
     own: dict[str, list[float]] = {}
     for job in jobs:
         folder = sweep.run_folder(job)

@@ -10,7 +10,7 @@ import pytest
 
 from dualseg.data.checking import Findings, check_dataset
 from dualseg.data.checking.look import look_at
-from dualseg.data.checking.patients import patients
+from dualseg.data.patients import patients
 from dualseg.data.splits import Split
 from dualseg.data.volumes import Image, VolumeSource
 

@@ -168,6 +168,16 @@ def test_folds_part_the_labeled_cases_and_nothing_of_a_fold_is_trained_on():
         assert not {*part.validation} & {*part.unlabeled}
 
 
+def test_scans_of_one_patient_are_in_one_fold():
+    cases = ["p01_t1", "p02_t1", "p01_t2", "p03_t1", "p02_t2", "p04_t1"]
+    for fold in range(3):
+        split = split_cases([*cases, "p05_t1"], TEST, labeled=6, fold=fold, folds=3)
+        names = [{case.partition("_")[0] for case in own} for own in (split.labeled, split.validation)]
+        assert not names[0] & names[1] and sorted([*split.labeled, *split.validation]) == sorted(cases)
+    with pytest.raises(DualsegError, match=r"data\.folds=5: give 2 to 4"):
+        split_cases(cases, TEST, labeled=6, fold=0, folds=5)
+
+
 def test_a_fold_validates_in_place_of_the_datasets_own_validation_cases():
     split = split_cases(CASES, TEST, labeled=4, fold=1, folds=2, validation_cases=("own",))
     assert split.validation == (CASES[1], CASES[3]) and split.labeled == (CASES[0], CASES[2])
@@ -177,7 +187,7 @@ def test_a_fold_validates_in_place_of_the_datasets_own_validation_cases():
     ("values", "named"),
     [
         ({"labeled": 1, "fold": 0}, r"data\.fold=0: one labeled case"),
-        ({"labeled": 4, "fold": 0, "folds": 5}, r"data\.folds=5: give 2 to 4"),
+        ({"labeled": 4, "fold": 0, "folds": 5}, r"data\.folds=5: give 2 to 4, for there are 4"),
         ({"labeled": 4, "fold": 0, "folds": 1}, r"data\.folds=1: give 2 to 4"),
         ({"labeled": 4, "fold": 3, "folds": 3}, r"data\.fold=3: give 0 to 2"),
         ({"labeled": 4, "fold": -1, "folds": 3}, r"data\.fold=-1"),

@@ -14,6 +14,7 @@ import numpy as np
 import predict_toys
 import pytest
 import torch
+import yaml
 from predict_toys import BALLS, Rising, Threshold, save, scene, write_run
 
 from dualseg.data import Folder
@@ -310,3 +311,32 @@ def test_values_that_the_runs_dataset_doubts_are_said(tmp_path) -> None:
     assert [problem.kind for problem in ours.doubts(Image(0 * array, AFFINE))] == ["constant", "CT values"]
     moved = Folder.for_scans({**record, "intensity": [[864, 1264]]})
     assert scan_doubts(moved, Image(array + 1024, AFFINE)) == []
+
+
+def test_the_folder_of_a_verdict_stands_for_the_runs_that_it_recommends(predict, tmp_path) -> None:
+    image, _ = scene(AFFINE, SHAPE)
+    image[2:6, 2:6, 2:6] = 1  # a second bright piece
+    path = tmp_path / "scan.nii"
+    save(path, image, AFFINE)
+    runs = [write_run(tmp_path / "runs" / name) for name in ("one", "two")]
+    study = tmp_path / "runs" / "sweeps" / "verdict-x"
+    study.mkdir(parents=True)
+    content = {"runs": ["one", "two"], "keep_largest": ["bright"]}
+    (study / "verdict.json").write_text(json.dumps(content))
+    outcome = predict(f"run={study}", f"input={path}")
+    assert outcome.code == 0 and "Largest component alone: bright" in outcome.out
+    record = json.loads((tmp_path / "out" / "prediction.json").read_text())
+    assert [*record["predicted_by"]] == [str(run) for run in runs]
+    assert read(tmp_path / "out" / "labels" / "scan.nii.gz")[4, 4, 4] == 0
+    assert predict(f"run={study}", f"input={path}", f"output={tmp_path / 'all'}", "keep_largest=none").code == 0
+    assert read(tmp_path / "all" / "labels" / "scan.nii.gz")[4, 4, 4] == 1
+
+
+@pytest.mark.parametrize("text", ["verified +2.1 [0.4, 3.9]", None])
+def test_what_a_run_carries_of_a_verdict_is_said(text, predict, run, tmp_path, scan) -> None:
+    config = yaml.safe_load((run / "config.yaml").read_text()) | {"batch": {"unlabeled": 2}}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    if text:
+        (run / "verdict.json").write_text(json.dumps({"short": text}))
+    outcome = predict(f"input={scan}")
+    assert outcome.code == 0 and f"Unlabeled scans: {text or 'not verified'}" in outcome.out

@@ -112,6 +112,7 @@ def test_only_cases_and_seeds_that_both_have_count(judge: Judge) -> None:
     gain[:4] = -0.2  # of fold 0, which labels_only lacks
     verdict = judge(gain, missing=("labels_only-0-0", "labels_only-0-1", "supervised-0-0"))
     assert verdict.cases == 4 and verdict.dice.mean == pytest.approx(100 * GAIN[4:].mean())
+    assert verdict.folds == 1 and "4 labeled cases, 1 fold of 8 labels, 2 seeds each" in verdict.sentence
 
 
 def test_without_the_twin_there_is_no_verdict(judge: Judge) -> None:
@@ -183,10 +184,22 @@ def test_a_later_run_of_the_same_training_carries_it_and_another_one_does_not(
 ) -> None:
     verdict = judge(GAIN)
     same = RunFolder(study_run(tmp_path / "runs" / "final", {"a": BASE}, seed=7, changes={"data.labeled": 12}))
-    other = RunFolder(study_run(tmp_path / "runs" / "other", {"a": BASE}, changes={"method.keep_fraction": 0.1}))
-    for run in (same, other):
-        carry_from_study(run)
-    assert verification(same) == verdict.short and verification(other) == NOT_VERIFIED
+    carry_from_study(same, 12)
+    assert verification(same) == verdict.short
+    others = {
+        "method.keep_fraction": 0.1,
+        "data.root": "/elsewhere",
+        "max_iterations": 9,
+        "augmentation": {"mix": True},
+    }
+    for key, value in others.items():
+        key = "trainer.max_iterations" if key == "max_iterations" else key
+        other = RunFolder(study_run(tmp_path / "runs" / f"other-{key}", {"a": BASE}, changes={key: value}))
+        carry_from_study(other, 12)
+        assert verification(other) == NOT_VERIFIED, key
+    fewer = RunFolder(study_run(tmp_path / "runs" / "fewer", {"a": BASE}))
+    carry_from_study(fewer, 7)  # the runs of the verdict had 8
+    assert verification(fewer) == NOT_VERIFIED
     labels_only = study_run(tmp_path / "runs" / "alone", {"a": BASE}, changes={"batch.unlabeled": 0})
     assert verification(RunFolder(labels_only)) is None
 
@@ -198,6 +211,40 @@ DAMAGED = (
     '{"runs": ["x"]}',
     "[]",
 )
+
+
+def test_what_is_damaged_of_the_study_is_named_and_nothing_carried(
+    judge: Judge, tmp_path: Path, study_run: Callable[..., Path]
+) -> None:
+    judge(GAIN)
+    file = tmp_path / "runs" / "sweeps" / "verdict-la" / "verdict.json"
+    content = json.loads(file.read_text())
+    run = RunFolder(study_run(tmp_path / "runs" / "final", {"a": BASE}))
+    for key in ("short", "sentence", "labels", "training"):
+        file.write_text(json.dumps({name: value for name, value in content.items() if name != key}))
+        with pytest.raises(DualsegError, match=r"verdict-la/verdict\.json: damaged"):
+            carry_from_study(run, 12)
+    assert verification(run) == NOT_VERIFIED
+
+
+def test_runs_that_are_gone_from_the_sweep_are_no_part_of_the_next_verdict(judge: Judge, tmp_path: Path) -> None:
+    judge(GAIN)
+    study = tmp_path / "runs" / "sweeps" / "verdict-la"
+    found = [RunFolder(path) for path in sorted((tmp_path / "runs").glob("*-*-*"))]
+    members = [Member(*_parts(run), run, int(run.path.name.split("-")[1])) for run in found]
+    verdict = write_study(STUDY, [member for member in members if member.fold == 0], study).verdict
+    assert verdict is not None and (verdict.cases, verdict.folds) == (4, 1)
+    contents = write_study(STUDY, [member for member in members if member.variant != "labels_only"], study)
+    assert contents.verdict is None and not (study / "verdict.json").exists()
+
+
+def test_a_verdict_that_lies_elsewhere_than_its_runs_says_so(judge: Judge, tmp_path: Path) -> None:
+    judge(GAIN)
+    elsewhere = tmp_path / "x" / "y" / "z"
+    elsewhere.mkdir(parents=True)
+    (elsewhere / "verdict.json").write_bytes((tmp_path / "runs/sweeps/verdict-la/verdict.json").read_bytes())
+    with pytest.raises(DualsegError, match="give the folder of the verdict's sweep"):
+        recommended(elsewhere)
 
 
 @pytest.mark.parametrize("content", DAMAGED)

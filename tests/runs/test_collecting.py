@@ -217,9 +217,9 @@ def test_folds_of_a_seed_are_pooled_over_their_cases(tmp_path: Path, study_run: 
     tables.write(tmp_path)
     assert list(StudyTables.read(tmp_path).results["fold"]) == ["0", "1"]
     (pooled,) = StudyTables.read(tmp_path).pooled().results.to_dict("records")
-    assert pooled["dice"] == "0.550000" and pooled["run"] == "one two" and pooled["fold"] == ""  # (0.9+0.7+0.5+0.1) / 4
+    assert pooled["dice"] == "0.550000" and pooled["run"] == "one/two" and pooled["fold"] == ""  # (0.9+0.7+0.5+0.1) / 4
     (median,) = tables.pooled().median_dice().to_dict("records")
-    assert median["median_dice"] == pytest.approx(0.6) and median["run"] == "one two"
+    assert median["median_dice"] == pytest.approx(0.6) and median["run"] == "one/two"
 
 
 def test_a_study_without_folds_has_no_such_column(tmp_path: Path, study_run: Callable[..., Path]) -> None:

@@ -532,12 +532,48 @@ def test_a_verdict_is_every_row_on_every_fold_and_ends_with_its_page(train, laun
     assert len(Sweep(reported[0]).jobs()) == 12
 
 
+def test_other_folds_make_another_verdict_of_which_the_earlier_runs_are_no_part(train, launches, reported, tmp_path):
+    words = ("sweep=verdict", "data.labeled=3", "seed=0", "experiment=small")
+    assert train(*words).code == 0
+    outcome = train(*words, "data.folds=2")
+    assert outcome.code == 0 and "9 runs of other words are no part of it any more" in outcome.out
+    assert {job.fold for job in Sweep(reported[0]).jobs()} == {0, 1} and len(Sweep(reported[0]).jobs()) == 6
+    again = train(*words, "data.folds=2", "trainer.log_every=1")
+    assert again.code == 0 and "no part" not in again.out
+
+
+def test_finished_runs_of_other_cases_are_refused_by_a_verdict(train, launches, reported, tmp_path):
+    words = ("sweep=verdict", "data.labeled=3", "seed=0", "experiment=small", "variant=labels_only", "data.fold=0")
+    assert train(*words).code == 0
+    (job,) = Sweep(reported[0]).jobs()
+    folder = tmp_path / "runs" / job.run
+    config = {"seed": 0, "data": {"root": str(root_of(job))}}
+    (folder / "config.yaml").write_text(json.dumps(config))
+    cases = {"labeled": ["phantom_001", "phantom_002"], "validation": ["phantom_000"], "unlabeled": ["x"]}
+    (folder / "manifest.json").write_text(json.dumps({"seconds": 1.0, "data": {"cases": cases}}))
+    assert train(*words).code == 0
+    (folder / "manifest.json").write_text(json.dumps({"seconds": 1.0, "data": {"cases": {**cases, "labeled": ["y"]}}}))
+    outcome = train(*words)
+    assert outcome.code == 2 and "finished, but with other labeled cases than" in outcome.err
+    (folder / "config.yaml").write_text(json.dumps({"seed": 0, "data": {"root": "/elsewhere"}}))
+    outcome = train(*words)
+    assert outcome.code == 2 and "finished, but of the data in /elsewhere" in outcome.err
+
+
+def root_of(job: Any) -> Path:
+    """The data root of a job."""
+    (word,) = [word for word in job.words if word.startswith("data.root=")]
+    return Path(word.removeprefix("data.root="))
+
+
 @pytest.mark.parametrize(
     ("words", "named"),
     [
         (("data.labeled=null",), "has no unlabeled scans"),
         (("data.labeled=1",), "data.fold=0: one labeled case cannot both train and validate"),
-        (("data.labeled=2",), "data.folds=3: give 2 to 2"),
+        (("data.labeled=2",), "data.folds=3: give 2, for there are 2 labeled cases or patients"),
+        (("data.labeled=3", "data.folds=0"), "data.folds=0: give the number"),
+        (("data.labeled=3", "data.fold=null"), "data.fold=null: the study verdict is of folds"),
         (("data.labeled=3", "data.folds=some"), "data.folds=some: give the number"),
         (("data.labeled=3", "scale=cpu"), "scale=cpu: the study verdict has no scales"),
         (("data.labeled=3", "method=bcp"), "method: the study verdict sets it for each of its rows"),

@@ -14,9 +14,9 @@ from dualseg.data.checking.geometry import grid_problem, spacing_by_direction
 from dualseg.data.checking.look import Look, look_at
 from dualseg.data.checking.lost import lost_classes, lost_note, lost_pieces
 from dualseg.data.checking.near import Near, near_duplicates
-from dualseg.data.checking.patients import patients
 from dualseg.data.checking.pool import Unlike, first, unlike_notes, unlike_scans
 from dualseg.data.memory import Size, size_of, size_problems
+from dualseg.data.patients import patients
 from dualseg.data.problems import KINDS, Kind, Problem, VolumeError, image_problems, is_invertible, label_problems
 from dualseg.data.splits import Split
 from dualseg.data.volumes import Grid, Image, VolumeSource, label_dtype

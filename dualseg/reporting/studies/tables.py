@@ -144,7 +144,7 @@ def _line(own: pd.DataFrame, asked: int, uncommitted: set[str]) -> Line:
     for column in COLUMNS:
         values = FACTOR[column] * own[column].to_numpy(float)
         cells.append(Cell(float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else None))
-    runs = [run for joined in own["run"] for run in joined.split()]  # of folds several
+    runs = [run for joined in own["run"] for run in joined.split("/")]  # of folds several
     lengths = sorted({int(n) for n in own["iterations"]})
     return Line(
         variant=own["variant"].iloc[0],

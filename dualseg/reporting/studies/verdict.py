@@ -10,10 +10,9 @@ import pandas as pd
 from dualseg.reporting.studies.comparisons import DIGITS, case_scores, interval
 from dualseg.runs.tidy import StudyTables
 from dualseg.runs.verdict import LEAST_CASES
-from dualseg.sweeps.study import Study
+from dualseg.sweeps.study import ROLES, Study
 
 Answer = Literal["help", "hurt", "not shown"]
-ROLES = ("with_unlabeled", "labels_only", "supervised")
 LEVEL = 0.05
 FLIPS = 99_999  # sign flips that are drawn where there are more than these in all, from 17 cases on
 
@@ -50,8 +49,8 @@ class Verdict:
         supervised: with unlabeled scans minus plain supervised training, in points; None where that is not finished.
         classes: class -> differences of Dice (points) and of 95HD; of one class alone, that.
         cases: labeled cases that were held out in their fold, and are compared.
-        labels: fewest and most labels of a fold.
-        folds, seeds: how many.
+        labels: fewest and most labels that a compared run had.
+        folds, seeds: how many are compared.
         recommended: the row of the highest Dice, whose runs to predict with.
         runs: names of these.
     """
@@ -151,9 +150,11 @@ def verdict_of(study: Study, tables: StudyTables) -> Verdict | None:
     if supervised is not None:
         above["supervised"] = -100 * float(supervised.mean())
     role = max(above, key=lambda role: above[role])
-    own = tables.results[tables.results["variant"].isin([study.verdict[role] for role in ROLES[:2]])]
     runs = tables.results.loc[tables.results["variant"] == study.verdict[role], "run"]
-    counts = own["labeled"].astype(int)
+    # of what is compared: a fold and seed of which one of the two is not finished is no part of it
+    keys = ["case", "seed", "fold"]
+    paired = rows["with_unlabeled"].merge(rows["labels_only"][keys].drop_duplicates(), on=keys)
+    counts = tables.results.loc[tables.results["run"].isin(set(paired["run"])), "labeled"].astype(int)
     return Verdict(
         answer=answer,
         dice=dice,
@@ -162,8 +163,8 @@ def verdict_of(study: Study, tables: StudyTables) -> Verdict | None:
         classes={name: _of_class(rows, name) for name in dict.fromkeys(rows["with_unlabeled"]["class"])},
         cases=len(values),
         labels=(int(counts.min()), int(counts.max())),
-        folds=own["fold"].nunique(),
-        seeds=own["seed"].nunique(),
+        folds=paired["fold"].nunique(),
+        seeds=paired["seed"].nunique(),
         recommended=study.verdict[role],
         runs=tuple(dict.fromkeys(runs)),
     )

@@ -13,6 +13,7 @@ from dualseg.reporting.studies.page import comparison_table, render_study, verdi
 from dualseg.reporting.studies.tables import latex, markdown, table_of
 from dualseg.reporting.studies.verdict import Verdict, verdict_of
 from dualseg.runs.collecting import Member, RunRows, read_run
+from dualseg.runs.folder import RunFolder
 from dualseg.runs.lock import writing
 from dualseg.runs.tidy import StudyTables
 from dualseg.runs.verdict import VERDICT, carry, classes_to_clean, training_of
@@ -41,7 +42,9 @@ def write_study(study: Study, members: Iterable[Member], output: Path) -> StudyC
 
 def _write_study(study: Study, members: Sequence[Member], output: Path) -> StudyContents:
     collected, unfinished, problems = collect(study.name, members)
-    tables, replaced = StudyTables.read(output).updated(collected)
+    # a verdict is of the runs that belong together now: rows of others would be paired with them
+    earlier = StudyTables.empty() if study.verdict else StudyTables.read(output)
+    tables, replaced = earlier.updated(collected)
     if tables.results.empty:
         raise DualsegError(_nothing(study, unfinished, problems))
     check_comparable(study.name, tables)
@@ -57,6 +60,7 @@ def _write_study(study: Study, members: Sequence[Member], output: Path) -> Study
     notes = [*contents.remarks, *(f"left out: {problem.removesuffix('.')}" for problem in problems)]
     figures = draw_all(contents)
     page = render_study(contents, shown, figures)
+    kept = _kept(verdict, study, collected, members) if verdict else None
     tables.write(output)
     parts = (verdict_text(contents), comparison_table(contents.comparisons))
     write_text(output / "table.md", markdown(shown, notes, *parts))
@@ -67,20 +71,30 @@ def _write_study(study: Study, members: Sequence[Member], output: Path) -> Study
     for name in set(FIGURES) - set(figures):
         (output / name).unlink(missing_ok=True)  # of rows that are gone: it would show what results.csv does not hold
     write_text(output / "report.html", page)
-    if verdict is not None:
-        _write_verdict(verdict, study.verdict["with_unlabeled"], members, output)
+    if kept is not None:
+        content, runs = kept
+        write_json(output / VERDICT, content)
+        for run in runs:
+            carry(run, content)
+    else:
+        (output / VERDICT).unlink(missing_ok=True)
     return contents
 
 
-def _write_verdict(verdict: Verdict, row: str, members: Sequence[Member], output: Path) -> None:
-    """Into verdict.json of the study, and what a run carries of it into each finished run of the row it is of."""
-    runs = [member.folder for member in members if member.variant == row and member.folder.finished]
-    own = [member.folder for member in members if member.name in verdict.runs]
-    training = training_of(runs[0].config()) if runs else None
-    content = verdict.as_json() | {"keep_largest": classes_to_clean(own), "training": training}
-    write_json(output / VERDICT, content)
-    for run in runs:
-        carry(run, content)
+def _kept(
+    verdict: Verdict, study: Study, collected: Sequence[RunRows], members: Sequence[Member]
+) -> tuple[dict[str, Any], list[RunFolder]]:
+    """The content of verdict.json, and the runs that carry what it says.
+
+    Raises:
+        DualsegError: a file that a run wrote on the components of a case is damaged.
+    """
+    names = {run.run["run"] for run in collected}
+    folders = {member.name: member for member in members if member.name in names}
+    recommended = [folders[name].folder for name in verdict.runs]
+    own = [member.folder for member in folders.values() if member.variant == study.verdict["with_unlabeled"]]
+    content = verdict.as_json() | {"keep_largest": classes_to_clean(recommended)}
+    return content | {"training": training_of(own[0].config())}, own
 
 
 def collect(study: str, members: Iterable[Member]) -> tuple[list[RunRows], list[str], list[str]]:

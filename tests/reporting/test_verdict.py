@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 
 from dualseg.errors import DualsegError
 from dualseg.reporting.studies import write_study
-from dualseg.reporting.studies.verdict import Verdict, sign_flip
+from dualseg.reporting.studies.comparisons import interval
+from dualseg.reporting.studies.verdict import Difference, Verdict, by_case, sign_flip, training_noise
 from dualseg.runs.collecting import Member
 from dualseg.runs.folder import RunFolder
 from dualseg.runs.verdict import NOT_VERIFIED, carry_from_study, recommended, verification
@@ -31,6 +33,12 @@ STUDY = Study(
 BASE = np.array([0.80, 0.70, 0.75, 0.60, 0.85, 0.65, 0.72, 0.78])  # labels only, cases 0-7
 
 Judge = Callable[..., Verdict]
+
+
+@pytest.fixture(autouse=True)
+def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which take most of the time and are tested in test_study_report.py."""
+    monkeypatch.setattr("dualseg.reporting.studies.writing.draw_all", lambda contents: {})
 
 
 @pytest.fixture
@@ -166,6 +174,47 @@ def test_sign_flips_of_many_cases_are_near_the_normal_approximation() -> None:
     z = abs(values.sum()) / np.sqrt((values**2).sum())
     assert sign_flip(values) == pytest.approx(erfc(z / sqrt(2)), abs=0.01) and sign_flip(values) == sign_flip(values)
     assert sign_flip(np.zeros(4)) == 1.0 and sign_flip(np.ones(1)) == 1.0
+
+
+def simulated(generator: np.random.Generator, cases: int, folds: int, seeds: int, tau: float) -> "pd.Series[float]":
+    """Differences without any effect: of each case, of each run (`tau`), of both."""
+    values = generator.normal(size=(folds, cases, 1)) + tau * generator.normal(size=(folds, 1, seeds))
+    values = values + 0.5 * generator.normal(size=(folds, cases, seeds))
+    index = pd.MultiIndex.from_tuples(
+        [(f"{f}-{c}", str(f), str(s)) for f in range(folds) for c in range(cases) for s in range(seeds)],
+        names=["case", "fold", "seed"],
+    )
+    return pd.Series(values.ravel(), index)
+
+
+def test_the_noise_of_training_is_estimated_without_bias() -> None:
+    """Of 3 folds and 2 seeds the mean over cases varies by tau^2 / 6, whatever the cases do."""
+    generator = np.random.default_rng(0)
+    found = [training_noise(simulated(generator, 8, 3, 2, tau=2.0)) for _ in range(150)]
+    assert np.mean(found) == pytest.approx(4 / 6, rel=0.2)
+    without = [training_noise(simulated(generator, 8, 3, 2, tau=0.0)) for _ in range(50)]
+    assert np.mean(without) < 0.03
+
+
+def test_runs_that_move_all_of_their_cases_widen_the_interval() -> None:
+    """With 60 cases in 2 folds luck of training alone would pass for a gain in a third of such studies."""
+    generator = np.random.default_rng(1)
+    excluded = {"cases alone": 0, "and training": 0}
+    for _ in range(60):
+        pairs = simulated(generator, 30, 2, 2, tau=0.5)
+        low, high = interval(by_case(pairs))
+        widened = Difference.of(pairs)
+        excluded["cases alone"] += low > 0 or high < 0
+        excluded["and training"] += widened.low > 0 or widened.high < 0
+        assert widened.low <= low and widened.high >= high
+    assert excluded["cases alone"] >= 15 and excluded["and training"] <= 10
+
+
+def test_one_seed_says_nothing_of_training_and_widens_nothing() -> None:
+    pairs = simulated(np.random.default_rng(2), 6, 3, 1, tau=1.0)
+    assert training_noise(pairs) == 0.0
+    found = Difference.of(pairs)
+    assert (found.low, found.high) == pytest.approx(interval(by_case(pairs)))
 
 
 def test_the_runs_carry_the_verdict_and_the_study_names_those_to_predict_with(judge: Judge, tmp_path: Path) -> None:

@@ -21,7 +21,8 @@ COMPARISON_HEADS = ("variant", "against", "seeds", "cases", "difference", "95 % 
 NOT_RECORDED = "not recorded"
 VERDICT_WORDS = (
     "With unlabeled scans minus the same training without them: the mean over the held-out labeled cases, seeds "
-    "averaged first, and its 95 % bootstrap interval. An answer takes an interval without 0, a sign-flip test over "
+    "averaged first, and its 95 % bootstrap interval over cases, widened by how much the seeds of a fold differ, since "
+    "its cases share their runs. An answer takes an interval without 0, a sign-flip test over "
     f"cases with p of at most {LEVEL}, and at least {LEAST_CASES} cases."
 )
 

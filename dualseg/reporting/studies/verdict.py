@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from dualseg.reporting.studies.comparisons import DIGITS, case_scores, interval
+from dualseg.reporting.studies.comparisons import DIGITS, interval
 from dualseg.runs.tidy import StudyTables
 from dualseg.runs.verdict import LEAST_CASES
 from dualseg.sweeps.study import ROLES, Study
@@ -23,7 +23,8 @@ class Difference:
 
     Attributes:
         mean: over cases: of Dice in points, of 95HD in its unit.
-        low, high: 95 % bootstrap interval of the mean over cases.
+        low, high: 95 % bootstrap interval of the mean over cases, widened by what a repetition of the training does to
+            the mean, as far as the seeds tell.
     """
 
     mean: float
@@ -31,8 +32,13 @@ class Difference:
     high: float
 
     @classmethod
-    def of(cls, values: np.ndarray) -> "Difference":
-        return cls(float(values.mean()), *interval(values))
+    def of(cls, pairs: pd.Series) -> "Difference":
+        """Of a difference a case, fold and seed (its index)."""
+        values = by_case(pairs)
+        mean, (low, high) = float(values.mean()), interval(values)
+        of_cases = float(values.var(ddof=1)) / len(values) if len(values) > 1 else 0.0
+        wider = np.sqrt(1 + training_noise(pairs) / of_cases) if of_cases else 1.0
+        return cls(mean, mean - wider * (mean - low), mean + wider * (high - mean))
 
     def __str__(self) -> str:
         return f"{self.mean:+.1f} [{self.low:.1f}, {self.high:.1f}]"
@@ -138,33 +144,33 @@ def verdict_of(study: Study, tables: StudyTables) -> Verdict | None:
     differences = _differences(rows["with_unlabeled"], rows["labels_only"], "dice")
     if differences is None:
         return None
-    values = 100 * differences
-    p = sign_flip(values)
-    dice = Difference.of(values)
+    p = sign_flip(by_case(differences))
+    dice = Difference.of(100 * differences)
     answer: Answer = "not shown"
-    if len(values) >= LEAST_CASES and p <= LEVEL and (dice.low > 0 or dice.high < 0):
+    cases_compared = differences.index.get_level_values("case").nunique()
+    if cases_compared >= LEAST_CASES and p <= LEVEL and (dice.low > 0 or dice.high < 0):
         answer = "help" if dice.mean > 0 else "hurt"
     supervised = _differences(rows["with_unlabeled"], rows["supervised"], "dice")
+    against = None if supervised is None else Difference.of(100 * supervised)
     # what each of the three is above training with unlabeled scans, of the cases that it shares with it
     above = {"with_unlabeled": 0.0, "labels_only": -dice.mean}
-    if supervised is not None:
-        above["supervised"] = -100 * float(supervised.mean())
+    if against is not None:
+        above["supervised"] = -against.mean
     role = max(above, key=lambda role: above[role])
     runs = tables.results.loc[tables.results["variant"] == study.verdict[role], "run"]
-    # of what is compared: a fold and seed of which one of the two is not finished is no part of it
-    keys = ["case", "seed", "fold"]
-    paired = rows["with_unlabeled"].merge(rows["labels_only"][keys].drop_duplicates(), on=keys)
-    counts = tables.results.loc[tables.results["run"].isin(set(paired["run"])), "labeled"].astype(int)
+    own = tables.results[tables.results["variant"] == study.verdict["with_unlabeled"]]
+    compared = differences.index.droplevel("case").drop_duplicates()
+    counts = own.set_index(["fold", "seed"])["labeled"].loc[compared].astype(int)
     return Verdict(
         answer=answer,
         dice=dice,
         p=p,
-        supervised=None if supervised is None else Difference.of(100 * supervised),
+        supervised=against,
         classes={name: _of_class(rows, name) for name in dict.fromkeys(rows["with_unlabeled"]["class"])},
-        cases=len(values),
+        cases=cases_compared,
         labels=(int(counts.min()), int(counts.max())),
-        folds=paired["fold"].nunique(),
-        seeds=paired["seed"].nunique(),
+        folds=compared.get_level_values("fold").nunique(),
+        seeds=compared.get_level_values("seed").nunique(),
         recommended=study.verdict[role],
         runs=tuple(dict.fromkeys(runs)),
     )
@@ -195,11 +201,45 @@ def _of_class(rows: Mapping[str, pd.DataFrame], name: str) -> tuple[Difference, 
     return Difference.of(100 * dice), Difference.of(distance)
 
 
-def _differences(ours: pd.DataFrame, theirs: pd.DataFrame, metric: str) -> np.ndarray | None:
-    """Ours minus theirs of the cases and seeds that both have, a value a case; None where they have none in common."""
-    scores = [case_scores(own, metric) for own in (ours, theirs)]
-    both = (scores[0] - scores[1]).dropna(how="all")  # a run of the other one is not finished
-    return None if both.empty else both.mean(axis=1).round(DIGITS).to_numpy()
+def _differences(ours: pd.DataFrame, theirs: pd.DataFrame, metric: str) -> "pd.Series[float] | None":
+    """Ours minus theirs, a value a case, fold and seed that both have, of the mean over classes; None without any."""
+    keys = ["case", "fold", "seed"]
+    scores = [own.astype({metric: float}).groupby(keys)[metric].mean() for own in (ours, theirs)]
+    both = (scores[0] - scores[1]).dropna()  # a run of the other one is not finished
+    return None if both.empty else both.round(DIGITS)
+
+
+def by_case(pairs: "pd.Series[float]") -> np.ndarray:
+    """A value a case, the mean over its seeds, of values a case, fold and seed."""
+    return pairs.groupby("case").mean().round(DIGITS).to_numpy()
+
+
+def training_noise(pairs: "pd.Series[float]") -> float:
+    """The variance of the mean over cases that comes from the training runs, and not from the cases.
+
+    Cases of a fold share their runs, and what another seed does to a run moves all of them alike. In fold f with n_f
+    cases and S seeds the variance of the runs' means over seeds estimates tau^2 + s^2 / n_f, with s^2 that of what is
+    left of the values less the means of their case and of their run. The mean over all n cases then varies by
+    sum_f (n_f / n)^2 tau^2 / S. Folds with one seed or one case say nothing of it; 0 where none does.
+
+    Args:
+        pairs: differences, indexed by case, fold and seed.
+    """
+    runs, left, free = [], 0.0, 0
+    for _, own in pairs.groupby("fold"):
+        values = own.unstack("seed").dropna()  # a case with one of the seeds alone
+        cases, seeds = values.shape
+        if cases < 2 or seeds < 2:
+            continue
+        of_runs = values.mean(axis=0)
+        rest = values.sub(values.mean(axis=1), axis=0) - (of_runs - of_runs.mean())
+        left, free = left + float((rest**2).to_numpy().sum()), free + (cases - 1) * (seeds - 1)
+        runs.append((cases, seeds, float(of_runs.var(ddof=1))))
+    if not runs:
+        return 0.0
+    tau = max(0.0, float(np.mean([variance - left / free / cases for cases, _, variance in runs])))
+    every = sum(cases for cases, _, _ in runs)
+    return sum((cases / every) ** 2 * tau / seeds for cases, seeds, _ in runs)
 
 
 def _count(number: int, thing: str) -> str:

@@ -194,7 +194,7 @@ def build_trainer(
         FormerRun(folder.path),
         SliceWriter(folder.slices),
     ]
-    if config["data"]["fold"] is not None:
+    if config.get("data", {}).get("fold") is not None:
         callbacks.append(ComponentWriter(folder.components))
     if settings["progress_bar"]:
         callbacks.append(ProgressBar())

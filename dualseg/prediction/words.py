@@ -31,8 +31,7 @@ KEYS = {
     "report": Word("true: also write report.html, a page to look through the scans, the uncertain ones first", "false"),
     "keep_largest": Word(
         "classes, such as [liver,spleen], all or none, of which only the largest connected component is kept; of the "
-        "runs that a verdict recommends by itself what it decided",
-        "none",
+        "runs that a verdict recommends by itself what it decided"
     ),
     "memory": Word(
         "of RAM, at most: what does not fit lies in unnamed files of output until the scan is done; same result", "8GiB"

@@ -19,7 +19,8 @@ from dualseg.data.splits import split_source
 from dualseg.errors import DualsegError
 
 PUBLISHED = Path(__file__).resolve().parents[3] / "shared" / "splits.json"
-ALL = {"labeled": None, "labeled_ratio": None, "held_out_validation": 0, "held_out_test": 0, "draw": 0}
+COUNTS = {"labeled": None, "labeled_ratio": None, "held_out_validation": 0, "held_out_test": 0}
+ALL = {**COUNTS, "draw": 0, "fold": None, "folds": 5}
 SHAPE = (16, 14, 15)  # one window of the patch below
 TINY = (
     "data.patch_size=[16,16,16]", "data.stride=[16,16,16]", "base_channels=4", "trainer.max_iterations=2",

@@ -28,6 +28,8 @@ NOT_RUN = {  # what a command looks like -> why it is not run here
     r"trainer=ddp": "tests/integration/test_ddp.py",
     r"launcher=joblib": "tests/integration/test_multirun.py",
     r"make (pancreas|brats)-main": "as la-main; what it trains: tests/sweeps/test_study.py",
+    r"verdict-DATASET": "its scans: tests/prediction/test_results.py",
+    r"data\.folds=5": "as with three folds",
     r"launcher=slurm": "a cluster: tests/sweeps/test_slurm.py, make test-slurm",
     r"docs/images/report\.py": "a browser",
     r"docs/reference\.py": "tests/integration/test_reference.py",
@@ -114,11 +116,9 @@ def write_raw(raw: Path) -> None:
 
 
 def dataset_of(words: list[str]) -> str:
-    for word in words:
-        key, _, value = word.partition("=")
-        if key in ("data", "experiment", "sweep"):
-            return value.partition("_")[0]
-    return "phantom"
+    given = dict(word.partition("=")[::2] for word in words)
+    found = next((given[key] for key in ("data", "experiment", "sweep") if key in given), "phantom")
+    return found.partition("_")[0]
 
 
 def toy_words(words: list[str], folder: Path) -> list[str]:
@@ -159,7 +159,8 @@ def toy_words(words: list[str], folder: Path) -> list[str]:
         set_by_rows = {key for changes in variants.values() for key in changes}
         toys = [toy for toy in toys if toy.partition("=")[0] not in set_by_rows]
         given = {word.partition("=")[0] for word in rest}
-        toys += [w for w in (f"variant={next(iter(variants))}", "seed=0") if w.partition("=")[0] not in given]
+        first = [f"variant={next(iter(variants))}", "seed=0", *(["data.fold=0"] if read_study(study).folds else [])]
+        toys += [word for word in first if word.partition("=")[0] not in given]
     return [*rest, *toys]
 
 

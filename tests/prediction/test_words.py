@@ -101,7 +101,7 @@ def test_no_run_folder_and_one_given_twice(predict, tmp_path, run, scan) -> None
 
 def test_a_class_that_the_run_does_not_have(predict, tmp_path, scan) -> None:
     message = fails(predict, tmp_path, f"input={scan}", "keep_largest=liver")
-    assert "keep_largest=liver: no such class; choose from bright, dark, or all" in message
+    assert "keep_largest=liver: no such class; choose from bright, dark, all or none" in message
 
 
 def test_runs_of_other_classes(predict, tmp_path, run, scan) -> None:

@@ -197,7 +197,7 @@ def test_the_noise_of_training_is_estimated_without_bias() -> None:
 
 
 def test_runs_that_move_all_of_their_cases_widen_the_interval() -> None:
-    """With 60 cases in 2 folds luck of training alone would pass for a gain in a third of such studies."""
+    """With 60 cases in 2 folds luck of training alone would pass for an effect in 26 of 60 such studies."""
     generator = np.random.default_rng(1)
     excluded = {"cases alone": 0, "and training": 0}
     for _ in range(60):

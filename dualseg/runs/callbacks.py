@@ -331,23 +331,16 @@ class ComponentWriter(Callback):
         self.folder = folder
 
     def on_validation_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, *args: Any
     ) -> None:
         if trainer.state.fn != "validate":
             return
-        evaluated = cast(NetworkEvaluation, pl_module)
-        predicted = outputs[evaluated.roles.record].argmax(dim=0).cpu().numpy()
+        predicted = outputs[pl_module.roles.record].argmax(dim=0).cpu().numpy()
         largest, reference = predicted.copy(), batch.label.cpu().numpy()
-        keep_largest(largest, range(1, len(evaluated.class_names)))
+        keep_largest(largest, range(1, len(pl_module.class_names)))
         found = {
             name: [_dice(label == value, reference == value) for label in (predicted, largest)]
-            for value, name in enumerate(evaluated.class_names)
+            for value, name in enumerate(pl_module.class_names)
             if value
         }
         write_json(self.folder / f"{batch.case}.json", found)

@@ -9,7 +9,7 @@ DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS]
 FENCE = re.compile(r"^( *)```(\w+)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 OWN_FILES = {  # file -> the blocks that it is made of: page, marker
-    "my_dataset.py": [("README.md", "own-source")],
+    "my_dataset.py": [("docs/data.md", "own-source")],
     "my_methods.py": [("docs/change-one-thing.md", "my-loss"), ("docs/change-one-thing.md", "my-method")],
     "my_conf/data/mine.yaml": [("docs/data.md", "own-config")],
     "my_conf/experiment/quick.yaml": [("docs/configuration.md", "own-experiment")],

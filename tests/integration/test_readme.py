@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from documentation import PAGES, ROOT, block_after, commands_of, write_own_files
+from documentation import DOCS, PAGES, ROOT, block_after, commands_of, write_own_files
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
@@ -149,14 +149,26 @@ def test_links_and_pictures_exist() -> None:
 
 
 def test_the_tables_of_groups_and_terms_are_complete() -> None:
-    readme = (ROOT / "README.md").read_text()
+    page = (ROOT / "docs" / "configuration.md").read_text()
     unlisted = {"data/default.yaml", "network"}  # what datasets share; what `networks` is made of
     for option in (ROOT / "conf").glob("*/*.yaml"):
         shown = option.relative_to(ROOT / "conf")
-        assert f"`{option.stem}`" in readme or unlisted & {str(shown), str(shown.parent)}, shown
+        assert f"`{option.stem}`" in page or unlisted & {str(shown), str(shown.parent)}, shown
     terms = yaml.safe_load((ROOT / "conf" / "method" / "dual.yaml").read_text())["method"]["terms"]
-    for page in (readme, (ROOT / "docs" / "method.md").read_text()):
-        assert all(f"`{term}`" in page for term in terms)
+    page = (ROOT / "docs" / "method.md").read_text()
+    assert all(f"`{term}`" in page for term in terms)
+
+
+def test_the_first_page_is_short_and_leads_to_every_other() -> None:
+    assert len((ROOT / "README.md").read_bytes()) <= 7000
+    index = (ROOT / "docs" / "index.md").read_text()
+    others = {page.name for page in DOCS} - {"index.md"}
+    assert others == {name for name in others if f"]({name}" in index}
+
+
+def test_the_method_of_the_first_page_is_the_one_of_the_documentation() -> None:
+    shown, told = block_after("README.md", "twelve-lines"), block_after("docs/change-one-thing.md", "my-method")
+    assert shown.splitlines()[1:] == told.splitlines()[1:]
 
 
 @dataclass(frozen=True)
@@ -178,7 +190,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 
 
 def test_the_notebook_example_trains_what_the_command_trains(trained: Trained) -> None:
-    code = block_after("README.md", "notebook")
+    code = block_after("docs/notebook.md", "notebook")
     for old, new in {
         "LeftAtrium(": "Phantom(",
         "import LeftAtrium": "import Phantom",
@@ -189,7 +201,7 @@ def test_the_notebook_example_trains_what_the_command_trains(trained: Trained) -
         "VNet()": "VNet(base_channels=2)",
         "max_steps=6000": 'max_steps=3, accelerator="cpu"',
     }.items():
-        assert old in code, f"{old}: the example of README has changed"
+        assert old in code, f"{old}: the example of docs/notebook.md has changed"
         code = code.replace(old, new)
     code += 'import torch\ntorch.save(method.networks.state_dict(), "notebook.pt")\n'
     printed = run([sys.executable, "-c", code], trained.folder).stdout.strip().splitlines()[-1]

@@ -42,7 +42,9 @@ ROWS = {  # row: (its folder, its words)
     "labels_only": ("all", (*MIX, "batch.unlabeled=0")),
 }
 SHARE = "pseudo_share/"  # curve: a class's share of the pseudo-labels over its share of the labels
-COLUMNS = ("row", "unlabeled", "emptied", "dice", "anterior", "posterior", "hd95", "least_share", "most_share", "held", "words")  # fmt: skip
+COLUMNS = (
+    "row", "unlabeled", "emptied", "dice", "anterior", "posterior", "hd95", "least_share", "most_share", "held", "words",
+)  # fmt: skip
 TABLE = HERE / "half_empty.csv"
 
 

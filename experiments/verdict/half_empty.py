@@ -43,7 +43,8 @@ ROWS = {  # row: (its folder, its words)
 }
 SHARE = "pseudo_share/"  # curve: a class's share of the pseudo-labels over its share of the labels
 COLUMNS = (
-    "row", "unlabeled", "emptied", "dice", "anterior", "posterior", "hd95", "least_share", "most_share", "held", "words",
+    "row", "unlabeled", "emptied", "dice", "anterior", "posterior", "hd95", "least_share", "most_share", "held",
+    "words",
 )  # fmt: skip
 TABLE = HERE / "half_empty.csv"
 

@@ -52,8 +52,9 @@ def read_arguments(kind: type[Options], arguments: Sequence[str], command: str) 
             continue
         if key not in known or key == others:
             names = [name for name in known if name != others]
-            fix = nearest(key, names) if text else f" Write key=value, for example {names[0]}={argument}."
-            raise DualsegError(f"{key}: no such key of {command}.{fix}")
+            if key == argument:
+                raise DualsegError(f"{argument}: write key=value, for example {names[0]}={argument}.")
+            raise DualsegError(f"{key}: no such key of {command}.{nearest(key, names)}")
         if not text:
             raise DualsegError(f"{argument}: has no value; write {key}=...")
         kind_of_value = _without_none(hints[key])

@@ -107,7 +107,7 @@ def test_help_answers_at_once(tmp_path, module, said):
         ("train", ["+data.source.foo=1"], "data.source.foo: no such configuration key"),
         ("audit", ["data.labelled=4"], "Did you mean data.labeled?"),
         ("evaluate", ["run=none"], "none: no run folder"),
-        ("evaluate", ["none"], "Write key=value, for example run=none"),
+        ("evaluate", ["none"], "write key=value, for example run=none"),
     ],
 )
 def test_mistakes_in_the_configuration_answer_at_once(tmp_path, module, words, said):

@@ -133,8 +133,8 @@ def test_keys_with_a_dot_are_others_where_the_command_takes_them() -> None:
     for argument, message in (
         ("data.stride=[9,9", r"data.stride=\[9,9: cannot be read; write a list as data.stride="),
         ("changes=1", "changes: no such key"),
-        ("none", "Write key=value, for example run=none"),
-        ("data.stride", "Write key=value, for example run=data.stride"),
+        ("none", "write key=value, for example run=none"),
+        ("data.stride", "write key=value, for example run=data.stride"),
     ):
         with pytest.raises(DualsegError, match=message):
             read_arguments(WithOthers, ["run=r", argument], "toy")

@@ -78,7 +78,7 @@ def report_study(what: list[str], runs: Path, output: Path | None) -> None:
         output = output or sweep.path
     elif len(what) > 1 or (what[0] not in study_names() and Path(what[0]).is_dir()):
         if output is None:
-            raise DualsegError("--output DIR is required with run folders: where the tables of these runs belong.")
+            raise DualsegError("output=DIR is required with run folders: where the tables of these runs belong.")
         study, members = loose_study(output.resolve().name, map(Path, what))
     else:
         study = find_study(what[0], runs)
@@ -103,7 +103,7 @@ def report_study(what: list[str], runs: Path, output: Path | None) -> None:
 def _sweeps_of(study: str, runs: Path) -> str:
     """The folders of a study's sweeps, in words."""
     found = sorted(str(path.parent) for path in (runs / "sweeps").glob(f"{study}-*/sweep.json"))
-    return ", ".join(found) or f"{runs / 'sweeps' / study}-DATASET, of which there is none (--runs DIR: where it is)"
+    return ", ".join(found) or f"{runs / 'sweeps' / study}-DATASET, of which there is none (runs=DIR: where it is)"
 
 
 def report_status(sweep: str, runs: Path) -> None:

@@ -41,36 +41,30 @@ def run_with_hydra(
     if help_text is not None and {*HELP} & {*sys.argv[1:]}:
         print(help_text)
         return
-    guarded(lambda: _compose(task, config_name, in_sweep, out_of_memory, options), out_of_memory)
 
+    def compose() -> None:
+        import hydra
+        from hydra.core.hydra_config import HydraConfig
+        from hydra.types import RunMode
 
-def _compose(
-    task: Callable[..., Any],
-    config_name: str,
-    in_sweep: Callable[[Any], Any] | None,
-    out_of_memory: str,
-    options: "type[DataclassInstance] | None",
-) -> None:
-    import hydra
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
+        if in_sweep is None and {"-m", "--multirun"} & {*sys.argv[1:]}:
+            raise DualsegError("-m: this command takes one configuration at a time; leave it out.")
+        more = []
+        if options is not None:
+            own, sys.argv[1:] = split_arguments(options, sys.argv[1:])
+            more.append(read_arguments(options, own, " ".join(program())))
+        sys.argv[1:] = _flags_first(sys.argv[1:])
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through to `guarded`
 
-    if in_sweep is None and {"-m", "--multirun"} & {*sys.argv[1:]}:
-        raise DualsegError("-m: this command takes one configuration at a time; leave it out.")
-    more = []
-    if options is not None:
-        own, sys.argv[1:] = split_arguments(options, sys.argv[1:])
-        more.append(read_arguments(options, own, " ".join(program())))
-    sys.argv[1:] = _flags_first(sys.argv[1:])
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through to `guarded`
+        def job(config: Any) -> Any:
+            if in_sweep is not None and HydraConfig.get().mode == RunMode.MULTIRUN:
+                return in_sweep(config)
+            # guarded inside as well: Hydra prints a line of its own about what leaves the task
+            return guarded(lambda: task(config, *more), out_of_memory)
 
-    def job(config: Any) -> Any:
-        if in_sweep is not None and HydraConfig.get().mode == RunMode.MULTIRUN:
-            return in_sweep(config)
-        # guarded inside as well: Hydra prints a line of its own about what leaves the task
-        return guarded(lambda: task(config, *more), out_of_memory)
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(job)()
 
-    hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(job)()
+    guarded(compose, out_of_memory)
 
 
 def _flags_first(arguments: list[str]) -> list[str]:

@@ -7,10 +7,10 @@ import pytorch_lightning as pl
 from hydra import compose, initialize_config_dir
 
 from dualseg import assembly
+from dualseg.command.quiet import quiet
 from dualseg.configuration import conf_dir
 from dualseg.data import SemiSupervisedDataModule
 from dualseg.methods import SegmentationMethod
-from dualseg.quiet import quiet
 from dualseg.runs import provenance
 from dualseg.runs.folder import RunFolder
 from dualseg.runs.settings import resolve

@@ -1,5 +1,5 @@
 """Write docs/reference.md: every configuration key, from conf/, the classes it builds and dualseg/runs/settings.py; and
-the words of the other commands, from their tables.
+the options of the other commands.
 
 A key is described by the comment on its line in conf/, else by one on the same key of another option of its group,
 else by the docstring of the class that takes it. One that has none of these is an error: the page has no gaps.
@@ -7,8 +7,8 @@ else by the docstring of the class that takes it. One that has none of these is 
 
 import inspect
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -16,13 +16,14 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import yaml
 from hydra.utils import get_object
 
+from dualseg.command.grammar import default_text, is_required
+from dualseg.command.help import described
 from dualseg.data import SemiSupervisedDataModule
-from dualseg.exporting import words as export
+from dualseg.export import ExportOptions
 from dualseg.methods import SegmentationMethod
-from dualseg.prediction import words as predict
-from dualseg.preparation import words as prepare
+from dualseg.prediction.options import PredictionOptions
+from dualseg.prepare import PreparationOptions
 from dualseg.runs import settings
-from dualseg.words import Word
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
@@ -42,11 +43,15 @@ PACKAGE = re.compile(r"^# @package (\S+)$", re.MULTILINE)
 HEAD = """# Configuration keys
 
 Written by `docs/reference.py` from `conf/` and the code; change those, not this page.
-[configuration.md](configuration.md) says how options are chosen and keys changed. At the end stand the words of
+[configuration.md](configuration.md) says how options are chosen and keys changed. At the end stand the options of
 [dualseg-predict](#dualseg-predict), [dualseg-prepare](#dualseg-prepare) and [dualseg-export](#dualseg-export);
 dualseg-check, which has a [page=FILE](check.md) of its own, and dualseg-plan take the keys of dualseg-train.
 """
-COMMANDS = {"dualseg-predict": predict.KEYS, "dualseg-prepare": prepare.KEYS, "dualseg-export": export.KEYS}
+COMMANDS = {
+    "dualseg-predict": PredictionOptions,
+    "dualseg-prepare": PreparationOptions,
+    "dualseg-export": ExportOptions,
+}
 
 
 @dataclass(frozen=True)
@@ -106,20 +111,8 @@ def summary_of(file: Path) -> str:
 
 def arguments_of(taken_by: Any) -> dict[str, str]:
     """Argument -> its text in the Args section of a docstring in Google's style; of classes, the bases' too."""
-    described: dict[str, str] = {}
-    for owner in reversed(inspect.getmro(taken_by)) if inspect.isclass(taken_by) else [taken_by]:
-        lines = (inspect.getdoc(owner) or "").partition("Args:\n")[2].splitlines()
-        names: list[str] = []
-        for line in lines:
-            if line and not line.startswith("    "):
-                break
-            entry = re.match(r"    (\w+(?:, \w+)*): (.*)", line)
-            if entry:
-                names = entry[1].split(", ")
-                described.update(dict.fromkeys(names, entry[2]))
-            elif line.strip():
-                described.update({name: f"{described[name]} {line.strip()}" for name in names})
-    return described
+    owners = reversed(inspect.getmro(taken_by)) if inspect.isclass(taken_by) else [taken_by]
+    return {name: text for owner in owners for name, text in described(inspect.getdoc(owner) or "", "Args").items()}
 
 
 def unlisted(taken_by: Any, listed: set[str]) -> list[Key]:
@@ -230,12 +223,14 @@ def group_of(group: str) -> list[str]:
     return [*lines, "", *rows_of(found, len(files))] if found else lines
 
 
-def words_of(command: str, words: Mapping[str, Word]) -> list[str]:
-    """The section of a command that takes words of its own."""
+def options_of(command: str, options: Any) -> list[str]:
+    """The section of a command that has options of its own."""
     lines = [f"## {command}", "", "| key | default | meaning |", "| --- | --- | --- |"]
-    for key, word in words.items():
-        default = "required" if word.required else f"`{word.default}`" if word.default else ""
-        lines.append(f"| `{key}` | {default} | {cell(word.meaning)} |")
+    meanings = described(inspect.getdoc(options) or "", "Attributes")
+    for option in fields(options):
+        told = default_text(option)
+        default = "required" if is_required(option) else f"`{told}`" if told else ""
+        lines.append(f"| `{option.name}` | {default} | {cell(meanings[option.name])} |")
     return lines
 
 
@@ -247,7 +242,7 @@ def reference() -> str:
     """
     train = {key.path: [("", key)] for key in keys_of(CONF / "train.yaml", "")}
     sections = [["## In no group", "", *rows_of(train, 1)], *(group_of(group) for group in GROUPS)]
-    sections += [words_of(command, words) for command, words in COMMANDS.items()]
+    sections += [options_of(command, options) for command, options in COMMANDS.items()]
     return "\n".join([HEAD, "\n\n".join("\n".join(section) for section in sections), ""])
 
 

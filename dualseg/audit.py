@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from dualseg.cli import run_with_hydra
+from dualseg.command.start import run_with_hydra
 from dualseg.train import OUT_OF_MEMORY
 
 BATCHES = 3

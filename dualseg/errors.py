@@ -1,7 +1,12 @@
-"""The exceptions whose message alone a user needs to see, and what such a message may suggest."""
+"""The exceptions whose message alone a user needs to see, what it may suggest, and how a full machine is recognised."""
 
 import difflib
+import errno
+import re
 import signal
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_TOO_LITTLE = re.compile(r"out of memory|not enough memory|can't allocate memory", re.IGNORECASE)
 
 
 class DualsegError(ValueError):
@@ -29,6 +34,11 @@ class Interrupted(BaseException):
 
     def __str__(self) -> str:
         return self.message or "stopped."
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether Python, NumPy or torch could not have the memory that they asked for."""
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(_TOO_LITTLE.search(str(error))))
 
 
 def nearest(word: str, words: list[str]) -> str:

@@ -1,40 +1,62 @@
 """`dualseg-evaluate run=RUN_FOLDER [key=value ...]`: evaluate a trained run again, or several runs as one ensemble."""
 
 import sys
-import textwrap
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dualseg.cli import run_with_words
+from dualseg.command.start import run_with_arguments
 from dualseg.errors import DualsegError
-from dualseg.words import TRUST
+from dualseg.machine import bytes_of
 
 if TYPE_CHECKING:
     from dualseg.runs.folder import RunFolder
     from dualseg.runs.trusted import Trust
 
-HELP = (
-    """dualseg-evaluate run=RUN_FOLDER [run=RUN_FOLDER ...] [split=test|validation] [key=value ...]
-
-  run      a run folder; several are evaluated together, every network on its own and all as one ensemble
-  split    which cases (default: test)
-  output   folder of the evaluation (default: RUN_FOLDER/evaluations/NNN-SPLIT of the first run)
-  memory   of RAM, at most, such as 8GiB (default: what this machine or its container offers); a case that takes more
-           is named before the first one is read
-  key      changes to the first run's configuration under data, inference or trainer, for example
-           data.root=DIR  data.stride=[9,9,4]  inference.distance_unit=mm
-"""
-    + "\n".join(textwrap.wrap(f"trust    {TRUST.meaning}", 118, initial_indent="  ", subsequent_indent=" " * 11))
-    + "\n"
-)
+USAGE = "dualseg-evaluate run=RUN_FOLDER [run=RUN_FOLDER ...] [split=test|validation] [key=value ...]"
 
 OUT_OF_MEMORY = (
     "Lower inference.batch_size; on a GPU, trainer.accelerator=cpu takes RAM instead. Give less in memory=... than "
     "there is: a case that takes more is then named before the first one is read."
 )
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """What the command line asks for, read by `dualseg.command.grammar`; --help says the same.
+
+    Attributes:
+        run: a run folder; several are evaluated together, every network on its own and all as one ensemble
+        split: which cases: test or validation
+        output: folder of the evaluation (default: RUN_FOLDER/evaluations/NNN-SPLIT of the first run)
+        memory: of RAM, at most, such as 8GiB (default: what this machine or its container offers); a case that takes
+            more is named before the first one is read
+        changes: changes to the first run's configuration under data, inference or trainer, for example data.root=DIR
+            data.stride=[9,9,4] inference.distance_unit=mm
+        trust: a network or dataset of your own that the run folder names, such as my_networks.MyNet; given again for
+            each. Those of dualseg, MONAI and torch need none. Its module is run: for a folder from somebody else, give
+            it only where you know that code
+
+    Raises:
+        DualsegError: an impossible value.
+    """
+
+    run: tuple[str, ...] = field(metadata={"value": "RUN_FOLDER", "again": True})
+    split: str = "test"
+    output: str | None = None
+    memory: str | None = None
+    changes: dict[str, Any] = field(default_factory=dict, metadata={"others": True})
+    trust: tuple[str, ...] = field(default=(), metadata={"again": True})
+
+    def __post_init__(self) -> None:
+        if self.split not in ("test", "validation"):
+            raise DualsegError(f"split={self.split}: give test or validation.")
+        if self.memory is not None:
+            bytes_of("memory", self.memory)
+            self.changes["data.memory"] = self.memory
 
 
 def evaluate(
@@ -132,15 +154,15 @@ def _evaluate(
 def main() -> None:
     """Console script."""
 
-    def command(words: list[str]) -> None:
-        from dualseg.runs.evaluation import parse_words
+    def command(options: EvaluationOptions) -> None:
         from dualseg.runs.folder import RunFolder
         from dualseg.runs.tables import results_of
 
-        folder = RunFolder(evaluate(*parse_words(words)))
+        given = (list(options.run), options.split, options.output, options.changes, options.trust)
+        folder = RunFolder(evaluate(*given))
         print(f"Evaluation: {folder.path}\n{results_of(folder)}")
 
-    run_with_words(command, HELP, OUT_OF_MEMORY)
+    run_with_arguments(command, EvaluationOptions, USAGE, out_of_memory=OUT_OF_MEMORY)
 
 
 if __name__ == "__main__":

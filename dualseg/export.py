@@ -1,28 +1,53 @@
 """`dualseg-export run=RUN_FOLDER format=onnx|bundle output=DIR`: trained networks for programs without this package."""
 
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from dualseg.cli import run_with_words
-from dualseg.exporting.words import KEYS
-from dualseg.words import help_of
-
-if TYPE_CHECKING:
-    from dualseg.exporting.options import Options
+from dualseg.arguments import one_of
+from dualseg.command.start import run_with_arguments
 
 USAGE = "dualseg-export run=RUN_FOLDER format=onnx|bundle output=DIR"
 
 OUT_OF_MEMORY = "Networks are exported at data.patch_size of their run; export on a machine with more memory."
 
+FORMATS = ("onnx", "bundle")
 
-def export(options: "Options") -> Path:
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What the command line asks for, read by `dualseg.command.grammar`; --help and docs/reference.md say the same.
+
+    Attributes:
+        run: a run folder, wherever it lies; the dataset of the run is not needed
+        format: onnx: NETWORK.onnx and NETWORK.json of each network, checked against PyTorch; bundle: a MONAI Bundle,
+            which predicts scans on a machine that has MONAI alone; of runs of data=folder, brats and phantom, since
+            what la and pancreas do to a scan takes more than MONAI
+        output: a new or empty folder
+        trust: a network or dataset of your own that the run folder names, such as my_networks.MyNet; given again for
+            each. Those of dualseg, MONAI and torch need none. Its module is run: for a folder from somebody else, give
+            it only where you know that code
+
+    Raises:
+        DualsegError: an unknown format.
+    """
+
+    run: Path = field(metadata={"value": "RUN_FOLDER"})
+    format: str = field(metadata={"value": "|".join(FORMATS)})
+    output: Path = field(metadata={"value": "DIR"})
+    trust: tuple[str, ...] = field(default=(), metadata={"again": True})
+
+    def __post_init__(self) -> None:
+        one_of("format", self.format, FORMATS)
+
+
+def export(options: ExportOptions) -> Path:
     """Write the folder; returns it.
 
     Raises:
         DualsegError: whatever the user can mend; nothing is then written.
     """
     from dualseg.exporting.folder import check_output, new_folder
-    from dualseg.exporting.options import check_packages
+    from dualseg.exporting.packages import check_packages
     from dualseg.runs.folder import RunFolder
     from dualseg.runs.preprocessing import scan_source
     from dualseg.runs.trusted import Trust
@@ -41,7 +66,7 @@ def export(options: "Options") -> Path:
     from dualseg.assembly import build_predictor
     from dualseg.exporting.bundle import write_bundle
     from dualseg.exporting.networks import describe
-    from dualseg.prediction.options import Options as Prediction
+    from dualseg.prediction.options import PredictionOptions as Prediction
 
     # as dualseg-predict has them, unless it is told otherwise
     cpu = torch.device("cpu")
@@ -59,13 +84,9 @@ def export(options: "Options") -> Path:
 
 def main() -> None:
     """Console script."""
-
-    def command(words: list[str]) -> None:
-        from dualseg.exporting.options import parse_words
-
-        print(f"Exported: {export(parse_words(words))}")
-
-    run_with_words(command, help_of(USAGE, KEYS), OUT_OF_MEMORY)
+    run_with_arguments(
+        lambda options: print(f"Exported: {export(options)}"), ExportOptions, USAGE, out_of_memory=OUT_OF_MEMORY
+    )
 
 
 if __name__ == "__main__":

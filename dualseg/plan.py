@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from dualseg.cli import run_with_hydra
+from dualseg.command.start import run_with_hydra
 
 HELP = """dualseg-plan data=folder data.root=DIR [any words of dualseg-train; see dualseg-train --help]
 

@@ -6,15 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dualseg.cli import run_with_words
+from dualseg.command.start import run_with_arguments
 from dualseg.errors import DualsegError
-from dualseg.prediction.words import KEYS, OUT_OF_MEMORY
+from dualseg.prediction.options import OUT_OF_MEMORY, PredictionOptions
 from dualseg.signals import resumable
-from dualseg.words import help_of
 
 if TYPE_CHECKING:
     from dualseg.data.volumes import VolumeSource
-    from dualseg.prediction.options import Options
     from dualseg.prediction.outputs import PredictionFolder
     from dualseg.runs.folder import RunFolder
     from dualseg.runs.trusted import Trust
@@ -23,7 +21,7 @@ USAGE = "dualseg-predict run=RUN_FOLDER [run=RUN_FOLDER ...] input=PATH [PATH ..
 NOTE = "A scan that fails, or may be one and is not read, does not stop the others; the exit code is then 2."
 
 
-def predict(options: "Options") -> Path:
+def predict(options: PredictionOptions) -> Path:
     """Predict every scan that the folder does not have yet; returns the folder with what was written.
 
     Raises:
@@ -68,7 +66,7 @@ def predict(options: "Options") -> Path:
 
 
 def _predict(
-    options: "Options",
+    options: PredictionOptions,
     runs: "Sequence[RunFolder]",
     sources: "Sequence[VolumeSource]",
     trust: "Trust",
@@ -100,7 +98,7 @@ def _predict(
         print(f"{len(scans) - len(todo)} of {len(scans)} scans are predicted already")
     if todo:
         from dualseg import assembly
-        from dualseg.prediction.work import begin, device_of, predict_scans
+        from dualseg.prediction.scan_loop import begin, device_of, predict_scans
 
         device = device_of(options.device)
         record.check_device(str(device))
@@ -130,13 +128,13 @@ def _predict(
 
 def main() -> None:
     """Console script."""
-
-    def command(words: list[str]) -> None:
-        from dualseg.prediction.options import parse_words
-
-        print(f"Predictions: {predict(parse_words(words))}")
-
-    run_with_words(command, help_of(USAGE, KEYS, NOTE), OUT_OF_MEMORY)
+    run_with_arguments(
+        lambda options: print(f"Predictions: {predict(options)}"),
+        PredictionOptions,
+        USAGE,
+        note=NOTE,
+        out_of_memory=OUT_OF_MEMORY,
+    )
 
 
 if __name__ == "__main__":

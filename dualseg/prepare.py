@@ -1,16 +1,16 @@
 """`dualseg-prepare data=la|pancreas|brats raw=DIR out=DIR`: from what one downloads to what training reads."""
 
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dualseg.cli import run_with_words
+from dualseg.command.start import run_with_arguments
 from dualseg.errors import DualsegError
-from dualseg.preparation.words import KEYS
 from dualseg.signals import resumable
-from dualseg.words import help_of
 
 if TYPE_CHECKING:
-    from dualseg.preparation.options import Options
-    from dualseg.preparation.work import Outcome
+    from dualseg.preparation.case_loop import Outcome
 
 USAGE = "dualseg-prepare data=la|pancreas|brats raw=DIR out=DIR [key=value ...]"
 NOTE = "A case that fails does not stop the others; the exit code is then 2, and the same command goes on where it was."
@@ -18,19 +18,54 @@ NOTE = "A case that fails does not stop the others; the exit code is then 2, and
 OUT_OF_MEMORY = "Lower workers=..., and give the same command again; finished cases are kept."
 
 
-def prepare(options: "Options") -> "Outcome":
+@dataclass(frozen=True)
+class PreparationOptions:
+    """What the command line asks for, read by `dualseg.command.grammar`; --help and docs/reference.md say the same.
+
+    Attributes:
+        data: la: folders CASE/lgemri.nrrd + laendo.nrrd; pancreas: DICOM series + label00NN.nii.gz; brats:
+            CASE_flair.nii.gz ... CASE_seg.nii.gz; anywhere below raw
+        raw: folder of the download; nothing in it is changed
+        out: folder to train from (data.root); cases that are finished there are kept
+        crop: ground_truth: around the label, the usual protocol (default of la and pancreas); foreground: by intensity
+            alone, as a new scan is cropped (default and only choice of brats)
+        workers: processes (default: one for each core; a CT takes 2 GB of memory in each)
+        modalities: brats: channels, of [flair,t1,t1ce,t2]
+        regions: brats: true: necrotic core, edema and enhancing tumour are trained, and whole tumour, tumour core and
+            enhancing tumour, their unions, scored
+
+    Raises:
+        DualsegError: an impossible value.
+    """
+
+    data: str = field(metadata={"value": "la|pancreas|brats"})
+    raw: Path = field(metadata={"value": "DIR"})
+    out: Path = field(metadata={"value": "DIR"})
+    crop: str | None = None
+    workers: int | None = None
+    modalities: tuple[str, ...] = ("flair",)
+    regions: bool = False
+
+    def __post_init__(self) -> None:
+        if self.workers is not None and self.workers < 1:
+            raise DualsegError(f"workers={self.workers}: give a number of processes, 1 or more.")
+
+
+def prepare(options: PreparationOptions) -> "Outcome":
     """Prepare a dataset, write and print the summary.
 
     Raises:
         DualsegError: whatever the user can mend, before the first case; or, after all others, cases have failed.
     """
     from dualseg.data.dicom import left_out_line
+    from dualseg.preparation.case_loop import prepare_dataset
+    from dualseg.preparation.datasets import preparation_of
     from dualseg.preparation.summary import write_summary
-    from dualseg.preparation.work import prepare_dataset
 
-    preparation, out = options.preparation, options.out
+    preparation = preparation_of(options.data, options.crop, options.modalities, options.regions)
+    out = options.out
     with resumable("What is prepared is kept: give the same command again to go on."):
-        outcome = prepare_dataset(preparation, options.raw, out, options.workers)
+        outcome = prepare_dataset(preparation, options.raw, out, options.workers or _cores())
     if outcome.finished:
         print(write_summary(out / "summary.csv", preparation, out, outcome.finished))
     kept = f", {outcome.kept} of them before" if outcome.kept else ""
@@ -46,7 +81,7 @@ def prepare(options: "Options") -> "Outcome":
     return outcome
 
 
-def _complain(outcome: "Outcome", options: "Options") -> None:
+def _complain(outcome: "Outcome", options: PreparationOptions) -> None:
     for problem in outcome.problems:
         print(problem)
     complaints = []
@@ -66,15 +101,13 @@ def _some(cases: list[str]) -> str:
     return f"{len(cases)} case{'s' * (len(cases) > 1)} ({names})"
 
 
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def main() -> None:
     """Console script."""
-
-    def command(words: list[str]) -> None:
-        from dualseg.preparation.options import parse_words
-
-        prepare(parse_words(words))
-
-    run_with_words(command, help_of(USAGE, KEYS, NOTE), OUT_OF_MEMORY)
+    run_with_arguments(prepare, PreparationOptions, USAGE, note=NOTE, out_of_memory=OUT_OF_MEMORY)
 
 
 if __name__ == "__main__":

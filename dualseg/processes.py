@@ -1,4 +1,4 @@
-"""The processes of one run: how many, which of them this one is, and how a rank ends. No torch at import."""
+"""The processes of a run: how they are called, how many, which of them this is, how a rank ends. No torch at import."""
 
 import os
 import re
@@ -24,6 +24,14 @@ def python_of(module: str) -> list[str]:
     """
     looks_here = sys.path[:1] in ([""], [str(Path.cwd())])  # this one was started by -m itself
     return [sys.executable, *([] if looks_here else ["-P"]), "-m", module]
+
+
+def program() -> list[str]:
+    """How this command was called, without its arguments: dualseg-train, dualseg train, python -m dualseg.train."""
+    called = Path(sys.argv[0])
+    if called.suffix == ".py":
+        return ["python", "-m", "dualseg" if called.stem == "__main__" else f"dualseg.{called.stem}"]
+    return called.name.split()
 
 
 def in_group() -> bool:

@@ -1,35 +1,55 @@
 """`dualseg-report`: run folders -> something to read: a run's page, a study's tables and page, how far a sweep is."""
 
-import argparse
-import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from dualseg.cli import guarded
+from dualseg.command.start import Subcommand, run_subcommand, run_with_arguments
 from dualseg.errors import DualsegError
 from dualseg.files import read_json
 
 
-def main() -> None:
-    """Console script."""
-    parser = argparse.ArgumentParser(prog="dualseg-report", description="Run folders -> pages to read.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("run", help="one self-contained HTML page of a run")
-    run.add_argument("run", type=Path, metavar="RUN_FOLDER")
-    run.add_argument("--output", type=Path, default=None, help="where to write it (default: RUN_FOLDER/report.html)")
-    run.set_defaults(report=lambda given: report_run(given.run, given.output))
-    study = commands.add_parser("study", help="tables, figures, comparisons and a page of many runs")
-    what = "a study of conf/sweep, a sweep in --runs, such as one of a study of your own, or any number of run folders"
-    study.add_argument("what", nargs="+", metavar="STUDY", help=what)
-    study.add_argument("--runs", type=Path, default=Path("runs"), help="where the study's runs are (default: runs)")
-    where = "folder to write into (default: experiments/STUDY; of a verdict, the folder of its sweep)"
-    study.add_argument("--output", type=Path, default=None, help=where)
-    study.set_defaults(report=lambda given: report_study(given.what, given.runs, given.output))
-    status = commands.add_parser("status", help="how far the runs of a sweep are")
-    status.add_argument("sweep", metavar="SWEEP", help="a study, or the name or folder of a sweep")
-    status.add_argument("--runs", type=Path, default=Path("runs"), help="folder of run folders (default: runs)")
-    status.set_defaults(report=lambda given: report_status(given.sweep, given.runs))
-    arguments = parser.parse_args(sys.argv[1:])
-    guarded(lambda: arguments.report(arguments))
+@dataclass(frozen=True)
+class RunReportOptions:
+    """What `dualseg-report run` is asked for, read by `dualseg.command.grammar`; --help says the same.
+
+    Attributes:
+        run: a run folder
+        output: file to write (default: RUN_FOLDER/report.html)
+    """
+
+    run: Path = field(metadata={"value": "RUN_FOLDER", "positional": True})
+    output: Path | None = None
+
+
+@dataclass(frozen=True)
+class StudyOptions:
+    """What `dualseg-report study` is asked for.
+
+    Attributes:
+        study: a study of conf/sweep, a sweep in runs, such as one of a study of your own, or any number of run folders
+        runs: where the study's runs are
+        output: folder to write into (default: experiments/STUDY; of a verdict, the folder of its sweep)
+    """
+
+    study: tuple[str, ...] = field(metadata={"value": "STUDY", "positional": True, "again": True})
+    runs: Path = Path("runs")
+    output: Path | None = None
+
+
+@dataclass(frozen=True)
+class StatusOptions:
+    """What `dualseg-report status` is asked for.
+
+    Attributes:
+        sweep: a study, or the name or folder of a sweep
+        runs: folder of run folders
+    """
+
+    sweep: str = field(metadata={"value": "SWEEP", "positional": True})
+    runs: Path = Path("runs")
 
 
 def report_run(run: Path, output: Path | None) -> None:
@@ -58,7 +78,7 @@ def report_study(what: list[str], runs: Path, output: Path | None) -> None:
         output = output or sweep.path
     elif len(what) > 1 or (what[0] not in study_names() and Path(what[0]).is_dir()):
         if output is None:
-            raise DualsegError("--output DIR is required with run folders: where the tables of these runs belong.")
+            raise DualsegError("output=DIR is required with run folders: where the tables of these runs belong.")
         study, members = loose_study(output.resolve().name, map(Path, what))
     else:
         study = find_study(what[0], runs)
@@ -83,7 +103,7 @@ def report_study(what: list[str], runs: Path, output: Path | None) -> None:
 def _sweeps_of(study: str, runs: Path) -> str:
     """The folders of a study's sweeps, in words."""
     found = sorted(str(path.parent) for path in (runs / "sweeps").glob(f"{study}-*/sweep.json"))
-    return ", ".join(found) or f"{runs / 'sweeps' / study}-DATASET, of which there is none (--runs DIR: where it is)"
+    return ", ".join(found) or f"{runs / 'sweeps' / study}-DATASET, of which there is none (runs=DIR: where it is)"
 
 
 def report_status(sweep: str, runs: Path) -> None:
@@ -92,6 +112,35 @@ def report_status(sweep: str, runs: Path) -> None:
     from dualseg.sweeps.timing import status
 
     print(status(Sweep.existing(sweep, runs)))
+
+
+def main() -> None:
+    """Console script."""
+
+    def command(summary: str, usage: str, options: Any, task: Callable[[Any], None]) -> Subcommand:
+        return Subcommand(summary, partial(run_with_arguments, task, options, f"dualseg-report {usage}", summary))
+
+    commands = {
+        "run": command(
+            "one self-contained HTML page of a run",
+            "run RUN_FOLDER [output=FILE]",
+            RunReportOptions,
+            lambda given: report_run(given.run, given.output),
+        ),
+        "study": command(
+            "tables, figures, comparisons and a page of many runs",
+            "study STUDY|SWEEP|RUN_FOLDER ... [runs=DIR] [output=DIR]",
+            StudyOptions,
+            lambda given: report_study(list(given.study), given.runs, given.output),
+        ),
+        "status": command(
+            "how far the runs of a sweep are",
+            "status SWEEP [runs=DIR]",
+            StatusOptions,
+            lambda given: report_status(given.sweep, given.runs),
+        ),
+    }
+    run_subcommand("dualseg-report COMMAND: run folders -> pages to read.", commands)
 
 
 if __name__ == "__main__":

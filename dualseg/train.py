@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dualseg.cli import run_with_hydra
+from dualseg.command.start import run_with_hydra
 from dualseg.processes import as_rank
 from dualseg.signals import resumable
 from dualseg.sweeps.job import run_job

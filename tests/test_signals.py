@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from dualseg import cli, evaluate, signals, train
+from dualseg import evaluate, signals, train
+from dualseg.command.failures import guarded
 from dualseg.data.reading import VolumeReader
 from dualseg.errors import Interrupted
 from dualseg.methods import DualNetwork, NetworkEvaluation
@@ -59,7 +60,7 @@ def in_python(code: str, seconds: float = 60, **environment: str) -> subprocess.
 @pytest.mark.parametrize("number", STOPS)
 def test_every_command_ends_with_the_signals_code(number, capsys):
     with pytest.raises(SystemExit) as stop:
-        cli.guarded(lambda: signal.raise_signal(number))
+        guarded(lambda: signal.raise_signal(number))
     assert stop.value.code == 128 + number
     assert capsys.readouterr().err == "stopped.\n"
 
@@ -159,7 +160,7 @@ def test_a_signal_waits_until_a_new_process_can_answer():
     code = """
 import os, signal, sys
 os.kill(os.getpid(), signal.SIGTERM)
-from dualseg.cli import guarded
+from dualseg.command.failures import guarded
 guarded(lambda: None)
 """
     with held_back():

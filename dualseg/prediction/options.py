@@ -1,116 +1,72 @@
-"""The words of `dualseg-predict`. No torch here: a mistake must answer at once."""
+"""What `dualseg-predict` can be asked for. No torch here: a mistake must answer at once."""
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from dualseg.errors import DualsegError, nearest
+from dualseg.errors import DualsegError
 from dualseg.machine import bytes_of
-from dualseg.prediction.words import KEYS
+
+OUT_OF_MEMORY = "Give less memory=..., so that more lies on disk meanwhile, or another device=..."
 
 
 @dataclass(frozen=True)
-class Options:
-    """What the command line asks for: `KEYS` says what each means. `memory` is in bytes."""
+class PredictionOptions:
+    """What the command line asks for, read by `dualseg.command.grammar`; --help and docs/reference.md say the same.
 
-    run: tuple[str, ...]
-    input: tuple[str, ...]
-    output: Path
+    Attributes:
+        run: a run folder, wherever it lies, or the folder of a verdict's sweep: its recommended runs; given again, as
+            for seeds or folds, all networks are one ensemble: the probabilities of each are brought to the scan's grid
+            and averaged there
+        input: files (NIfTI, NRRD, MetaImage, .img with .hdr), folders of them, folders of DICOM series; the dataset of
+            the run is not needed
+        output: a new or empty folder: labels/, summary.csv, prediction.json; or that of the same command, which then
+            goes on
+        overlap: share of a window that its neighbour covers again, 0 to below 1; a protocol's evaluation has its own,
+            dense stride
+        mirror: true: average over the eight mirror images of each window, in eight times the time
+        probabilities: true: also write probabilities/, the mean of the networks
+        uncertainty: true: also write entropy/ and disagreement/
+        report: true: also write report.html, a page to look through the scans, the uncertain ones first
+        keep_largest: classes, such as [liver,spleen], all or none, of which only the largest connected component is
+            kept; of the runs that a verdict recommends by itself what it decided
+        memory: of RAM, at most: what does not fit lies in unnamed files of output until the scan is done; same result
+        device: auto, cpu, cuda, cuda:N
+        identifiers: true: outputs of DICOM series may be named after the patient and the folder
+        trust: a network or dataset of your own that the run folder names, such as my_networks.MyNet; given again for
+            each. Those of dualseg, MONAI and torch need none. Its module is run: for a folder from somebody else, give
+            it only where you know that code
+
+    Raises:
+        DualsegError: an impossible value.
+    """
+
+    run: tuple[str, ...] = field(metadata={"value": "RUN_FOLDER", "again": True})
+    input: tuple[str, ...] = field(metadata={"value": "SCAN", "again": True, "positional": True})
+    output: Path = field(metadata={"value": "DIR"})
     overlap: float = 0.5
     mirror: bool = False
     probabilities: bool = False
     uncertainty: bool = False
     report: bool = False
     keep_largest: tuple[str, ...] | None = None
-    memory: int = 8 * 2**30
+    memory: str = "8GiB"
     device: str = "auto"
     identifiers: bool = False
-    trust: tuple[str, ...] = ()
+    trust: tuple[str, ...] = field(default=(), metadata={"again": True})
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.overlap < 1:
+            raise DualsegError(f"overlap={self.overlap:g}: give a number from 0 to below 1.")
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+            raise DualsegError(f"device={self.device}: give auto, cpu, cuda or cuda:N.")
+        bytes_of("memory", self.memory)
 
-def parse_words(words: Sequence[str]) -> Options:
-    """key=value words -> Options; a word without a key is one more input, so that a shell's `*` can be used.
-
-    Raises:
-        DualsegError: an unknown key, an impossible value, or run, input or output is missing.
-    """
-    given: dict[str, Any] = {key: [] for key in SEVERAL}
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not equals:
-            key, value = "input", word
-        if key not in READERS:
-            raise DualsegError(f"{key}: no such key of dualseg-predict.{nearest(key, list(READERS))}")
-        if key in SEVERAL:
-            given[key].append(READERS[key](key, value))
-        elif key in given:
-            raise DualsegError(f"{key}: is given twice.")
-        else:
-            given[key] = READERS[key](key, value)
-    for key, word_of in KEYS.items():
-        if word_of.required and not given.get(key):
-            raise DualsegError(f"{key}={word_of.required} is required.")
-    return Options(**{**given, **{key: tuple(given[key]) for key in SEVERAL}})
-
-
-def _text(key: str, value: str) -> str:
-    if not value:
-        raise DualsegError(f"{key}=: has no value.")
-    return value
-
-
-def _path(key: str, value: str) -> Path:
-    return Path(_text(key, value)).expanduser()
-
-
-def _switch(key: str, value: str) -> bool:
-    if value not in ("true", "false"):
-        raise DualsegError(f"{key}={value}: give true or false.")
-    return value == "true"
-
-
-def _overlap(key: str, value: str) -> float:
-    try:
-        number = float(value)
-    except ValueError:
-        number = -1.0
-    if not 0 <= number < 1:
-        raise DualsegError(f"{key}={value}: give a number from 0 to below 1.")
-    return number
-
-
-def _device(key: str, value: str) -> str:
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
-        raise DualsegError(f"{key}={value}: give auto, cpu, cuda or cuda:N.")
-    return value
-
-
-def _names(key: str, value: str) -> tuple[str, ...]:
-    names = tuple(name.strip() for name in value.strip("[]").split(","))
-    if not all(names):
-        raise DualsegError(f"{key}={value}: give names of classes such as [liver,spleen], or all.")
-    return names
-
-
-READERS = {
-    "run": _text,
-    "input": _text,
-    "output": _path,
-    "overlap": _overlap,
-    "mirror": _switch,
-    "probabilities": _switch,
-    "uncertainty": _switch,
-    "report": _switch,
-    "keep_largest": _names,
-    "memory": bytes_of,
-    "device": _device,
-    "identifiers": _switch,
-    "trust": _text,
-}
-SEVERAL = ("run", "input", "trust")  # keys that may be given again
-assert READERS.keys() == KEYS.keys() == {field.name for field in fields(Options)}
+    @property
+    def memory_limit(self) -> int:
+        """`memory` in bytes."""
+        return bytes_of("memory", self.memory)
 
 
 def classes_to_clean(keep_largest: Sequence[str], class_names: Sequence[str]) -> list[int]:

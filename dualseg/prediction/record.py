@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dualseg.errors import DualsegError
 from dualseg.files import read_object, write_json
 from dualseg.prediction.names import NAMELESS
-from dualseg.prediction.options import Options
+from dualseg.prediction.options import PredictionOptions
 from dualseg.prediction.origin import Entry, Origin, origin_of
 from dualseg.prediction.review import Row
 from dualseg.runs.evaluation import checkpoints_of
@@ -29,7 +29,7 @@ OF_A_RUN = (
 SAME_MAPS = ("memory", "device")  # settings that may change: out of memory, a prediction goes on with less
 
 
-def made_by(options: Options, runs: Sequence[RunFolder], class_names: Sequence[str]) -> dict[str, Any]:
+def made_by(options: PredictionOptions, runs: Sequence[RunFolder], class_names: Sequence[str]) -> dict[str, Any]:
     """What decides the maps. Neither inputs nor the command line, which may name patients."""
     digests = []
     for run in runs:
@@ -43,7 +43,7 @@ def made_by(options: Options, runs: Sequence[RunFolder], class_names: Sequence[s
         "predicted_by": checkpoints_of(runs),
         "run_settings_sha256": digests,
         "labels": {name: value for value, name in enumerate(class_names)},
-        "settings": {**settings, "keep_largest": list(options.keep_largest or ())},
+        "settings": {**settings, "keep_largest": list(options.keep_largest or ()), "memory": options.memory_limit},
     }
 
 

@@ -1,4 +1,4 @@
-"""Evaluations of finished runs: what the command line asks for, and what is written."""
+"""Evaluations of finished runs: what may be changed, and what is written."""
 
 import shutil
 import sys
@@ -14,7 +14,6 @@ from dualseg.data.splits import split_source
 from dualseg.data.volumes import VolumeSource
 from dualseg.errors import DualsegError, nearest
 from dualseg.files import is_temporary, read_object, refuse_links, sha256_of, sweep_below, write_text
-from dualseg.machine import bytes_of
 from dualseg.record import Roles
 from dualseg.runs.cases import images_of, refuse_trained, trained_on
 from dualseg.runs.code import code_hashes, user_code
@@ -24,36 +23,6 @@ from dualseg.runs.lock import LOCK, is_locked, writing
 from dualseg.runs.trusted import Trust
 
 CHANGEABLE = ("data.", "inference.", "trainer.")
-
-
-def parse_words(words: Sequence[str]) -> tuple[list[str], str, str | None, dict[str, Any], list[str]]:
-    """key=value words -> (run folders, split, output, changes, trust). Raises: DualsegError on what is no such word."""
-    runs: list[str] = []
-    trust: list[str] = []
-    split, output = "test", None
-    changes: dict[str, Any] = {}
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not equals:
-            raise DualsegError(f"{word}: write key=value, for example run={word}.")
-        if key == "run":
-            runs.append(value)
-        elif key == "trust":
-            trust.append(value)
-        elif key == "split":
-            split = value
-        elif key == "output":
-            output = value
-        elif key == "memory":
-            bytes_of(key, value)
-            changes["data.memory"] = value
-        else:
-            changes[key] = yaml.safe_load(value)
-    if not runs:
-        raise DualsegError("run=RUN_FOLDER is required.")
-    if split not in ("test", "validation"):
-        raise DualsegError(f"split={split}: give test or validation.")
-    return runs, split, output, changes, trust
 
 
 def settings_of_evaluation(configs: Sequence[Mapping[str, Any]], changes: Mapping[str, Any]) -> dict[str, Any]:

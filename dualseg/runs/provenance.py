@@ -17,7 +17,7 @@ import torch
 from dualseg import __version__
 from dualseg.errors import DualsegError
 from dualseg.files import read_json, read_object, write_json
-from dualseg.processes import rank
+from dualseg.processes import program, rank
 
 PACKAGES = ("torch", "pytorch-lightning", "monai", "hydra-core", "torchmetrics", "numpy", "scipy")
 CODE = ("dualseg", "conf", "hydra_plugins")  # folders of which a new file may take part in a run
@@ -25,9 +25,7 @@ CODE = ("dualseg", "conf", "hydra_plugins")  # folders of which a new file may t
 
 def command_line() -> str:
     """The command that started this process, as one would type it."""
-    program = Path(sys.argv[0])
-    words = ["python", "-m", f"dualseg.{program.stem}"] if program.suffix == ".py" else [program.name]
-    return shlex.join([*words, *sys.argv[1:]])
+    return shlex.join([*program(), *sys.argv[1:]])
 
 
 def resume_command() -> str:

@@ -116,7 +116,7 @@ def sweep(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
     if study and study.verdict:
         _report(target)
     elif study:
-        print(f"Tables and figures: dualseg-report study {study.name} --runs {config.output}")
+        print(f"Tables and figures: dualseg-report study {study.name} runs={config.output}")
     return []
 
 

@@ -20,7 +20,7 @@ def serve() -> None:
     import dualseg.evaluate
     import dualseg.export
     import dualseg.predict
-    import dualseg.prediction.work
+    import dualseg.prediction.scan_loop
     import dualseg.prepare
     import dualseg.report
     import dualseg.reporting.studies

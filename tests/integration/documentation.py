@@ -29,6 +29,8 @@ def commands_of(page: Path) -> list[list[str]]:
             words = shlex.split(line.removeprefix(indent), comments=True)
             while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
                 words.pop(0)
+            if words and words[0] == "dualseg":  # dualseg train is dualseg-train
+                words[:2] = [f"dualseg-{words[1]}"]
             if words:
                 found.append(words)
     return found

@@ -119,7 +119,7 @@ def test_a_page_is_written_where_something_is_wrong_as_well(words, tmp_path, com
 def test_words_of_which_no_page_can_be_made(words, tmp_path, command):
     file = tmp_path / "pool.html"
     command(dualseg.check.main, *words, f"page={file}", f"page={file}").complains("page", "twice")
-    command(dualseg.check.main, *words, "page=").complains("page", "give a file")
+    command(dualseg.check.main, *words, "page=").complains("page=: has no value")
     command(dualseg.check.main, *words, f"page={tmp_path}").complains("page", tmp_path, "give a file")
     command(dualseg.check.main, *words, "data.labeled=null", f"page={file}").complains("page", "data.labeled")
     assert not file.exists()

@@ -17,14 +17,16 @@ from documentation import DOCS, PAGES, ROOT, block_after, commands_of, write_own
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-import dualseg.exporting.options
-import dualseg.prediction.options
-import dualseg.preparation.options
 import dualseg.report
-from dualseg.check import pages_and_words
+from dualseg.check import CheckOptions
+from dualseg.command.grammar import read_arguments, split_arguments
 from dualseg.configuration import conf_dir
+from dualseg.evaluate import EvaluationOptions
+from dualseg.export import ExportOptions
+from dualseg.prediction.options import PredictionOptions
+from dualseg.prepare import PreparationOptions
 from dualseg.runs.checkpoints import network_states, read_checkpoint
-from dualseg.runs.evaluation import parse_words, settings_of_evaluation
+from dualseg.runs.evaluation import settings_of_evaluation
 from dualseg.runs.settings import resolve
 from dualseg.sweeps.study import read_study
 
@@ -110,23 +112,23 @@ def test_every_command_of_the_documentation_is_right(
 ) -> None:
     name, arguments = words[0].removeprefix(".venv/bin/"), words[1:]
     if name in ("dualseg-train", "dualseg-audit", "dualseg-check", "dualseg-plan"):
-        check_composes(pages_and_words(arguments)[1] if name == "dualseg-check" else arguments, own_files)
+        check_composes(split_arguments(CheckOptions, arguments)[1] if name == "dualseg-check" else arguments, own_files)
     elif name == "dualseg-evaluate":
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
             trained = resolve(compose("train"))
-        runs, _, _, changes, _ = parse_words(arguments)
-        settings_of_evaluation([trained] * len(runs), changes)
+        options = read_arguments(EvaluationOptions, arguments, name)
+        settings_of_evaluation([trained] * len(options.run), options.changes)
     elif name == "dualseg-predict":
-        dualseg.prediction.options.parse_words(arguments)
+        read_arguments(PredictionOptions, arguments, name)
     elif name == "dualseg-export":
-        dualseg.exporting.options.parse_words(arguments)
+        read_arguments(ExportOptions, arguments, name)
     elif name == "dualseg-report":
         monkeypatch.setattr(sys, "argv", words)
         for report in ("report_run", "report_study", "report_status"):
             monkeypatch.setattr(dualseg.report, report, lambda *arguments: None)
         dualseg.report.main()
     elif name == "dualseg-prepare":
-        dualseg.preparation.options.parse_words(arguments)
+        read_arguments(PreparationOptions, arguments, name)
     elif name == "make":
         targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         assert {word for word in arguments if "=" not in word} <= set(targets)

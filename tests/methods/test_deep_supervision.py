@@ -8,7 +8,7 @@ from method_toys import Volumes, tiny_parts
 from torch import Tensor, nn
 
 from dualseg.assembly import build_method
-from dualseg.cli import conf_dir
+from dualseg.configuration import conf_dir
 from dualseg.data.batch import Batch
 from dualseg.methods import BidirectionalCopyPaste, SegmentationMethod, Supervised, Time
 from dualseg.methods.audit import audit

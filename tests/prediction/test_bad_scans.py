@@ -12,7 +12,7 @@ import pytest
 from predict_toys import save, scene
 
 from dualseg.inference.predictor import Predictor
-from dualseg.prediction import work
+from dualseg.prediction import scan_loop
 
 AFFINE = np.diag([2.0, 2, 2, 1])
 SHAPE = (32, 30, 28)
@@ -172,13 +172,13 @@ def test_the_summary_cannot_be_written(predict, tmp_path, monkeypatch) -> None:
     """One message, after all scans had their turn."""
     for name in ("a", "z"):
         good(tmp_path / "in" / f"{name}.nii")
-    real = work._predict_scan
+    real = scan_loop._predict_scan
 
     def and_block(row, *args):
         real(row, *args)
         (tmp_path / "out" / "summary.csv").mkdir(exist_ok=True)
 
-    monkeypatch.setattr(work, "_predict_scan", and_block)
+    monkeypatch.setattr(scan_loop, "_predict_scan", and_block)
     predict(f"input={tmp_path / 'in'}").complains("summary.csv", "cannot be written")
     assert len(list((tmp_path / "out" / "labels").iterdir())) == 4
 

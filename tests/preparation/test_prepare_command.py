@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
@@ -20,15 +21,15 @@ from raw_files import lps_affine, write_brats, write_la
 from test_pancreas import write_raw
 
 from dualseg import prepare, train
+from dualseg.command.grammar import default_text, read_arguments
 from dualseg.data import BraTS2019, PancreasCT, brats2019
 from dualseg.data.brats2019 import MODALITIES
 from dualseg.data.left_atrium import case_list
-from dualseg.preparation import work
+from dualseg.preparation import case_loop
 from dualseg.preparation.brats2019 import BraTS2019Preparation
+from dualseg.preparation.datasets import DATASETS
 from dualseg.preparation.left_atrium import LeftAtriumPreparation
-from dualseg.preparation.options import DATASETS, parse_words
 from dualseg.preparation.pancreas_ct import PancreasPreparation
-from dualseg.preparation.words import KEYS
 
 CASES = case_list("train")[:12]
 AFFINE = lps_affine((0.625,) * 3, (-60.0, -75.5, 31.0))
@@ -166,14 +167,14 @@ def test_cases_that_fail_do_not_stop_the_others(raw, tmp_path, command, workers)
 
 
 def test_an_unforeseen_failure_stops_no_other_case(raw, tmp_path, command, monkeypatch):
-    real = work.prepare_case
+    real = case_loop.prepare_case
 
     def fail(preparation, case, *rest):
         if case == CASES[1]:
             raise ZeroDivisionError("no")
         real(preparation, case, *rest)
 
-    monkeypatch.setattr(work, "prepare_case", fail)
+    monkeypatch.setattr(case_loop, "prepare_case", fail)
     ended = command(prepare.main, "data=la", f"raw={raw}", f"out={tmp_path / 'out'}", "workers=1")
     ended.complains("1 case", CASES[1])
     assert "ZeroDivisionError: no" in ended.out and len(rows_of(tmp_path / "out")) == 11
@@ -259,7 +260,7 @@ def test_a_case_that_kills_its_process_is_named_and_stops_no_other(tmp_path):
     """Two are at work when it does, and another waits."""
     tasks = {f"case{n}": partial(Path.touch, tmp_path / f"case{n}") for n in range(3)}
     tasks["case1"] = partial(os._exit, 9)
-    ended = dict(work._run(tasks, 2))
+    ended = dict(case_loop._run(tasks, 2))
     assert ended.keys() == tasks.keys()
     assert [case for case, reason in ended.items() if reason] == ["case1"]
     assert "killed" in ended["case1"]
@@ -368,10 +369,12 @@ def test_mistakes_are_answered(words, complaint, tmp_path, command, monkeypatch)
 
 
 def test_the_defaults_that_help_and_docs_tell_are_true():
-    assert KEYS["data"].required == "|".join(DATASETS)
-    told = [f"{key}={word.default}" for key, word in KEYS.items() if word.default]
+    options = {option.name: option for option in fields(prepare.PreparationOptions)}
+    assert options["data"].metadata["value"] == "|".join(DATASETS)
+    told = [f"{key}={default_text(option)}" for key, option in options.items() if default_text(option)]
     words = ["data=brats", "raw=R", "out=O"]
-    assert len(told) == 2 and parse_words([*words, *told]) == parse_words(words)
+    with_and_without = [read_arguments(prepare.PreparationOptions, given, "") for given in ([*words, *told], words)]
+    assert len(told) == 2 and with_and_without[0] == with_and_without[1]
 
 
 def test_folders_that_cannot_be_used(raw, tmp_path, command, contents):

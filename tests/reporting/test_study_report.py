@@ -452,8 +452,8 @@ def test_the_command_collects_loose_runs(
     assert outcome.code == 0, outcome.err
     table = lines(tmp_path / "mine" / "table.md")
     assert {row[0] for row in table[1:]} == {"data.labeled=8", "data.labeled=4"}
-    command(dualseg.report.main, "study", one, two).complains("--output DIR is required")
-    command(dualseg.report.main, "study", one).complains("--output DIR is required")
+    command(dualseg.report.main, "study", one, two).complains("output=DIR is required")
+    command(dualseg.report.main, "study", one).complains("output=DIR is required")
 
 
 def test_bad_input(tmp_path: Path, study_run: Callable[..., Path], command: Callable[..., Any]) -> None:
@@ -515,7 +515,7 @@ def test_a_study_is_written_by_one_process_at_a_time(members: list[Member], tmp_
     monkeypatch.setattr("dualseg.runs.lock.PATIENCE", 0.1)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / ".0a1b2c3d.tmp.table.md").touch()  # of one that was killed
-    match = rf"out: is being written by process {os.getpid()} on .*--output"
+    match = rf"out: is being written by process {os.getpid()} on .*output=DIR"
     with writing(tmp_path / "out"), pytest.raises(DualsegError, match=match):
         write_study(STUDY, members, tmp_path / "out")
     write_study(STUDY, members, tmp_path / "out")

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 
-from dualseg.cli import conf_dir
+from dualseg.configuration import conf_dir
 from dualseg.errors import DualsegError
 from dualseg.runs.identity import run_name
 from dualseg.runs.settings import check_for_scans, resolve

@@ -174,7 +174,7 @@ LIVE = [
 # what Hydra's version may refuse, or what makes no file
 OTHERS = [
     payload("os.system", command="touch ../canary"),
-    payload("dualseg.cli.os.system", command="touch ../canary"),
+    payload("dualseg.processes.os.system", command="touch ../canary"),
     payload("importlib.import_module", name="evil_by_import"),
     payload("subprocess.Popen", args=TOUCH),
     payload("builtins.eval", _args_=[CODE]),
@@ -185,7 +185,7 @@ OTHERS = [
     payload("nibabel.load", filename="scan.nii.gz"),
     payload("monai.bundle.load", name="x"),
     payload("monai.bundle.config_parser.ConfigParser", config={"x": f"${CODE}"}),
-    payload("dualseg.cli.os.getcwd"),
+    payload("dualseg.processes.os.getcwd"),
     payload("dualseg.train.main"),
     payload("antigravity.geohash", latitude=0),
     payload("torch.nn.Embedding.from_pretrained", embeddings=[[1.0]]),

@@ -35,7 +35,7 @@ def write_study(study: Study, members: Iterable[Member], output: Path) -> StudyC
         DualsegError: no run is finished; a table that is there is damaged; the runs are of several datasets or units;
             another process is writing into `output`.
     """
-    with writing(output, "choose another --output DIR"):
+    with writing(output, "choose another output=DIR"):
         sweep(output)
         return _write_study(study, list(members), output)
 
@@ -118,4 +118,4 @@ def _nothing(study: Study, unfinished: Sequence[str], problems: Sequence[str]) -
         return f"{study.name}: no finished run can be read: {' '.join(problems)}"
     if unfinished:
         return f"{study.name}: no finished run; of {len(unfinished)} none is, for one {unfinished[0]}."
-    return f"{study.name}: no finished run, and no sweep of it in the folder of runs; start one, or give --runs DIR."
+    return f"{study.name}: no finished run, and no sweep of it in the folder of runs; start one, or give runs=DIR."

@@ -12,16 +12,14 @@ from typing import Any
 
 import torch
 
-from dualseg.cli import DISK_FULL, is_out_of_memory
-from dualseg.errors import DualsegError
+from dualseg.errors import DISK_FULL, DualsegError, is_out_of_memory
 from dualseg.inference.predictor import Predictor
 from dualseg.prediction.inputs import Found
-from dualseg.prediction.options import Options, classes_to_clean
+from dualseg.prediction.options import OUT_OF_MEMORY, PredictionOptions, classes_to_clean
 from dualseg.prediction.outputs import PredictionFolder
 from dualseg.prediction.record import PredictionRecord
 from dualseg.prediction.review import Row
 from dualseg.prediction.scans import AnyScan
-from dualseg.prediction.words import OUT_OF_MEMORY
 from dualseg.reporting.viewer import ReviewPage
 from dualseg.runs import provenance
 from dualseg.views.components import keep_largest
@@ -91,7 +89,7 @@ def predict_scans(
     scans: Sequence[AnyScan],
     folder: PredictionFolder,
     record: PredictionRecord,
-    options: Options,
+    options: PredictionOptions,
     channels: int,
     page: ReviewPage | None,
 ) -> dict[str, Row]:
@@ -132,13 +130,13 @@ def _predict_scan(
     predictor: Predictor,
     scan: AnyScan,
     folder: PredictionFolder,
-    options: Options,
+    options: PredictionOptions,
     channels: int,
     clean: Sequence[int],
     page: ReviewPage | None,
 ) -> None:
     """Fill `row`, write the maps, and give `page` what it shows."""
-    predictor.check(scan.grid(channels), scan.where, options.memory)  # before a voxel of it is read
+    predictor.check(scan.grid(channels), scan.where, options.memory_limit)  # before a voxel of it is read
     image, grid = scan.read(channels)
     doubts = [*scan.doubts(grid), *predictor.doubts(image)]
     row.doubts = tuple(dict.fromkeys(problem.kind for problem in doubts))
@@ -146,7 +144,7 @@ def _predict_scan(
         print(f"warning: {scan.where}: {problem.text}", file=sys.stderr, flush=True)
     keep = [*(["probabilities"] if options.probabilities else [])]
     keep += ["entropy", "disagreement"] if options.uncertainty else ["entropy"] if page is not None else []
-    prediction = predictor(image, scan.where, options.memory, folder.path, keep, progress=sys.stderr.isatty())
+    prediction = predictor(image, scan.where, options.memory_limit, folder.path, keep, progress=sys.stderr.isatty())
     if clean:
         keep_largest(prediction.label, clean)
     names = folder.class_names[1:]

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,16 @@ import torch
 import yaml
 from predict_toys import save, scene, write_run
 
+from dualseg.command.grammar import default_text, read_arguments
 from dualseg.errors import DualsegError
-from dualseg.prediction.options import parse_words
-from dualseg.prediction.words import KEYS
+from dualseg.prediction.options import PredictionOptions
 
 AFFINE = np.diag([2.0, 2, 2, 1])
 WORDS = ["run=r", "input=i", "output=o"]
+
+
+def parse(words: list[str]) -> PredictionOptions:
+    return read_arguments(PredictionOptions, words, "dualseg-predict")
 
 
 @pytest.fixture
@@ -29,12 +34,12 @@ def scan(tmp_path: Path) -> Path:
 
 
 def test_words() -> None:
-    options = parse_words([*WORDS, "more.nii", "run=s", "keep_largest=[liver, spleen]", "memory=1.5GiB", "mirror=true"])
+    options = parse([*WORDS, "more.nii", "run=s", "keep_largest=[liver, spleen]", "memory=1.5GiB", "mirror=true"])
     assert options.run == ("r", "s") and options.input == ("i", "more.nii") and options.output == Path("o")
-    assert options.keep_largest == ("liver", "spleen") and options.memory == 3 * 2**29 and options.mirror
-    defaults = parse_words(WORDS)
-    assert (defaults.overlap, defaults.memory, defaults.device) == (0.5, 2**33, "auto")
-    assert parse_words([*WORDS, "memory=900mb"]).memory == 900 * 10**6
+    assert options.keep_largest == ("liver", "spleen") and options.memory_limit == 3 * 2**29 and options.mirror
+    defaults = parse(WORDS)
+    assert (defaults.overlap, defaults.memory_limit, defaults.device) == (0.5, 2**33, "auto")
+    assert parse([*WORDS, "memory=900mb"]).memory_limit == 900 * 10**6
 
 
 @pytest.mark.parametrize(
@@ -58,7 +63,7 @@ def test_words() -> None:
 )
 def test_wrong_words(words: list[str], message: str) -> None:
     with pytest.raises(DualsegError, match=message):
-        parse_words(words)
+        parse(words)
 
 
 def test_help_is_quick_and_no_words_are_an_error(tmp_path) -> None:
@@ -67,13 +72,14 @@ def test_help_is_quick_and_no_words_are_an_error(tmp_path) -> None:
         [sys.executable, "-m", "dualseg.predict", "--help"], capture_output=True, text=True, check=True
     )
     assert time.perf_counter() - began < 3
-    for key, word in KEYS.items():
-        assert f"\n  {f'{key}={word.default}' if word.default else key} " in shown.stdout
+    for option in fields(PredictionOptions):
+        default = default_text(option)
+        assert f"\n  {option.name}{f'={default}' if default else ''} " in shown.stdout
 
 
 def test_the_defaults_that_help_and_docs_tell_are_true() -> None:
-    told = [f"{key}={word.default}" for key, word in KEYS.items() if word.default]
-    assert len(told) == 8 and parse_words([*WORDS, *told]) == parse_words(WORDS)
+    told = [f"{option.name}={default_text(option)}" for option in fields(PredictionOptions) if default_text(option)]
+    assert len(told) == 8 and parse([*WORDS, *told]) == parse(WORDS)
 
 
 def fails(predict, tmp_path, *words, **kinds) -> str:

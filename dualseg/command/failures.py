@@ -1,9 +1,5 @@
-"""How commands start and fail: Hydra where there is configuration, one clear message where the user can mend it.
+"""How commands fail: one clear message where the user can fix it, and an exit code. No torch here."""
 
-No torch here: `--help` and mistakes in the configuration must answer at once.
-"""
-
-import errno
 import os
 import re
 import sys
@@ -11,81 +7,19 @@ import traceback
 from collections.abc import Callable
 from functools import cache
 from importlib.metadata import PackageNotFoundError, requires, version
-from itertools import islice, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
+from dualseg.command.quiet import quiet
 from dualseg.configuration import conf_dir
-from dualseg.errors import DualsegError, Interrupted, nearest
+from dualseg.errors import DISK_FULL, DualsegError, Interrupted, is_out_of_memory, nearest
 from dualseg.names import without_controls
-from dualseg.quiet import quiet
 from dualseg.signals import stoppable
 
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 READER_GONE = 141  # exit code of a command that writes into a closed pipe (128 + SIGPIPE), as `| head` leaves it
 DEVICES = "pytorch_lightning.trainer.connectors.accelerator_connector"  # Lightning's reader of `trainer`
 MORE_MEMORY = "End other programs, or use a machine with more memory."
-_TOO_LITTLE = re.compile(r"out of memory|not enough memory|can't allocate memory", re.IGNORECASE)
-
-
-def run_with_hydra(
-    task: Callable[[Any], Any],
-    config_name: str,
-    in_sweep: Callable[[Any], Any] | None = None,
-    help_text: str | None = None,
-    out_of_memory: str = MORE_MEMORY,
-) -> None:
-    """Compose `config_name` with the command line's overrides and call `task` with it.
-
-    Args:
-        task: takes the composed configuration; what a user can mend may leave it.
-        config_name: the root of the configuration tree.
-        in_sweep: takes the configuration of each run of `-m`, and gives back what the sweeper wants to know; None:
-            `-m` is refused.
-        help_text: what `--help` prints, where Hydra's own would be that of another command.
-        out_of_memory: what to do when there is too little memory.
-    """
-    if help_text is not None and {"-h", "--help"} & set(sys.argv[1:]):
-        print(help_text)
-        return
-    import hydra
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-
-    if in_sweep is None and {"-m", "--multirun"} & set(sys.argv[1:]):
-        _exit("error: -m: this command takes one configuration at a time; leave it out.", 2)
-    sys.argv[1:] = _flags_first(sys.argv[1:])
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through to `guarded`
-
-    def job(config: Any) -> Any:
-        if in_sweep is not None and HydraConfig.get().mode == RunMode.MULTIRUN:
-            return in_sweep(config)
-        # guarded inside as well: Hydra prints a line of its own about what leaves the task
-        return guarded(lambda: task(config), out_of_memory)
-
-    guarded(hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(job), out_of_memory)
-
-
-def _flags_first(words: list[str]) -> list[str]:
-    """The words with -m and --config-dir in front: argparse refuses what follows a flag between Hydra's words."""
-    flags: list[str] = []
-    others: list[str] = []
-    rest = iter(words)
-    for word in rest:
-        if word in ("--config-dir", "-cd"):
-            flags += [word, *islice(rest, 1)]
-        else:
-            (flags if word in ("-m", "--multirun") or word.startswith("--config-dir=") else others).append(word)
-    return [*flags, *others]
-
-
-def run_with_words(command: Callable[[list[str]], Any], help_text: str, out_of_memory: str = MORE_MEMORY) -> None:
-    """Call `command` with the command line's words, guarded; with --help, or without a word, print `help_text`."""
-    words = sys.argv[1:]
-    if not words or {"-h", "--help"} & set(words):
-        print(help_text)
-        raise SystemExit(0 if words else 2)
-    guarded(lambda: command(words), out_of_memory)
 
 
 def guarded(command: Callable[[], Any], out_of_memory: str = MORE_MEMORY) -> None:
@@ -158,11 +92,6 @@ def _answer(command: Callable[[], Any], out_of_memory: str) -> None:
             )
             _exit(f"error: the trainer cannot be set up: {reason} {mend}", 2)
         raise
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether Python, NumPy or torch could not have the memory that they asked for."""
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(_TOO_LITTLE.search(str(error))))
 
 
 def _exit(message: str, code: int) -> NoReturn:

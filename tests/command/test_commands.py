@@ -13,7 +13,8 @@ from hydra.errors import ConfigCompositionException, HydraException, Instantiati
 from hydra.utils import instantiate
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from dualseg import audit, check, cli, evaluate, export, predict, prepare, report, train
+from dualseg import audit, check, evaluate, export, predict, prepare, report, train
+from dualseg.command import failures
 from dualseg.configuration import conf_dir
 from dualseg.errors import DualsegError, Interrupted
 from dualseg.runs.identity import run_name
@@ -106,7 +107,7 @@ def test_help_answers_at_once(tmp_path, module, said):
         ("train", ["+data.source.foo=1"], "data.source.foo: no such configuration key"),
         ("audit", ["data.labelled=4"], "Did you mean data.labeled?"),
         ("evaluate", ["run=none"], "none: no run folder"),
-        ("evaluate", ["run"], "write key=value"),
+        ("evaluate", ["none"], "write key=value, for example run=none"),
     ],
 )
 def test_mistakes_in_the_configuration_answer_at_once(tmp_path, module, words, said):
@@ -161,7 +162,7 @@ def test_code_of_ones_own_that_cannot_be_imported(tmp_path, monkeypatch, module,
         (tmp_path / f"{module}.py").write_text(text)
     with pytest.raises(HydraException) as raised:
         instantiate({"_target_": f"{module}.Method"})
-    assert said in cli.explain(raised.value)
+    assert said in failures.explain(raised.value)
 
 
 @pytest.mark.parametrize("method", [path.stem for path in (conf_dir() / "method").glob("*.yaml")])
@@ -191,7 +192,7 @@ def test_a_reader_that_has_gone_gets_no_traceback(tmp_path):
         timeout=120,
     )
     os.close(writing)
-    assert (ended.returncode, ended.stderr) == (cli.READER_GONE, "")
+    assert (ended.returncode, ended.stderr) == (failures.READER_GONE, "")
 
 
 def test_importing_the_package_is_light(tmp_path):
@@ -244,7 +245,7 @@ def ends(capsys, error):
         raise error
 
     with pytest.raises(SystemExit) as stop:
-        cli.guarded(fail)
+        failures.guarded(fail)
     return stop.value.code, capsys.readouterr().err
 
 
@@ -274,7 +275,7 @@ def test_bugs_keep_their_traceback(error):
         raise error
 
     with pytest.raises(type(error), match="a bug"):
-        cli.guarded(fail)
+        failures.guarded(fail)
 
 
 @pytest.mark.parametrize(
@@ -300,7 +301,7 @@ def test_out_of_memory_has_an_answer_that_fits_the_command(command, monkeypatch,
 
 
 def test_a_command_that_ends_well_ends_well():
-    assert cli.guarded(lambda: None) is None
+    assert failures.guarded(lambda: None) is None
 
 
 def test_what_hydra_wraps_is_unwrapped():
@@ -309,12 +310,12 @@ def test_what_hydra_wraps_is_unwrapped():
             "root: missing"
         )
     except InstantiationException as error:
-        assert cli.explain(error) == "root: missing"
+        assert failures.explain(error) == "root: missing"
 
 
 def test_other_hydra_errors_fit_on_one_line():
     error = ConfigCompositionException("first line\n  second line\nSet HYDRA_FULL_ERROR=1 for the full stack trace\n")
-    assert cli.explain(error) == "first line second line"
+    assert failures.explain(error) == "first line second line"
 
 
 def test_the_configuration_is_found_in_the_checkout():
@@ -325,11 +326,11 @@ def test_the_configuration_is_found_in_the_checkout():
     "installed, said", [("2.9.1", True), ("2.8.0+cu126", True), ("2.10.0", False), ("2.13.0+cpu", False)]
 )
 def test_one_line_tells_of_a_torch_that_is_too_old(installed, said, monkeypatch, capsys):
-    monkeypatch.setattr(cli, "requires", lambda name: ["numpy>=1.26", "torch>=2.10"])
-    monkeypatch.setattr(cli, "version", lambda name: installed)
-    cli._warn_of_other_torch.cache_clear()
+    monkeypatch.setattr(failures, "requires", lambda name: ["numpy>=1.26", "torch>=2.10"])
+    monkeypatch.setattr(failures, "version", lambda name: installed)
+    failures._warn_of_other_torch.cache_clear()
     for _ in range(2):
-        cli.guarded(lambda: None)
+        failures.guarded(lambda: None)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == said
     assert all(installed in line and "torch>=2.10" in line for line in lines)

@@ -27,9 +27,9 @@ from dualseg.data.nifti import read_nifti
 from dualseg.data.volumes import Image
 from dualseg.files import write_json
 from dualseg.methods.base import CHECKPOINT_FORMAT
-from dualseg.reporting.viewer.display import display_copy
-from dualseg.reporting.viewer.page import SCAN_BYTES
-from dualseg.runs.settings import resolve
+from dualseg.prediction.viewer.display import display_copy
+from dualseg.prediction.viewer.review_page import SCAN_BYTES
+from dualseg.training.settings import resolve
 
 SHAPE, SPACING = (512, 512, 300), (0.8, 0.8, 1.0)  # voxels; mm
 

@@ -39,7 +39,7 @@ def check_config(config: Any, pages: Sequence[str] = ()) -> None:
     """
     from dualseg.data.checking import check_dataset, findings_table
     from dualseg.machine import MemoryLimit
-    from dualseg.runs.settings import resolve, source_and_split
+    from dualseg.training.settings import resolve, source_and_split
 
     page = _page(pages)
     settings = resolve(config, planning=False)

@@ -24,8 +24,8 @@ def export(options: "Options") -> Path:
     from dualseg.exporting.folder import check_output, new_folder
     from dualseg.exporting.options import check_packages
     from dualseg.runs.folder import RunFolder
-    from dualseg.runs.preprocessing import scan_source
     from dualseg.runs.trusted import Trust
+    from dualseg.training.preprocessing import scan_source
 
     run = RunFolder.existing(options.run)
     trust = Trust(options.trust)
@@ -38,10 +38,10 @@ def export(options: "Options") -> Path:
 
     import torch
 
-    from dualseg.assembly import build_predictor
     from dualseg.exporting.bundle import write_bundle
     from dualseg.exporting.networks import describe
     from dualseg.prediction.options import Options as Prediction
+    from dualseg.training.assembly import build_predictor
 
     # as dualseg-predict has them, unless it is told otherwise
     cpu = torch.device("cpu")

@@ -17,7 +17,7 @@ from dualseg import audit, check, cli, evaluate, export, predict, prepare, repor
 from dualseg.configuration import conf_dir
 from dualseg.errors import DualsegError, Interrupted
 from dualseg.runs.identity import run_name
-from dualseg.runs.settings import resolve
+from dualseg.training.settings import resolve
 
 SECONDS = 3.0
 

@@ -21,9 +21,9 @@ from dualseg.prediction.outputs import PredictionFolder
 from dualseg.prediction.record import PredictionRecord
 from dualseg.prediction.review import Row
 from dualseg.prediction.scans import AnyScan
+from dualseg.prediction.viewer import ReviewPage
 from dualseg.prediction.words import OUT_OF_MEMORY
-from dualseg.reporting.viewer import ReviewPage
-from dualseg.runs import provenance
+from dualseg.training import provenance
 from dualseg.views.components import keep_largest
 
 

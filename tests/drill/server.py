@@ -16,15 +16,6 @@ CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir")  # audit events; `o
 
 
 def serve() -> None:
-    import dualseg.assembly
-    import dualseg.evaluate
-    import dualseg.export
-    import dualseg.predict
-    import dualseg.prediction.work
-    import dualseg.prepare
-    import dualseg.report
-    import dualseg.reporting.studies
-    import dualseg.train  # noqa: F401
 
     for line in sys.stdin:
         job = json.loads(line)

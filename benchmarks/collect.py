@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import yaml
 
-from dualseg.reporting.studies import write_study
 from dualseg.runs.reading import CASE_COLUMNS, METRICS
-from dualseg.sweeps.index import Job, Sweep
-from dualseg.sweeps.members import members_of
-from dualseg.sweeps.study import study_of
+from dualseg.studies.index import Job, Sweep
+from dualseg.studies.members import members_of
+from dualseg.studies.study import study_of
+from dualseg.studies.writing import write_study
 
 SECONDS_LIMIT = 20
 NETWORKS = ("a", "b", "ensemble")

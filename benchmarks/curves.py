@@ -10,7 +10,7 @@ from typing import Any
 import pytorch_lightning as pl
 from training import training
 
-from dualseg.runs.wandb_logger import WandbLogger
+from dualseg.training.wandb_logger import WandbLogger
 
 SHARE_LIMIT = 0.01
 POINT = 10  # iterations between two points of the curves, as is the default

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from training import training
 
-from dualseg.runs.curves import read_curves
+from dualseg.training.curves import read_curves
 
 SHARE_LIMIT = 0.02
 PATCHES_A_SECOND = 40  # strongly augmented, of 32x48x32, from 2 workers, at least

@@ -13,8 +13,8 @@ import tempfile
 from pathlib import Path
 
 from dualseg.files import read_json
-from dualseg.runs.curves import read_curves
 from dualseg.runs.folder import RunFolder
+from dualseg.training.curves import read_curves
 
 ITERATIONS = 3
 

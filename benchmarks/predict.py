@@ -20,16 +20,17 @@ import torch
 import yaml
 from hydra import compose, initialize_config_dir
 
-from dualseg import __version__, assembly
+from dualseg import __version__
 from dualseg.configuration import conf_dir
 from dualseg.data import PancreasCT
 from dualseg.data.nifti import read_nifti
 from dualseg.data.volumes import Image
 from dualseg.files import write_json
 from dualseg.methods.base import CHECKPOINT_FORMAT
-from dualseg.reporting.viewer.display import display_copy
-from dualseg.reporting.viewer.page import SCAN_BYTES
-from dualseg.runs.settings import resolve
+from dualseg.prediction.viewer.display import display_copy
+from dualseg.prediction.viewer.review_page import SCAN_BYTES
+from dualseg.training import assembly
+from dualseg.training.settings import resolve
 
 SHAPE, SPACING = (512, 512, 300), (0.8, 0.8, 1.0)  # voxels; mm
 

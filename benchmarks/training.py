@@ -6,14 +6,13 @@ from pathlib import Path
 import pytorch_lightning as pl
 from hydra import compose, initialize_config_dir
 
-from dualseg import assembly
 from dualseg.command.quiet import quiet
 from dualseg.configuration import conf_dir
 from dualseg.data import SemiSupervisedDataModule
 from dualseg.methods import SegmentationMethod
-from dualseg.runs import provenance
 from dualseg.runs.folder import RunFolder
-from dualseg.runs.settings import resolve
+from dualseg.training import assembly, provenance
+from dualseg.training.settings import resolve
 
 
 def training(

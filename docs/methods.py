@@ -10,11 +10,11 @@ import yaml
 from hydra import compose, initialize_config_dir
 from torch import nn
 
-from dualseg import assembly
 from dualseg.data.batch import Batch
 from dualseg.data.phantom import Phantom
 from dualseg.methods import SegmentationMethod, Time
-from dualseg.runs.settings import resolve
+from dualseg.training import assembly
+from dualseg.training.settings import resolve
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "methods.md"

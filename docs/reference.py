@@ -1,5 +1,5 @@
-"""Write docs/reference.md: every configuration key, from conf/, the classes it builds and dualseg/runs/settings.py; and
-the options of the other commands.
+"""Write docs/reference.md: every configuration key, from conf/, the classes it builds and dualseg/training/settings.py;
+and the options of the other commands.
 
 A key is described by the comment on its line in conf/, else by one on the same key of another option of its group,
 else by the docstring of the class that takes it. One that has none of these is an error: the page has no gaps.
@@ -23,7 +23,7 @@ from dualseg.export import ExportOptions
 from dualseg.methods import SegmentationMethod
 from dualseg.prediction.options import PredictionOptions
 from dualseg.prepare import PreparationOptions
-from dualseg.runs import settings
+from dualseg.training import settings
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
@@ -126,7 +126,7 @@ def unlisted(taken_by: Any, listed: set[str]) -> list[Key]:
 
 
 def takes(path: str, taken_by: Any = None) -> str:
-    """What dualseg/runs/settings.py checks of a key; of a method's, what its constructor is written to take."""
+    """What dualseg/training/settings.py checks of a key; of a method's, what its constructor is written to take."""
     said = ""
     if path in settings.WHOLE:
         said = f"whole number, at least {settings.WHOLE[path]}"

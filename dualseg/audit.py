@@ -23,7 +23,7 @@ def audit_config(config: Any) -> None:
     Raises:
         DualsegError: a term that is on sends no gradient where it should (exit code 2).
     """
-    from dualseg.runs.settings import check_data, check_weights, resolve
+    from dualseg.training.settings import check_data, check_weights, resolve
 
     settings = resolve(config)
     check_weights(settings)
@@ -32,12 +32,12 @@ def audit_config(config: Any) -> None:
     import pytorch_lightning as pl
     from rich.console import Console
 
-    from dualseg import assembly
     from dualseg.errors import DualsegError
     from dualseg.machine import MemoryLimit
     from dualseg.methods.audit import audit
     from dualseg.reporting.audit_table import audit_table
-    from dualseg.runs.weights import start_from
+    from dualseg.training import assembly
+    from dualseg.training.weights import start_from
 
     assembly.use_threads(settings)
     data = assembly.build_data(settings)

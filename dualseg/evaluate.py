@@ -72,8 +72,8 @@ def evaluate(
     """
     from dualseg.runs.evaluation import places_to_write, settings_of_evaluation, writing_evaluation
     from dualseg.runs.folder import RunFolder
-    from dualseg.runs.settings import check, check_for_scans
     from dualseg.runs.trusted import Trust, check_form
+    from dualseg.training.settings import check, check_for_scans
 
     folders = [RunFolder.existing(run) for run in runs]
     if len({folder.path.resolve() for folder in folders}) < len(folders):
@@ -102,7 +102,7 @@ def _evaluate(
 ) -> Path:
     from dualseg.data.splits import split_source
     from dualseg.runs.evaluation import check_unseen, checkpoints_of, data_of, write_evaluation
-    from dualseg.runs.preprocessing import prepare_as_trained
+    from dualseg.training.preprocessing import prepare_as_trained
 
     source = trust.source(settings["data"]["source"], f"{folders[0].config_file}: data.source")
     # nothing is trained, so that labels and batches need not be there
@@ -117,11 +117,10 @@ def _evaluate(
     seen = check_unseen(folders, told, source, cases, trust)
     taken = checkpoints_of(folders)
 
-    from dualseg import assembly
     from dualseg.data.checking.doubts import warnings
     from dualseg.machine import MemoryLimit
-    from dualseg.runs import provenance
-    from dualseg.runs.callbacks import ScoredVolumes
+    from dualseg.training import assembly, provenance
+    from dualseg.training.callbacks import ScoredVolumes
 
     assembly.use_threads(settings)
     data = assembly.build_evaluation_data({**plain, "batch": {"labeled": 1, "unlabeled": 0}}, source)

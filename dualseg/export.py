@@ -49,8 +49,8 @@ def export(options: ExportOptions) -> Path:
     from dualseg.exporting.folder import check_output, new_folder
     from dualseg.exporting.packages import check_packages
     from dualseg.runs.folder import RunFolder
-    from dualseg.runs.preprocessing import scan_source
     from dualseg.runs.trusted import Trust
+    from dualseg.training.preprocessing import scan_source
 
     run = RunFolder.existing(options.run)
     trust = Trust(options.trust)
@@ -63,10 +63,10 @@ def export(options: ExportOptions) -> Path:
 
     import torch
 
-    from dualseg.assembly import build_predictor
     from dualseg.exporting.bundle import write_bundle
     from dualseg.exporting.networks import describe
     from dualseg.prediction.options import PredictionOptions as Prediction
+    from dualseg.training.assembly import build_predictor
 
     # as dualseg-predict has them, unless it is told otherwise
     cpu = torch.device("cpu")

@@ -31,9 +31,9 @@ def predict(options: PredictionOptions) -> Path:
     from dualseg.prediction.outputs import PredictionFolder
     from dualseg.runs.folder import RunFolder
     from dualseg.runs.lock import writing
-    from dualseg.runs.preprocessing import scan_source
     from dualseg.runs.trusted import Trust
     from dualseg.runs.verdict import recommended, verification
+    from dualseg.training.preprocessing import scan_source
 
     named = [recommended(run) for run in options.run]
     runs = [RunFolder.existing(run) for one in named for run in one.runs]
@@ -77,7 +77,7 @@ def _predict(
     from dualseg.prediction.inputs import find_scans
     from dualseg.prediction.record import made_by
     from dualseg.prediction.review import reasons_to_look
-    from dualseg.reporting.viewer import ReviewPage, copies_of, is_finished
+    from dualseg.prediction.viewer import ReviewPage, copies_of, is_finished
 
     by = made_by(options, runs, folder.class_names)
     record = folder.record(by)
@@ -97,8 +97,8 @@ def _predict(
     if len(todo) < len(scans):
         print(f"{len(scans) - len(todo)} of {len(scans)} scans are predicted already")
     if todo:
-        from dualseg import assembly
         from dualseg.prediction.scan_loop import begin, device_of, predict_scans
+        from dualseg.training import assembly
 
         device = device_of(options.device)
         record.check_device(str(device))

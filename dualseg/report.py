@@ -65,11 +65,11 @@ def report_study(what: list[str], runs: Path, output: Path | None) -> None:
     Raises:
         DualsegError: nothing can be collected; or, after all else is written, run folders had to be left out.
     """
-    from dualseg.reporting.studies import write_study
-    from dualseg.sweeps.index import Sweep
-    from dualseg.sweeps.loose import loose_study
-    from dualseg.sweeps.members import find_study, members_in, members_of
-    from dualseg.sweeps.study import study_names
+    from dualseg.studies.index import Sweep
+    from dualseg.studies.loose import loose_study
+    from dualseg.studies.members import find_study, members_in, members_of
+    from dualseg.studies.study import study_names
+    from dualseg.studies.writing import write_study
 
     sweep = Sweep.of_study_without_scales(what[0], runs) if len(what) == 1 else None
     if sweep is not None:
@@ -108,8 +108,8 @@ def _sweeps_of(study: str, runs: Path) -> str:
 
 def report_status(sweep: str, runs: Path) -> None:
     """Print a line for each run of a sweep, and what is left."""
-    from dualseg.sweeps.index import Sweep
-    from dualseg.sweeps.timing import status
+    from dualseg.studies.index import Sweep
+    from dualseg.studies.timing import status
 
     print(status(Sweep.existing(sweep, runs)))
 

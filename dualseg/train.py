@@ -10,7 +10,7 @@ from typing import Any
 from dualseg.command.start import run_with_hydra
 from dualseg.processes import as_rank
 from dualseg.signals import resumable
-from dualseg.sweeps.job import run_job
+from dualseg.studies.job import run_job
 
 OUT_OF_MEMORY = (
     "Lower data.patch_size, batch.labeled and batch.unlabeled, inference.batch_size or base_channels, raise "
@@ -27,11 +27,11 @@ def train(config: Any) -> None:
         DualsegError: whatever the user can mend; nothing half-written is left behind.
         SystemExit: a group failed, and has said why.
     """
-    from dualseg.group import run_group
     from dualseg.processes import in_group, is_slurm_task, processes_of
     from dualseg.runs.folder import RunFolder
     from dualseg.runs.replaced import recover
-    from dualseg.runs.settings import resolve
+    from dualseg.training.group import run_group
+    from dualseg.training.settings import resolve
 
     settings = resolve(config)
     if settings["overwrite"] and RunFolder.of(settings).resumes_in_slurm(settings):
@@ -53,7 +53,7 @@ def _is_to_do(settings: dict[str, Any]) -> bool:
     from dualseg.processes import rank
     from dualseg.runs.folder import RunFolder
     from dualseg.runs.replaced import recover
-    from dualseg.runs.settings import check_data, check_weights
+    from dualseg.training.settings import check_data, check_weights
 
     folder = RunFolder.of(settings)
     if rank() == 0:  # which may be writing the folder while another rank looks at it
@@ -80,8 +80,8 @@ def train_here(settings: dict[str, Any]) -> None:
     from dualseg.runs.collapse import advice, collapse
     from dualseg.runs.folder import RunFolder
     from dualseg.runs.lock import writing
-    from dualseg.runs.provenance import resume_command
     from dualseg.runs.replaced import settle
+    from dualseg.training.provenance import resume_command
 
     folder = RunFolder.of(settings)
     again = f"To go on: {resume_command()}"
@@ -106,15 +106,15 @@ def train_here(settings: dict[str, Any]) -> None:
 
 
 def _train(settings: dict[str, Any], folder: Any) -> None:
-    from dualseg import assembly
     from dualseg.data.checking.doubts import warnings
     from dualseg.data.checks import check_mix
     from dualseg.files import write_json
     from dualseg.machine import MemoryLimit
     from dualseg.processes import world_size
-    from dualseg.runs import cases, checkpoints, code, preprocessing, provenance
+    from dualseg.runs import cases, code
     from dualseg.runs.folder import iteration_of, noted_checkpoint
-    from dualseg.runs.weights import start_from
+    from dualseg.training import assembly, checkpoints, preprocessing, provenance
+    from dualseg.training.weights import start_from
 
     own_code = code.code_hashes(settings)  # before it is imported: a file may be edited while the volumes are read
     plan = Path(settings["plan"]).read_text() if "plan" in settings else None  # likewise
@@ -184,9 +184,9 @@ def _train(settings: dict[str, Any], folder: Any) -> None:
 
 def _record_plan(text: str, record: Path, settings: dict[str, Any], labeled: Sequence[str]) -> None:
     """Keep a copy of the plan in the run folder, since its file may be edited or deleted, and show it."""
-    from dualseg import assembly
     from dualseg.files import write_text
     from dualseg.planning.plan_file import lines, read
+    from dualseg.training import assembly
 
     write_text(record, text)
     plan = read(record, labeled)
@@ -218,7 +218,7 @@ def _facts_of(data: Any, name: str, stages: list[str], before: list[Any]) -> dic
 @contextmanager
 def _closing_wandb(trainer: Any, folder: Any) -> Iterator[None]:
     """`logger=wandb`: results go to the W&B run when the block ends well; it is closed however the block ends."""
-    from dualseg.runs.wandb_logger import WandbLogger
+    from dualseg.training.wandb_logger import WandbLogger
 
     loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
     failed = True
@@ -247,9 +247,10 @@ def _fit_and_evaluate(trainer: Any, method: Any, data: Any, latest: Path | None,
 
 def _write(folder: Any, trainer: Any, method: Any, data: Any) -> None:
     from dualseg.errors import DualsegError
-    from dualseg.runs import provenance, results
-    from dualseg.runs.callbacks import RunTime
+    from dualseg.runs import results
     from dualseg.runs.verdict import carry_from_study
+    from dualseg.training import provenance
+    from dualseg.training.callbacks import RunTime
 
     cases = {"validation": data.split.validation, "test": data.split.test}
     results.write_cases(folder.cases_file, method.results, cases)

@@ -10,7 +10,7 @@ from pathlib import Path
 import h5py
 import pandas as pd
 
-from dualseg.runs.tidy import StudyTables
+from dualseg.studies.tidy import StudyTables
 
 DARK = ["OIRDLE32TXZX942FVZMM", "RSZY41MT2FGDKHWWL5L2"]
 

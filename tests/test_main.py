@@ -10,7 +10,7 @@ import pytest
 
 import dualseg.train
 from dualseg.__main__ import SUMMARIES, main
-from dualseg.runs.provenance import command_line
+from dualseg.training.provenance import command_line
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from dualseg import group, processes
+from dualseg import processes
 from dualseg.errors import DualsegError
-from dualseg.group import Ending, run_group
 from dualseg.processes import PEER_LOST, as_rank, processes_of, python_of
 from dualseg.signals import Stop
+from dualseg.training import group
+from dualseg.training.group import Ending, run_group
 
 pytestmark = pytest.mark.timeout(120)
 ROOT = Path(__file__).resolve().parents[1]
@@ -196,7 +197,9 @@ def test_a_traceback_is_shown_once(ranks, capfd) -> None:
     assert capfd.readouterr().err.count("KeyError: 'oh'") == 1
 
 
-LAUNCH = "import sys; from dualseg.group import run_group; sys.executable = {!r}; sys.exit(run_group([], 2).code)"
+LAUNCH = (
+    "import sys; from dualseg.training.group import run_group; sys.executable = {!r}; sys.exit(run_group([], 2).code)"
+)
 
 
 def launch() -> subprocess.Popen[str]:

@@ -20,8 +20,8 @@ from dualseg.prediction.outputs import PredictionFolder
 from dualseg.prediction.record import PredictionRecord
 from dualseg.prediction.review import Row
 from dualseg.prediction.scans import AnyScan
-from dualseg.reporting.viewer import ReviewPage
-from dualseg.runs import provenance
+from dualseg.prediction.viewer import ReviewPage
+from dualseg.training import provenance
 from dualseg.views.components import keep_largest
 
 

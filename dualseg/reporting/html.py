@@ -1,4 +1,4 @@
-"""Pages from the templates of this folder; they share style.css.j2."""
+"""Pages from templates; they share style.css.j2 of this folder."""
 
 from pathlib import Path
 from typing import Any
@@ -6,15 +6,15 @@ from typing import Any
 from dualseg import __version__
 
 
-def render(template: str, **values: Any) -> str:
-    """The page that `template`, a path below this folder, makes of `values`; every value is escaped."""
+def render(template: Path, **values: Any) -> str:
+    """The page that the file `template` makes of `values`; every value is escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader([template.parent, Path(__file__).parent]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(template).render(version=__version__, **values)
+    return environment.get_template(template.name).render(version=__version__, **values)

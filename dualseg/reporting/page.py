@@ -46,7 +46,7 @@ def render_run(run: RunContents) -> str:
     """The HTML page of a run."""
     splits = [_split(run, split) for split in run.splits]
     return render(
-        "run.html.j2",
+        Path(__file__).with_name("run.html.j2"),
         title=str(run.config.get("name") or run.folder.path.resolve().name),
         summary=_summary(run),
         status=_status(run),

@@ -30,7 +30,7 @@ def write_pool_page(pool: Sequence[Unlike], dataset: str, labeled: int, notes: S
         DualsegError: it cannot be written.
     """
     page = render(
-        "pool.html.j2",
+        Path(__file__).with_name("pool.html.j2"),
         dataset=dataset,
         scans=[_scan(scan) for scan in pool[:SHOWN]],
         unlabeled=len(pool),

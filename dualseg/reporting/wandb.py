@@ -9,7 +9,7 @@ from dualseg.reporting import figures
 from dualseg.reporting.contents import RunContents, find_examples, read_contents
 from dualseg.runs.identity import flatten
 from dualseg.runs.reading import CASE_COLUMNS, METRICS, CaseRow
-from dualseg.runs.wandb_logger import STEP
+from dualseg.training.wandb_logger import STEP
 
 LEGEND = "left: reference orange, prediction blue; right: entropy, green where the networks disagree"
 

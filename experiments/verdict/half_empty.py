@@ -25,7 +25,7 @@ import nibabel as nib
 import numpy as np
 
 from dualseg.data.nifti import write_nifti
-from dualseg.runs.curves import read_curves
+from dualseg.training.curves import read_curves
 
 HERE = Path(__file__).resolve().parent
 DESIGN = json.loads((HERE.parent / "hippocampus" / "design.json").read_text())

@@ -18,7 +18,7 @@ from dualseg.command import failures
 from dualseg.configuration import conf_dir
 from dualseg.errors import DualsegError, Interrupted
 from dualseg.runs.identity import run_name
-from dualseg.runs.settings import resolve
+from dualseg.training.settings import resolve
 
 SECONDS = 3.0
 

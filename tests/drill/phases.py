@@ -14,7 +14,7 @@ import torch
 from dualseg.data.reading import VolumeReader
 from dualseg.methods import DualNetwork
 from dualseg.runs import results
-from dualseg.runs.checkpoints import AtomicCheckpointIO
+from dualseg.training.checkpoints import AtomicCheckpointIO
 
 NOTES = Path(os.environ["DRILL_NOTES"])  # an empty folder
 RANK = int(os.environ.get("RANK", 0))

@@ -16,15 +16,15 @@ CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir")  # audit events; `o
 
 
 def serve() -> None:
-    import dualseg.assembly
     import dualseg.evaluate
     import dualseg.export
     import dualseg.predict
     import dualseg.prediction.scan_loop
     import dualseg.prepare
     import dualseg.report
-    import dualseg.reporting.studies
-    import dualseg.train  # noqa: F401
+    import dualseg.studies.writing
+    import dualseg.train
+    import dualseg.training.assembly  # noqa: F401
 
     for line in sys.stdin:
         job = json.loads(line)

@@ -9,11 +9,11 @@ import pytest
 import torch
 from export_toys import PHANTOM, write_run
 
-from dualseg.assembly import trained_networks
 from dualseg.exporting import onnx_files
 from dualseg.runs.folder import RunFolder
-from dualseg.runs.preprocessing import scan_source
 from dualseg.runs.trusted import Trust
+from dualseg.training.assembly import trained_networks
+from dualseg.training.preprocessing import scan_source
 
 FOLDER = {
     "class_names": ["background", "liver", "tumour"],

@@ -19,7 +19,7 @@ from dualseg.data.brats2019 import MODALITIES
 from dualseg.data.h5 import shipped_list
 from dualseg.data.left_atrium import case_list
 from dualseg.data.nifti import write_nifti
-from dualseg.sweeps.study import read_study
+from dualseg.studies.study import read_study
 
 SHAPE = (16, 16, 16)
 NOT_RUN = {  # what a command looks like -> why it is not run here
@@ -27,10 +27,10 @@ NOT_RUN = {  # what a command looks like -> why it is not run here
     r"wandb ": "sends to a server",
     r"trainer=ddp": "tests/integration/test_ddp.py",
     r"launcher=joblib": "tests/integration/test_multirun.py",
-    r"make (pancreas|brats)-main": "as la-main; what it trains: tests/sweeps/test_study.py",
+    r"make (pancreas|brats)-main": "as la-main; what it trains: tests/studies/test_study.py",
     r"verdict-DATASET": "its scans: tests/prediction/test_results.py",
     r"data\.folds=5": "as with three folds",
-    r"launcher=slurm": "a cluster: tests/sweeps/test_slurm.py, make test-slurm",
+    r"launcher=slurm": "a cluster: tests/studies/test_slurm.py, make test-slurm",
     r"docs/images/report\.py": "a browser",
     r"docs/reference\.py": "tests/integration/test_reference.py",
     r"-m build": "tests/integration/test_packaging.py",

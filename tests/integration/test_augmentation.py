@@ -7,8 +7,8 @@ import torch
 import dualseg.evaluate
 import dualseg.train
 from dualseg.data import Phantom
-from dualseg.runs.checkpoints import read_checkpoint
 from dualseg.runs.folder import RunFolder
+from dualseg.training.checkpoints import read_checkpoint
 
 AUGMENTED = [
     *("method=mean_teacher", "augmentation=strong", "augmentation.mix=true", "data.foreground=0.33"),

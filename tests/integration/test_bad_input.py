@@ -20,8 +20,8 @@ from dualseg import audit, evaluate, export, predict, report, train
 from dualseg.configuration import conf_dir
 from dualseg.data.left_atrium import case_list
 from dualseg.methods import DualNetwork
-from dualseg.runs import checkpoints
-from dualseg.runs.settings import resolve
+from dualseg.training import checkpoints
+from dualseg.training.settings import resolve
 
 pytestmark = pytest.mark.filterwarnings("ignore:Detected pickle protocol 4", "ignore:.*not resumable")
 
@@ -585,7 +585,7 @@ def test_the_disk_is_full_while_a_checkpoint_is_written(
 
 
 def test_the_disk_is_full_while_curves_are_written(command, tiny, phantom, runs, monkeypatch):
-    from dualseg.runs.curves import CurveLogger
+    from dualseg.training.curves import CurveLogger
 
     def fail(*arguments, **options):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

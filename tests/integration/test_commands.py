@@ -24,8 +24,8 @@ import dualseg.train
 from dualseg.data import Phantom
 from dualseg.metrics.functional import scores
 from dualseg.networks import ResNet34VNet, VNet
-from dualseg.runs.checkpoints import load_networks
 from dualseg.runs.folder import RunFolder
+from dualseg.training.checkpoints import load_networks
 
 pytestmark = pytest.mark.timeout(1500)  # seconds of work, but on a busy machine
 METRICS = ("dice", "jaccard", "hd95", "asd")

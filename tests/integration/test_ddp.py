@@ -20,14 +20,14 @@ from pytorch_lightning.utilities import rank_zero_only
 from wandb_records import OfflineRun
 
 import dualseg.evaluate
-from dualseg import assembly
 from dualseg.data import Phantom
 from dualseg.errors import DualsegError
 from dualseg.processes import GROUP
-from dualseg.runs.checkpoints import network_states, read_checkpoint
-from dualseg.runs.curves import read_curves
 from dualseg.runs.folder import RunFolder, iteration_of
 from dualseg.runs.lock import is_locked
+from dualseg.training import assembly
+from dualseg.training.checkpoints import network_states, read_checkpoint
+from dualseg.training.curves import read_curves
 
 pytestmark = pytest.mark.timeout(1500)  # a minute and a half of work, but on a busy machine
 HERE = Path(__file__).resolve().parent

@@ -16,9 +16,9 @@ from folder_layouts import save
 
 from dualseg import evaluate, predict, train
 from dualseg.metrics.functional import scores
-from dualseg.runs import callbacks
-from dualseg.runs.checkpoints import read_checkpoint
 from dualseg.runs.folder import checkpoint_of
+from dualseg.training import callbacks
+from dualseg.training.checkpoints import read_checkpoint
 
 ONE = {"channel_names": {"0": "MRI"}, "labels": {"background": 0, "ball": 1}}
 SHAPE = (24, 24, 24)

@@ -23,8 +23,8 @@ import dualseg.train
 from dualseg.configuration import conf_dir
 from dualseg.data import Phantom
 from dualseg.methods import MeanTeacher
-from dualseg.runs.checkpoints import read_checkpoint
 from dualseg.runs.folder import RunFolder
+from dualseg.training.checkpoints import read_checkpoint
 
 METHODS = sorted(path.stem for path in (conf_dir() / "method").glob("*.yaml"))
 TOY = ["base_channels=2", "data.patch_size=[16,16,16]", "data.stride=[16,16,16]", "trainer.log_every=1"]

@@ -14,7 +14,7 @@ from launching import press_ctrl_c, processes_in, run, started, two_rank_words, 
 from dualseg.data import Phantom
 from dualseg.runs.folder import RunFolder, iteration_of
 from dualseg.runs.lock import is_locked
-from dualseg.sweeps.index import Sweep, iterations_done
+from dualseg.studies.index import Sweep, iterations_done
 
 pytestmark = pytest.mark.timeout(1500)  # a minute of work, but on a busy machine
 LAUNCHERS = {"basic": ["launcher=basic"], "joblib": ["launcher=joblib", "hydra.launcher.n_jobs=2"]}

@@ -67,12 +67,12 @@ def test_the_wheel_holds_configuration_lists_and_template(wheel: Path) -> None:
         if "conf" not in p.relative_to(ROOT / "dualseg").parts
     }
     assert {"dualseg/reporting/run.html.j2", "dualseg/data/lists/left_atrium_train.txt"} <= package
-    assert "dualseg/reporting/niivue/niivue.umd.js" in package
+    assert "dualseg/prediction/viewer/niivue/niivue.umd.js" in package
     plugins = {str(p.relative_to(ROOT)) for p in (ROOT / "hydra_plugins").glob("dualseg_*/*.py")}
     assert "hydra_plugins/dualseg_slurm/__init__.py" in plugins
     assert configuration | package | plugins <= names
     assert "hydra_plugins/__init__.py" not in names, "it is a namespace that others write into as well"
-    for carried in ("LICENSE", "NOTICE", "dualseg/reporting/niivue/LICENSES.txt"):
+    for carried in ("LICENSE", "NOTICE", "dualseg/prediction/viewer/niivue/LICENSES.txt"):
         assert any(name.endswith(f"licenses/{carried}") for name in names), carried
     assert not [name for name in names if name.startswith(("tests/", "conf/"))]
 

@@ -10,11 +10,11 @@ import torch
 
 import dualseg.predict
 import dualseg.train
-from dualseg import assembly
 from dualseg.data import Phantom
 from dualseg.data.reading import VolumeReader
 from dualseg.runs.folder import RunFolder
 from dualseg.runs.trusted import Trust
+from dualseg.training import assembly
 
 
 @pytest.mark.parametrize("downsample", [1, 2])

@@ -25,10 +25,10 @@ from dualseg.evaluate import EvaluationOptions
 from dualseg.export import ExportOptions
 from dualseg.prediction.options import PredictionOptions
 from dualseg.prepare import PreparationOptions
-from dualseg.runs.checkpoints import network_states, read_checkpoint
 from dualseg.runs.evaluation import settings_of_evaluation
-from dualseg.runs.settings import resolve
-from dualseg.sweeps.study import read_study
+from dualseg.studies.study import read_study
+from dualseg.training.checkpoints import network_states, read_checkpoint
+from dualseg.training.settings import resolve
 
 TINY_PHANTOM = ["+data.source.train=6", "+data.source.test=2", "+data.source.shape=[32,32,16]"]
 TINY_RUN = [
@@ -70,7 +70,7 @@ def run(command: Sequence[str | Path], cwd: Path, **environment: str) -> subproc
 def check_composes(words: Sequence[str], own_files: Path) -> None:
     """The configuration composes and passes the checks that a run begins with, for every value of a sweep.
 
-    Of a study, for the rows that the command names, at its scale; tests/sweeps/test_study.py has every row at both.
+    Of a study, for the rows that the command names, at its scale; tests/studies/test_study.py has every row at both.
     """
     overrides, rest, study, variants, scale = [], list(words), None, None, None
     while rest:

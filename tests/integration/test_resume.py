@@ -26,10 +26,10 @@ from dualseg.data import Phantom, SemiSupervisedDataModule
 from dualseg.errors import DualsegError
 from dualseg.files import read_json
 from dualseg.methods import SegmentationMethod
-from dualseg.runs import checkpoints
-from dualseg.runs.checkpoints import network_states, read_checkpoint
-from dualseg.runs.curves import read_curves
 from dualseg.runs.folder import RunFolder, iteration_of
+from dualseg.training import checkpoints
+from dualseg.training.checkpoints import network_states, read_checkpoint
+from dualseg.training.curves import read_curves
 
 pytestmark = pytest.mark.timeout(1500)  # half a minute of work, but on a busy machine
 ITERATIONS = 12

@@ -20,7 +20,7 @@ from dualseg.methods import SegmentationMethod
 from dualseg.reporting.contents import find_examples, read_contents
 from dualseg.reporting.wandb import log_results
 from dualseg.runs.folder import RunFolder
-from dualseg.runs.wandb_logger import WandbLogger, run_id, tags
+from dualseg.training.wandb_logger import WandbLogger, run_id, tags
 
 ITERATIONS = 5
 VALIDATE_EVERY = 2  # the last evaluation along the run is not of the last iteration
@@ -217,7 +217,7 @@ def test_an_online_run_goes_on_and_keeps_what_wandb_has(finished, monkeypatch):
 
     monkeypatch.setattr(wandb, "login", lambda prompt: not prompt)
     monkeypatch.setattr(wandb, "init", lambda **settings: asked.update(settings) or Run())
-    monkeypatch.setattr("dualseg.runs.wandb_logger.shutil.rmtree", lambda path: None)
+    monkeypatch.setattr("dualseg.training.wandb_logger.shutil.rmtree", lambda path: None)
     logger = WandbLogger(RunFolder(finished["folder"]), resumed_at=4, offline=False)
     logger.log_metrics({"lr": 0.1}, step=5)
     assert (asked["mode"], asked["resume"]) == ("online", "allow")

@@ -130,7 +130,7 @@ def dualseg_config(words: list[str]) -> dict[str, Any]:
     from hydra import compose, initialize_config_dir
 
     from dualseg.configuration import conf_dir
-    from dualseg.runs.settings import resolve
+    from dualseg.training.settings import resolve
 
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         return resolve(compose("train", overrides=words))

@@ -7,13 +7,13 @@ from hydra import compose, initialize_config_dir
 from method_toys import Volumes, tiny_parts
 from torch import Tensor, nn
 
-from dualseg.assembly import build_method
 from dualseg.configuration import conf_dir
 from dualseg.data.batch import Batch
 from dualseg.methods import BidirectionalCopyPaste, SegmentationMethod, Supervised, Time
 from dualseg.methods.audit import audit
 from dualseg.networks import PlainUNet, ResidualEncoderUNet, SegmentationOutput
-from dualseg.runs.settings import resolve
+from dualseg.training.assembly import build_method
+from dualseg.training.settings import resolve
 
 METHODS = sorted(path.stem for path in (conf_dir() / "method").glob("*.yaml"))
 PLAN = [

@@ -17,10 +17,10 @@ from dualseg.data.batch import Batch
 from dualseg.errors import DualsegError
 from dualseg.methods import ERDA, Supervised
 from dualseg.methods.audit import audit
-from dualseg.runs.curves import read_curves
 from dualseg.runs.folder import RunFolder, run_name
-from dualseg.runs.settings import resolve
-from dualseg.sweeps.study import study_of
+from dualseg.studies.study import study_of
+from dualseg.training.curves import read_curves
+from dualseg.training.settings import resolve
 
 BOTH = "+term=[erda,guided_contrast]"
 NAMES = ("erda", "guided_contrast")

@@ -11,10 +11,10 @@ from hydra import compose, initialize_config_dir
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dualseg import assembly
 from dualseg.configuration import conf_dir
 from dualseg.runs.folder import RunFolder
-from dualseg.runs.settings import resolve
+from dualseg.training import assembly
+from dualseg.training.settings import resolve
 from dualseg.views import largest_component
 
 aten = torch.ops.aten

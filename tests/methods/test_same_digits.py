@@ -14,11 +14,11 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from dualseg import assembly
 from dualseg.configuration import conf_dir
 from dualseg.data.phantom import Phantom
 from dualseg.runs.folder import RunFolder
-from dualseg.runs.settings import resolve
+from dualseg.training import assembly
+from dualseg.training.settings import resolve
 
 DIGITS = Path(__file__).with_name("digits.json")
 SHAPE = (40, 36, 32)

@@ -341,7 +341,7 @@ def test_the_page_gets_the_scans_that_are_added(predict, watch, scans, out, tmp_
 def test_a_page_that_was_not_written_is(predict, watch, scans, out, tmp_path, monkeypatch) -> None:
     words = (f"input={scans}", "report=true")
     with monkeypatch.context() as patch:
-        patch.setattr("dualseg.reporting.viewer.page.ReviewPage.write", lambda *_: sys.exit(9))
+        patch.setattr("dualseg.prediction.viewer.review_page.ReviewPage.write", lambda *_: sys.exit(9))
         assert predict(*words).code == 9
     watch.seen.clear()
     assert predict(*words).code == 0 and watch.seen == []

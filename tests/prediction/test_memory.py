@@ -25,7 +25,7 @@ from dualseg.inference import SlidingWindow
 from dualseg.inference.bars import bar_bytes
 from dualseg.inference.predictor import Member, Predictor
 from dualseg.prediction import scans
-from dualseg.reporting.viewer.display import display_copy
+from dualseg.prediction.viewer.display import display_copy
 
 SHAPE = (48, 40, 20)
 

@@ -13,9 +13,9 @@ import yaml
 from dualseg.errors import DualsegError
 from dualseg.files import write_json
 from dualseg.runs.code import changed_code, code_hashes, user_code
-from dualseg.runs.collecting import Member, read_run
 from dualseg.runs.evaluation import checkpoints_of
 from dualseg.runs.folder import RunFolder
+from dualseg.studies.collecting import Member, read_run
 
 RAISES = "raise RuntimeError('was imported')\n"
 

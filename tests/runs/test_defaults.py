@@ -15,7 +15,7 @@ from dualseg.runs import identity as run_identity
 from dualseg.runs.defaults import with_defaults
 from dualseg.runs.folder import RunFolder
 from dualseg.runs.identity import ADDED, flatten, identity, run_name
-from dualseg.runs.settings import resolve
+from dualseg.training.settings import resolve
 
 # what no default can stand for: it says which default it is, or there is none
 TELLS_WHICH = ("data.name", "method.name", "networks.a.architecture", "networks.b.architecture")

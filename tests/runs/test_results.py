@@ -13,11 +13,11 @@ from dualseg.metrics import segmentation
 from dualseg.metrics.functional import Scores
 from dualseg.metrics.segmentation import CaseScores, Summary
 from dualseg.record import Roles
-from dualseg.runs import provenance
 from dualseg.runs.reading import CASE_COLUMNS, CaseRow, case_row, read_rows
 from dualseg.runs.reading import METRICS as COLUMNS
 from dualseg.runs.results import metrics_of, write_cases
 from dualseg.runs.tables import absences, distance_unit, results_table
+from dualseg.training import provenance
 
 METRICS = ("dice", "jaccard", "hd95", "asd")
 ROLES = Roles({}, ("a", "b"), "ensemble")

@@ -20,8 +20,8 @@ from dualseg.errors import DualsegError
 from dualseg.files import read_json, replacing, write_json, write_text
 from dualseg.runs.folder import RunFolder, iteration_of
 from dualseg.runs.identity import ADDED, NOT_IDENTITY, flatten, identity, run_name
-from dualseg.runs.settings import resolve
 from dualseg.train import train
+from dualseg.training.settings import resolve
 
 
 def composed(*overrides: str) -> dict[str, Any]:
@@ -401,7 +401,7 @@ def test_a_requeued_slurm_job_goes_on_in_what_it_began_though_it_says_overwrite(
     assert not folder.resumes_in_slurm({**config, "seed": 1})
     resolved = {**config, "name": "run", "output": str(tmp_path)}
     seen = []
-    monkeypatch.setattr("dualseg.runs.settings.resolve", dict)
+    monkeypatch.setattr("dualseg.training.settings.resolve", dict)
     monkeypatch.setattr("dualseg.train._is_to_do", lambda settings: seen.append(settings["overwrite"]))
     for restarts in ("1", "0"):
         monkeypatch.setenv("SLURM_RESTART_COUNT", restarts)

@@ -30,9 +30,9 @@ from dualseg.methods.base import CHECKPOINT_FORMAT
 from dualseg.networks import VNet
 from dualseg.runs.evaluation import places_to_write
 from dualseg.runs.folder import RunFolder
-from dualseg.runs.preprocessing import scan_source
-from dualseg.runs.settings import resolve
 from dualseg.runs.trusted import Trust, targets, to_trust
+from dualseg.training.preprocessing import scan_source
+from dualseg.training.settings import resolve
 
 OWN = """
 from dualseg.data import Phantom
@@ -181,7 +181,7 @@ OTHERS = [
     payload("builtins.exec", _args_=[CODE]),
     payload("hydra.utils.instantiate", config=payload("sympy.sympify", a=CODE)),
     payload("hydra.utils.call", config=payload("sympy.sympify", a=CODE), _recursive_=False),
-    payload("dualseg.assembly.instantiate", config=payload("sympy.sympify", a=CODE), _recursive_=False),
+    payload("dualseg.training.assembly.instantiate", config=payload("sympy.sympify", a=CODE), _recursive_=False),
     payload("nibabel.load", filename="scan.nii.gz"),
     payload("monai.bundle.load", name="x"),
     payload("monai.bundle.config_parser.ConfigParser", config={"x": f"${CODE}"}),

@@ -1,0 +1,150 @@
+"""How far a sweep is, and how long the rest takes: from runs that are finished, or from measurements that ship."""
+
+import csv
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from statistics import mean
+
+from dualseg.errors import DualsegError
+from dualseg.files import read_json
+from dualseg.studies.index import STATES, Job, State, Sweep, iterations_done
+from dualseg.studies.members import ensemble_folder, ensemble_problem
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Seconds per iteration of runs of one kind, their evaluation included, and where that was measured."""
+
+    seconds: float
+    source: str
+
+
+def measured_rates(sweep: Sweep, jobs: Iterable[Job], scale: str | None) -> dict[str, Rate]:
+    """Kind of run -> rate: of this sweep's finished runs where there are some, else of dualseg/studies/timings.csv.
+
+    There a row of scale `any` is of a kind on any dataset: seconds for an iteration of `Job.work` 1.
+    """
+    rows = [*csv.DictReader(files("dualseg.studies").joinpath("timings.csv").read_text().splitlines())]
+    rates = {
+        row["kind"]: Rate(float(row["seconds_per_iteration"]), row["hardware"]) for row in rows if row["scale"] == scale
+    }
+    jobs = list(jobs)
+    for row in (row for row in rows if row["scale"] == "any"):
+        for job in jobs:
+            if job.kind.endswith(f"-{row['kind']}") and job.kind not in rates and job.work:
+                scaled = float(row["seconds_per_iteration"]) * job.work
+                rates[job.kind] = Rate(scaled, f"by the size of its patches, without a GPU; {row['hardware']}")
+    own: dict[str, list[float]] = {}
+    for job in jobs:
+        folder = sweep.run_folder(job)
+        try:
+            seconds = read_json(folder.manifest_file)["seconds"] if folder.finished else None
+        except (DualsegError, KeyError):
+            continue
+        if seconds:
+            own.setdefault(job.kind, []).append(seconds / job.iterations)
+    return rates | {kind: Rate(mean(values), f"{len(values)} finished runs") for kind, values in own.items()}
+
+
+def seconds_left(sweep: Sweep, jobs: Iterable[Job], rates: Mapping[str, Rate]) -> tuple[float, list[str]]:
+    """Seconds that the jobs that are left still take, one after the other, and the kinds of which nothing is known."""
+    total, unknown = 0.0, set()
+    for job in jobs:
+        if sweep.state(job) in ("done", "damaged"):
+            continue
+        if job.kind in rates:
+            remaining = max(job.iterations - iterations_done(sweep.run_folder(job)), 0)
+            total += remaining * rates[job.kind].seconds
+        else:
+            unknown.add(job.kind)
+    return total, sorted(unknown)
+
+
+def overview(states: Iterable[State]) -> str:
+    """3 runs: 1 done, 2 to do."""
+    counts = Counter(states)
+    shown = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
+    return f"{_count(counts.total(), 'run')}: {shown}"
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
+def time_left(sweep: Sweep, jobs: Sequence[Job], rates: Mapping[str, Rate]) -> str:
+    """Hours of what is not done, and on what that estimate rests."""
+    seconds, unknown = seconds_left(sweep, jobs, rates)
+    used = sorted({(job.kind, rates[job.kind]) for job in jobs if job.kind in rates}, key=lambda pair: pair[0])
+    to_do = [job for job in jobs if sweep.state(job) not in ("done", "damaged")]
+    known = sum(job.kind in rates for job in to_do)
+    some = f", for {known} of {_count(len(to_do), 'run')}" if known < len(to_do) else ""
+    lines = [f"about {duration(seconds)} one after the other{some}"] if seconds else []
+    lines += [f"  {kind}: {rate.seconds:.3g} s an iteration ({rate.source})" for kind, rate in used if seconds]
+    lines += [f"  {kind}: never measured, not in the estimate" for kind in unknown]
+    return "\n".join(lines)
+
+
+def plan(sweep: Sweep, jobs: Sequence[Job], scale: str | None) -> str:
+    """What a sweep would do: how many runs, on what, for how long."""
+    seeds = sorted({job.seed for job in jobs})
+    rows = list(dict.fromkeys(job.variant or job.label for job in jobs))
+    lengths = ", ".join(f"{n:,}" for n in sorted({job.iterations for job in jobs}))
+    lines = [
+        f"{sweep.path}: {overview(sweep.state(job) for job in jobs)}",
+        f"{_count(len(rows), 'variant')}: {', '.join(rows)}",
+        f"seed{'' if len(seeds) == 1 else 's'} {', '.join(map(str, seeds))}; {lengths} iterations a run",
+        time_left(sweep, jobs, measured_rates(sweep, jobs, scale)),
+    ]
+    return "\n".join(line for line in lines if line)
+
+
+def status(sweep: Sweep) -> str:
+    """How far each run of a sweep is, why those that failed did, and how long the rest takes."""
+    jobs = sweep.jobs()
+    states = {job.run: sweep.state(job) for job in jobs}
+    wide = max((len(job.label) for job in jobs), default=0)
+    lines = [f"{states[job.run]:11}  {job.label:{wide}}  {_note(sweep, job, states[job.run])}".rstrip() for job in jobs]
+    lines += _evaluated_together(sweep, jobs)
+    lines.append(f"{sweep.path}: {overview(states.values())}")
+    lines.append(time_left(sweep, jobs, measured_rates(sweep, jobs, sweep.scale)))
+    return "\n".join(line for line in lines if line)
+
+
+def _evaluated_together(sweep: Sweep, jobs: Sequence[Job]) -> list[str]:
+    """A line for each ensemble row and seed of the sweep's study of which the sweep has all runs."""
+    noted = read_json(sweep.file)
+    definition = noted.get("definition") or {}
+    runs = {(job.variant, job.seed): sweep.run_folder(job) for job in jobs}
+    lines = []
+    for row, variants in definition.get("ensembles", {}).items():
+        for seed in sorted({job.seed for job in jobs}):
+            own = [runs[variant, seed] for variant in variants if (variant, seed) in runs]
+            if len(own) < len(variants):
+                continue
+            folder = ensemble_folder(sweep.output, noted["study"], sweep.scale, row, seed)
+            problem = ensemble_problem(folder, own)
+            state = "failed" if problem else "done" if folder.finished else "to do"
+            lines.append(f"{state:11}  {row} seed {seed}  {problem or ' + '.join(variants)}")
+    return lines
+
+
+def _note(sweep: Sweep, job: Job, state: State) -> str:
+    if state == "done":
+        return job.run
+    if state == "failed":
+        return f"{sweep.failure(job.run)} Output: {sweep.log_file(job.run)}"
+    if state == "damaged":
+        return sweep.run_folder(job).damage() or ""
+    done = iterations_done(sweep.run_folder(job))
+    return f"iteration {done:,} of {job.iterations:,}" if done else ""
+
+
+def duration(seconds: float) -> str:
+    """3 h 20 min, 7 min 12 s, 45 s."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -1,1 +1,0 @@
-"""Many runs: what a study consists of, launching its runs, and how far they are."""

@@ -1,0 +1,71 @@
+"""The index of a sweep: several that write it, and one whose overwriting run was killed or cannot be settled."""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from dualseg.errors import DualsegError
+from dualseg.runs.lock import writing
+from dualseg.runs.replaced import place_of
+from dualseg.studies import index, monitor
+from dualseg.studies.index import Job, Sweep
+from dualseg.studies.monitor import Monitor
+
+JOB = Job(run="x", words=(), label="x", kind="toy", iterations=12, seed=0, variant=None)
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Sweep:
+    """Of one run, which was being overwritten on a machine whose locks do not reach."""
+    former = place_of(tmp_path / "x")
+    for folder in (tmp_path / "x", former):
+        folder.mkdir()
+        (folder / "config.yaml").write_text("seed: 0\n")
+        (folder / "manifest.json").write_text('{"dualseg": "0"}')
+    (former / "cases.csv").touch()
+    (former / "metrics.json").write_text('{"status": "finished"}')
+    return Sweep(tmp_path / "sweeps" / "toy")
+
+
+def test_the_former_run_is_read_and_the_lock_is_asked_at_its_own_place(sweep):
+    assert sweep.run_folder(JOB).path == place_of(sweep.output / "x")
+    assert sweep.state(JOB) == "done"
+    with writing(sweep.output / "x"):
+        assert sweep.state(JOB) == "running"
+
+
+def test_a_run_that_cannot_be_looked_at_now_does_not_end_the_watching(sweep, monkeypatch):
+    looks = []
+
+    def look(self: Monitor) -> None:
+        looks.append(1)
+        if len(looks) == 1:
+            raise DualsegError("x: cannot be put back")
+
+    monkeypatch.setattr(monitor, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(Monitor, "_look", look)
+    with Monitor(sweep, [JOB], None):
+        deadline = time.monotonic() + 5
+        while len(looks) < 3 and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert len(looks) > 3
+
+
+def test_sweeps_of_one_study_that_start_at_the_same_moment_lose_no_run(tmp_path, monkeypatch):
+    real = index.write_json
+    monkeypatch.setattr(index, "write_json", lambda *args: time.sleep(0.2) or real(*args))
+    jobs = [replace(JOB, run=name, variant=name) for name in ("x", "y", "z")]
+    with ThreadPoolExecutor() as pool:
+        for future in [pool.submit(Sweep(tmp_path / "sweeps" / "toy").write, [job], "toy", "cpu") for job in jobs]:
+            assert future.result() == []
+    assert {job.run for job in Sweep(tmp_path / "sweeps" / "toy").jobs()} == {"x", "y", "z"}
+
+
+def test_a_sweep_that_another_one_keeps_writing_is_refused(tmp_path, monkeypatch):
+    target = Sweep(tmp_path / "sweeps" / "toy")
+    monkeypatch.setattr(index, "WRITING", 0.1)
+    with writing(target.path), pytest.raises(DualsegError, match=r"is being written by .* give the same command again"):
+        target.write([JOB], "toy", "cpu")

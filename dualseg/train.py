@@ -249,8 +249,10 @@ def _write(folder: Any, trainer: Any, method: Any, data: Any) -> None:
     from dualseg.errors import DualsegError
     from dualseg.runs import provenance, results
     from dualseg.runs.callbacks import RunTime
+    from dualseg.runs.lock import check_in_place
     from dualseg.runs.verdict import carry_from_study
 
+    check_in_place()
     cases = {"validation": data.split.validation, "test": data.split.test}
     results.write_cases(folder.cases_file, method.results, cases)
     run_time = next(callback for callback in trainer.callbacks if isinstance(callback, RunTime))

@@ -398,6 +398,8 @@ def test_a_checkpoint_that_dualseg_did_not_write(command, tiny, phantom, tmp_pat
     torch.save({"state_dict": {}}, file)
     words = [*tiny(phantom.root, tmp_path / "new"), f"weights={file}"]
     command(train.main, *words).complains(file, "not written by dualseg", "iteration-NNNNNN.ckpt")
+    torch.save({"dualseg": {"format": 1, "averages": {}}, "state_dict": {}}, file)
+    command(train.main, *words, f"weights={file}").complains(file, "state_dict", "holds no weights")
     command(train.main, *words, f"weights={tmp_path}/none.ckpt").complains(
         f"{tmp_path}/none.ckpt", "no such checkpoint"
     )
@@ -593,6 +595,31 @@ def test_the_disk_is_full_while_curves_are_written(command, tiny, phantom, runs,
     monkeypatch.setattr(CurveLogger, "log_metrics", fail)
     command(train.main, *tiny(phantom.root, runs)).complains("No space left", "Free space", "resumes")
     assert not runs.exists()
+
+
+@pytest.mark.parametrize("how", ["renamed", "replaced", "deleted"])
+def test_the_run_folder_is_moved_while_it_trains(command, tiny, phantom, runs, monkeypatch, how):
+    real = DualNetwork.training_step
+
+    def step(self, batch, index):
+        run = runs / "one"
+        if self.trainer.global_step == 2 and how == "deleted":
+            shutil.rmtree(run)
+        elif self.trainer.global_step == 2:
+            run.rename(runs / "other")
+            if how == "replaced":
+                run.write_text("")
+        real(self, batch, index)
+
+    words = [*tiny(phantom.root, runs), "name=one", "trainer.max_iterations=4", "trainer.checkpoint_every=1"]
+    with monkeypatch.context() as patch:
+        patch.setattr(DualNetwork, "training_step", step)
+        command(train.main, *words).complains(runs / "one", "moved or deleted", "Move it back")
+    if how == "renamed":
+        assert not (runs / "one").exists() and saved_iterations(runs / "other") == [2]
+        (runs / "other").rename(runs / "one")
+        assert command(train.main, *words).code == 0
+        assert saved_iterations(runs / "one") == [4]
 
 
 def test_a_loss_that_is_not_finite(command, tiny, phantom, runs, monkeypatch):

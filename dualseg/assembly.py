@@ -22,7 +22,7 @@ from dualseg.data import SemiSupervisedDataModule, SpatialAugmentation
 from dualseg.data.checking.doubts import scan_doubts
 from dualseg.data.reading import VolumeReader
 from dualseg.data.volumes import VolumeSource
-from dualseg.errors import DualsegError
+from dualseg.errors import DualsegError, missing_package
 from dualseg.inference import SlidingWindow
 from dualseg.inference.predictor import Member, Predictor
 from dualseg.methods import NetworkEvaluation, SegmentationMethod
@@ -109,8 +109,12 @@ def build_networks(config: Config, source: VolumeSource) -> dict[str, nn.Module]
             try:
                 networks[name] = instantiate(settings, **_shape(source))
             except InstantiationException as error:
-                if isinstance(error.__cause__, DualsegError):  # of its constructor, which knows no network's name
-                    raise DualsegError(f"networks.{name}.{error.__cause__}") from error
+                cause = error.__cause__
+                if isinstance(cause, DualsegError):  # of its constructor, which knows no network's name
+                    raise DualsegError(f"networks.{name}.{cause}") from error
+                if isinstance(cause, ImportError):
+                    kind = network.get("network", network["_target_"])
+                    raise DualsegError(f"networks.{name}: {kind} {missing_package(cause)}") from error
                 raise
     return networks
 

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 from dualseg.configuration import conf_dir
 from dualseg.errors import DualsegError, Interrupted, nearest
+from dualseg.machine import is_out_of_memory
 from dualseg.names import without_controls
 from dualseg.quiet import quiet
 from dualseg.signals import stoppable
@@ -25,7 +26,6 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 READER_GONE = 141  # exit code of a command that writes into a closed pipe (128 + SIGPIPE), as `| head` leaves it
 DEVICES = "pytorch_lightning.trainer.connectors.accelerator_connector"  # Lightning's reader of `trainer`
 MORE_MEMORY = "End other programs, or use a machine with more memory."
-_TOO_LITTLE = re.compile(r"out of memory|not enough memory|can't allocate memory", re.IGNORECASE)
 
 
 def run_with_hydra(
@@ -158,11 +158,6 @@ def _answer(command: Callable[[], Any], out_of_memory: str) -> None:
             )
             _exit(f"error: the trainer cannot be set up: {reason} {mend}", 2)
         raise
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether Python, NumPy or torch could not have the memory that they asked for."""
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(_TOO_LITTLE.search(str(error))))
 
 
 def _exit(message: str, code: int) -> NoReturn:

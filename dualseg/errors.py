@@ -1,6 +1,7 @@
 """The exceptions whose message alone a user needs to see, and what such a message may suggest."""
 
 import difflib
+import re
 import signal
 
 
@@ -29,6 +30,12 @@ class Interrupted(BaseException):
 
     def __str__(self) -> str:
         return self.message or "stopped."
+
+
+def missing_package(error: ImportError) -> str:
+    """'needs X, which is not installed: pip install X', or the reason in one line where it names no module."""
+    named = re.search(r"No module named '(\w+)", str(error))
+    return f"needs {named[1]}, which is not installed: pip install {named[1]}" if named else str(error).split("\n")[0]
 
 
 def nearest(word: str, words: list[str]) -> str:

@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
-from dualseg.cli import DISK_FULL, is_out_of_memory
+from dualseg.cli import DISK_FULL
 from dualseg.errors import DualsegError
 from dualseg.inference.predictor import Predictor
+from dualseg.machine import is_out_of_memory
 from dualseg.prediction.inputs import Found
 from dualseg.prediction.options import Options, classes_to_clean
 from dualseg.prediction.outputs import PredictionFolder

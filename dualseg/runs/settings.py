@@ -43,6 +43,8 @@ WHOLE = {  # whole numbers and their least value; where the configuration leaves
     "trainer.threads": 1,
     "trainer.validate_every": 1,
 }
+LARGEST = {"seed": 2**32 - 1}  # NumPy's; of the other whole numbers, torch's
+MOST = 2**31 - 1
 SWITCHES = (
     "augmentation.mix",
     "overwrite",
@@ -59,6 +61,7 @@ NUMBERS = {
     "lr_schedule.factor": 0.0,
     "lr_schedule.power": 0.0,
 }
+FLOAT32 = 3.4e38
 FRACTIONS = (
     "data.foreground",
     "dropout",
@@ -247,8 +250,12 @@ def _check_values(settings: Mapping[str, Any]) -> None:
             continue
         if key in WHOLE and (type(value) is not int or value < WHOLE[key]):
             raise DualsegError(f"{key}={value}: give a whole number of at least {WHOLE[key]}.")
+        if key in WHOLE and value > (most := LARGEST.get(key, MOST)):
+            raise DualsegError(f"{key}={value}: give a whole number of at most {most}.")
         if key in NUMBERS:
             at_least(key, value, NUMBERS[key])
+            if value > FLOAT32:
+                raise DualsegError(f"{key}={value}: give a number of at most {FLOAT32}, the largest of float32.")
         if key in FRACTIONS:
             fraction(key, value)
         if key == "lr_schedule.milestones" and not (isinstance(value, list) and all(map(_is_milestone, value))):

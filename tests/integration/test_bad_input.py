@@ -25,6 +25,7 @@ from dualseg.runs.settings import resolve
 
 pytestmark = pytest.mark.filterwarnings("ignore:Detected pickle protocol 4", "ignore:.*not resumable")
 
+SIDES_OF_16 = ["data.patch_size=[16,16,16]", "data.stride=[16,16,16]"]
 LABELED, UNLABELED = case_list("train")[0], case_list("train")[5]
 
 
@@ -200,6 +201,21 @@ def test_a_bad_evaluation_volume_is_found_before_the_run(phantom_fails, phantom_
         ),
         (["batch.labeled=0"], ["batch.labeled=0: leaves no patch for supervised_ce"]),
         (["seed=-1"], ["seed=-1: give a whole number of at least 0"]),
+        (["seed=4294967296"], ["seed=4294967296: give a whole number of at most 4294967295"]),
+        (
+            ["base_channels=99999999999999999999"],
+            ["base_channels=99999999999999999999", "at most 2147483647"],
+        ),
+        (["optimizer.lr=1e308"], ["optimizer.lr=1e+308: give a number of at most 3.4e+38"]),
+        (["optimizer.weight_decay=1e39"], ["optimizer.weight_decay=1e+39: give a number of at most 3.4e+38"]),
+        (
+            ["data.patch_size=[4096,4096,4096]"],
+            ["data.patch_size=[4096, 4096, 4096]: a batch of 4 patches takes 1.12 TiB", "give a smaller one"],
+        ),
+        (
+            ["method=supervised", "networks=vnet", "batch.labeled=1", *SIDES_OF_16],
+            ["networks.a: VNet does not take data.patch_size=[16, 16, 16] (1 in a batch)"],
+        ),
         (
             ["data.patch_size=[32,32"],
             ["data.patch_size=[32,32: cannot be read; write key=value, a list as key=[1,2,3]"],

@@ -261,7 +261,7 @@ def _write(folder: Any, trainer: Any, method: Any, data: Any) -> None:
         carry_from_study(folder, len(data.split.labeled))
     except DualsegError as error:
         print(f"warning: {error}", file=sys.stderr)  # what another command wrote must not end a finished training
-    folder.finish(results.metrics_of(method.results, trainer.max_steps, method.roles))
+    folder.finish(results.metrics_of(method.results, trainer.global_step, method.roles))
 
 
 def _show(folder: Any) -> None:

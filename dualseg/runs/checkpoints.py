@@ -76,7 +76,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             f"{path}: written by dualseg {made_by.get('version')}, newer than this {__version__}; update dualseg."
         )
     state = checkpoint.get("state_dict")
-    if not isinstance(state, Mapping) or not all(map(_is_name, state)) or not network_states(checkpoint):
+    if not isinstance(state, Mapping) or not all(map(_is_name, state)):
         raise DualsegError(f"{path}: its state_dict is missing or damaged, so it holds no weights. {ANOTHER}")
     return checkpoint
 

@@ -415,7 +415,7 @@ def test_a_checkpoint_that_dualseg_did_not_write(command, tiny, phantom, tmp_pat
     words = [*tiny(phantom.root, tmp_path / "new"), f"weights={file}"]
     command(train.main, *words).complains(file, "not written by dualseg", "iteration-NNNNNN.ckpt")
     torch.save({"dualseg": {"format": 1, "averages": {}}, "state_dict": {}}, file)
-    command(train.main, *words, f"weights={file}").complains(file, "state_dict", "holds no weights")
+    command(train.main, *words, f"weights={file}").complains(file, "state_dict holds no networks")
     command(train.main, *words, f"weights={tmp_path}/none.ckpt").complains(
         f"{tmp_path}/none.ckpt", "no such checkpoint"
     )

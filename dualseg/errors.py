@@ -6,7 +6,6 @@ import re
 import signal
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_TOO_LITTLE = re.compile(r"out of memory|not enough memory|can't allocate memory", re.IGNORECASE)
 
 
 class DualsegError(ValueError):
@@ -36,9 +35,10 @@ class Interrupted(BaseException):
         return self.message or "stopped."
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether Python, NumPy or torch could not have the memory that they asked for."""
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(_TOO_LITTLE.search(str(error))))
+def missing_package(error: ImportError) -> str:
+    """'needs X, which is not installed: pip install X', or the reason in one line where it names no module."""
+    named = re.search(r"No module named '(\w+)", str(error))
+    return f"needs {named[1]}, which is not installed: pip install {named[1]}" if named else str(error).split("\n")[0]
 
 
 def nearest(word: str, words: list[str]) -> str:

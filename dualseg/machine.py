@@ -14,6 +14,7 @@ from dualseg.errors import DualsegError
 SHARE = 0.9  # of what the machine has; the rest is for the system and whatever else runs
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+_TOO_LITTLE = re.compile(r"out of memory|not enough memory|can't allocate memory", re.IGNORECASE)
 
 
 def bytes_of(key: str, text: object) -> int:
@@ -55,6 +56,15 @@ class MemoryLimit(NamedTuple):
             size = int(SHARE * machine_memory())
             return cls(size, f"this machine offers {size_text(size)}", key)
         return cls(bytes_of(key, given), f"{key}={given} is given", key)
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether Python, NumPy or torch could not have the memory that they asked for; also where another wraps that."""
+    while error is not None:
+        if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _TOO_LITTLE.search(str(error))):
+            return True
+        error = error.__cause__
+    return False
 
 
 def machine_memory(root: Path = Path("/")) -> int:

@@ -248,10 +248,12 @@ def _fit_and_evaluate(trainer: Any, method: Any, data: Any, latest: Path | None,
 def _write(folder: Any, trainer: Any, method: Any, data: Any) -> None:
     from dualseg.errors import DualsegError
     from dualseg.runs import results
+    from dualseg.runs.lock import check_in_place
     from dualseg.runs.verdict import carry_from_study
     from dualseg.training import provenance
     from dualseg.training.callbacks import RunTime
 
+    check_in_place()
     cases = {"validation": data.split.validation, "test": data.split.test}
     results.write_cases(folder.cases_file, method.results, cases)
     run_time = next(callback for callback in trainer.callbacks if isinstance(callback, RunTime))
@@ -260,7 +262,7 @@ def _write(folder: Any, trainer: Any, method: Any, data: Any) -> None:
         carry_from_study(folder, len(data.split.labeled))
     except DualsegError as error:
         print(f"warning: {error}", file=sys.stderr)  # what another command wrote must not end a finished training
-    folder.finish(results.metrics_of(method.results, trainer.max_steps, method.roles))
+    folder.finish(results.metrics_of(method.results, trainer.global_step, method.roles))
 
 
 def _show(folder: Any) -> None:

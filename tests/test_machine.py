@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dualseg.errors import DualsegError
-from dualseg.machine import SHARE, MemoryLimit, bytes_of, file_problem, machine_memory, size_text
+from dualseg.machine import SHARE, MemoryLimit, bytes_of, file_problem, is_out_of_memory, machine_memory, size_text
 
 RAM = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 GIB = 2**30
@@ -70,6 +70,13 @@ def test_sizes_are_written():
     assert [size_text(n) for n in (10, 3 * 2**20, 13.2 * GIB, 477 * 2**40, 2385 * 2**40)] == [
         *("9.54e-06 MiB", "3 MiB", "13.2 GiB", "477 TiB", "2,385 TiB")
     ]
+
+
+def test_too_little_memory_is_known_also_where_another_error_wraps_it():
+    wrapped = RuntimeError("applying transform")
+    wrapped.__cause__ = RuntimeError("DefaultCPUAllocator: can't allocate memory")
+    assert is_out_of_memory(wrapped) and is_out_of_memory(MemoryError())
+    assert not is_out_of_memory(RuntimeError("a bug"))
 
 
 def test_a_file_is_compared_with_the_machine():

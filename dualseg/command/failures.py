@@ -11,9 +11,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
+from dualseg.command.habits import advice_on
 from dualseg.command.quiet import quiet
 from dualseg.configuration import conf_dir
-from dualseg.errors import DISK_FULL, DualsegError, Interrupted, is_out_of_memory, nearest
+from dualseg.errors import DISK_FULL, DualsegError, Interrupted, nearest
+from dualseg.machine import is_out_of_memory
 from dualseg.names import without_controls
 from dualseg.signals import stoppable
 
@@ -82,6 +84,8 @@ def _answer(command: Callable[[], Any], out_of_memory: str) -> None:
         if is_out_of_memory(error):
             reason = (str(error) or "MemoryError").splitlines()[0]
             _exit(f"error: out of memory ({reason}). {out_of_memory}", 2)
+        if "does not have a deterministic implementation" in reason:
+            _exit(f"error: {reason.partition(',')[0]}; give trainer.deterministic=warn, or leave it at false.", 2)
         if reason.startswith("Config group override must be") and (problem := _empty_group()):
             _exit(f"error: {problem}", 2)
         # by the place and not by the type: Lightning's MisconfigurationException can be a bug of a method as well
@@ -116,7 +120,8 @@ def explain(error: BaseException) -> str:
         if full_key and "Missing mandatory value" in str(cause):
             return f"{full_key} is required and has no default; give {full_key}=..."
         if full_key and "is not in struct" in str(cause):
-            return f"{full_key}: no such configuration key.{_near_term() or _near_key(str(full_key))}"
+            close = _near_term() or advice_on(str(full_key)) or _near_key(str(full_key))
+            return f"{full_key}: no such configuration key.{close}"
     if target := re.match(r"Error locating target '([^']+)'", text):
         return f"{target[1]}: {_why_not_imported(target[1], causes[-1])}"
     option = re.search(r"(?:Could not find|In '[^']+': Could not find) '([^']+)'", text)
@@ -126,7 +131,10 @@ def explain(error: BaseException) -> str:
     group_key = re.search(r"Could not override '([^']+)'|Override ([^=\s]+)=.* looks like a config group", text)
     if group_key:
         key = group_key.group(1) or group_key.group(2)
-        return f"{key}: no such configuration key.{_near_key(key)}"
+        return f"{key}: no such configuration key.{advice_on(key) or _near_key(key)}"
+    if twice := re.match(r"Multiple values for (\S+)\. To override", text):
+        word = next((word for word in sys.argv[1:] if word.startswith(f"+{twice[1]}=")), f"+{twice[1]}=...")
+        return f"{word}: {twice[1]} has an option already; write {word[1:]} without the +."
     return " ".join(line.strip() for line in text.splitlines() if line.strip() and "full stack trace" not in line)
 
 

@@ -168,6 +168,8 @@ class SemiSupervisedDataModule(pl.LightningDataModule):
         """
         self.reader.memory_key = limit.key
         self._memory = MemoryCheck(self.source, limit, self.reader.downsample, segmenting, processes)
+        if training:
+            self._memory.check_batch(self.patch_size, self.labeled_per_batch, self.unlabeled_per_batch)
         validation = self.split.validation if "validation" in stages else ()
         self._memory.foresee(
             self._labeled if training else (),

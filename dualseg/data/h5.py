@@ -124,9 +124,20 @@ class H5Source(VolumeSource):
         try:
             with h5py.File(path, "r") as h5:
                 keys = sorted(h5)
-                found = read(h5[key]) if key in keys else None
+                held = h5[key] if key in keys else None
+                if (problem := _no_numbers(held)) is None:
+                    return read(held)
         except _UNREADABLE as error:
             raise DualsegError(f"{path}: cannot be read ({error}). Truncated? Copy or unpack it again.") from error
-        if found is None:
+        if key not in keys:
             raise DualsegError(f"{path}: has no dataset '{key}', only {keys}. Write the file again.")
-        return found
+        raise DualsegError(f"{path}: '{key}' {problem}, not an array of real numbers. Write the file again.")
+
+
+def _no_numbers(held: Any) -> str | None:
+    """What something in an HDF5 file is where it is no dataset of real numbers, such as text or complex numbers."""
+    if not isinstance(held, h5py.Dataset):
+        return f"is a {type(held).__name__.lower()}"
+    if held.shape is None:
+        return "is empty"
+    return None if held.dtype.kind in "biuf" else f"holds {held.dtype}"

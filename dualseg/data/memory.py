@@ -173,6 +173,18 @@ class MemoryCheck:
                 seen, own = self.shrunk * size.voxels, self._own(size)
                 self._check_segmenting(case, str(size), size.channels, seen, own, size.reading_bytes)
 
+    def check_batch(self, patch_size: Sequence[int], labeled: int, unlabeled: int) -> None:
+        """Raises: DualsegError where the patches of a batch alone take more than the limit, without the networks."""
+        label = np.dtype(label_dtype(len(self.source.class_names))).itemsize
+        own = 4 * (labeled + unlabeled) * self.source.channels + labeled * label
+        needed = math.prod(patch_size) * own
+        if needed > self.limit.size:
+            raise DualsegError(
+                f"data.patch_size={[*patch_size]}: a batch of {labeled + unlabeled} patches takes {size_text(needed)} "
+                f"without the networks, and {self.limit.said}; give a smaller one, or lower batch.labeled and "
+                "batch.unlabeled."
+            )
+
     def was_kept(self, case: str, size: int) -> None:
         """Count the bytes of a volume that was read and stays. Raises: DualsegError as `foresee`."""
         if case not in self._known:  # else it is counted already

@@ -110,7 +110,7 @@ class Phantom(VolumeSource):
                 return
             if any((self.root / kind).exists() for kind in ("images", "labels")):
                 raise DualsegError(f"{self.root}: holds volumes but no dataset.json that says which; {remedy}")
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
             raise DualsegError(f"{path}: cannot be read ({error}); {remedy}") from error
         write_text(path, json.dumps(request) + "\n")
 

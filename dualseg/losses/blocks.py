@@ -8,6 +8,10 @@ def block_mean(tensor: Tensor, stride: int) -> Tensor:
 
     Voxels at the end of a side that fill no block are left out; a side shorter than a block is one block. Unlike
     torch's pooling its gradient is deterministic on a GPU.
+
+    >>> import torch
+    >>> block_mean(torch.arange(4.0).view(1, 1, 4, 1, 1), 2).flatten()
+    tensor([0.5000, 2.5000])
     """
     for axis in (2, 3, 4):
         size = min(stride, tensor.shape[axis])
@@ -17,7 +21,12 @@ def block_mean(tensor: Tensor, stride: int) -> Tensor:
 
 
 def block_centre(label: Tensor, stride: int) -> Tensor:
-    """The voxel in the middle of each block of `block_mean`, (N, W, H, D) -> (N, W // stride, ...)."""
+    """The voxel in the middle of each block of `block_mean`, (N, W, H, D) -> (N, W // stride, ...).
+
+    >>> import torch
+    >>> block_centre(torch.arange(4).view(1, 4, 1, 1), 2).flatten()
+    tensor([1, 3])
+    """
     for axis in (1, 2, 3):
         size = min(stride, label.shape[axis])
         count = label.shape[axis] // size

@@ -56,6 +56,12 @@ def class_prototypes(features: Tensor, fused: Tensor, reliable: Tensor, num_clas
         features: (N_u, F, W, H, D) features of network i.
         fused: (N_u, W, H, D) int64.
         reliable: (N_u, W, H, D) bool, R.
+
+    >>> features = torch.tensor([[2.0, 0.0], [0.0, 3.0]]).view(1, 2, 2, 1, 1)
+    >>> label = torch.tensor([0, 1]).view(1, 2, 1, 1)
+    >>> class_prototypes(features, label, label >= 0, num_classes=2).vectors
+    tensor([[1., 0.],
+            [0., 1.]])
     """
     rows, members = members_of(features, fused, reliable, num_classes)
     lengths = torch.linalg.vector_norm(rows, dim=2).clamp(min=NORM_EPS)
@@ -86,6 +92,10 @@ def draw_voxels(unreliable: Tensor, wanted: Tensor | None = None) -> Drawn:
     Args:
         unreliable: bool, any shape.
         wanted: scalar int64, how many instead of 1 % of them; never more than there are.
+
+    >>> drawn = draw_voxels(torch.ones(1000, dtype=torch.bool))
+    >>> drawn.counts.sum()
+    tensor(10)
     """
     flat = unreliable.flatten()
     at_most = min(MAX_DRAWN, len(flat) // 100)
@@ -127,6 +137,12 @@ def contrast(
 
     Returns:
         The term, and of how many voxels it is the mean.
+
+    >>> features = torch.tensor([[2.0, 0.0], [0.0, 3.0]]).view(1, 2, 2, 1, 1)
+    >>> label = torch.tensor([0, 1]).view(1, 2, 1, 1)
+    >>> both = torch.tensor([True, True])
+    >>> contrast(features, label, Drawn(torch.tensor([0, 1]), both), Prototypes(torch.eye(2), both), kind="distance")
+    (tensor(0.), tensor(2))
     """
     own = predicted.flatten()[drawn.voxels]
     counts = drawn.counts & prototypes.present[own] & (prototypes.present.sum() >= 2)

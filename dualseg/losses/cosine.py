@@ -14,6 +14,10 @@ def cosine(p: Tensor, p_other: Tensor) -> Tensor:
 
     Args:
         p, p_other: (N, K, W, H, D) float32 probabilities.
+
+    >>> import torch
+    >>> cosine(torch.tensor([1.0, 0.0]).view(1, 2, 1, 1, 1), torch.tensor([0.0, 1.0]).view(1, 2, 1, 1, 1))
+    tensor(1.)
     """
     # written out: F.cosine_similarity takes norms along a strided axis, which on the CPU is 15 times slower
     squares = p.square().sum(dim=1).clamp(min=EPS**2) * p_other.square().sum(dim=1).clamp(min=EPS**2)

@@ -17,6 +17,11 @@ def cross_pseudo(log_p: Tensor, pseudo_label: Tensor, divergence: Tensor | None 
         pseudo_label: (N, W, H, D) int64, argmax of the other network's probabilities; or (N, K, W, H, D) float32, a
             soft one.
         divergence: (N, W, H, D) float32 from `kl_divergence`, or None.
+
+    >>> log_p = torch.tensor([0.5, 0.5]).log().view(1, 2, 1, 1, 1)
+    >>> label = torch.zeros(1, 1, 1, 1, dtype=torch.int64)
+    >>> cross_pseudo(log_p, label), cross_pseudo(log_p, label, torch.full((1, 1, 1, 1), 2.0).log())
+    (tensor(0.6931), tensor(0.3466))
     """
     if pseudo_label.is_floating_point():
         cross_entropy = -(pseudo_label * log_p).sum(dim=1)

@@ -13,6 +13,11 @@ def masked_dice(p: Tensor, label: Tensor, mask: Tensor, eps: float = 1e-5) -> Te
         p: (N, K, W, H, D) float32 probabilities.
         label: (N, W, H, D) int64, pseudo-labels.
         mask: (N, W, H, D) bool.
+
+    >>> p = torch.tensor([0.0, 1.0]).view(1, 2, 1, 1, 1)
+    >>> label = torch.ones(1, 1, 1, 1, dtype=torch.int64)
+    >>> masked_dice(p, label, label > 0)
+    tensor(0.)
     """
     losses = []
     for k in range(p.shape[1]):

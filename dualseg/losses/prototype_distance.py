@@ -54,6 +54,12 @@ def prototype_distance(
 
     Returns:
         The term, and how many voxels were drawn.
+
+    >>> label = torch.arange(2).repeat_interleave(1000).view(1, 20, 10, 10)
+    >>> reliable = (torch.arange(2000) % 2 == 0).view(1, 20, 10, 10)
+    >>> features = torch.stack([label == 0, label == 1], dim=1).float()
+    >>> prototype_distance(features, label, label, reliable, num_classes=2)
+    (tensor(0.), tensor(10))
     """
     c, present = class_means(features, fused, reliable, num_classes)
     foreground = draw_voxels(~reliable & (predicted > 0))

@@ -18,6 +18,10 @@ def confident_disagreement(p_a: Tensor, p_b: Tensor, confidence: float = 0.6) ->
 
     Returns:
         (N, W, H, D) bool.
+
+    >>> p_a, p_b = torch.tensor([0.3, 0.7]).view(1, 2, 1, 1, 1), torch.tensor([0.45, 0.55]).view(1, 2, 1, 1, 1)
+    >>> confident_disagreement(p_a, p_b)
+    tensor([[[[True]]]])
     """
 
     def confident_class(p: Tensor) -> Tensor:
@@ -34,6 +38,11 @@ def rectification(p: Tensor, label: Tensor, disagreement: Tensor) -> Tensor:
         p: (N, K, W, H, D) float32 probabilities of network i.
         label: (N, W, H, D) int64.
         disagreement: (N, W, H, D) bool, M.
+
+    >>> p = torch.tensor([0.3, 0.7]).view(1, 2, 1, 1, 1)
+    >>> label = torch.ones(1, 1, 1, 1, dtype=torch.int64)
+    >>> rectification(p, label, label > 0)
+    tensor(0.0900)
     """
     # F.one_hot looks at the values, and its int64 would take twice what the probabilities of many classes do
     classes = torch.arange(1, p.shape[1], device=label.device).view(-1, 1, 1, 1)

@@ -15,6 +15,11 @@ def region_ce(log_p: Tensor, label: Tensor, region: Tensor | None = None, weight
         label: (N, W, H, D) int64, values 0..K-1.
         region: (N, W, H, D) or (1, W, H, D) bool, M; None: every voxel.
         weight: (N, W, H, D) float32, w; None: 1.
+
+    >>> log_p = torch.tensor([0.5, 0.5]).log().view(1, 2, 1, 1, 1)
+    >>> label = torch.zeros(1, 1, 1, 1, dtype=torch.int64)
+    >>> region_ce(log_p, label), region_ce(log_p, label, label > 0)
+    (tensor(0.6931), tensor(0.))
     """
     ce = F.nll_loss(log_p, label, reduction="none")
     if weight is not None:
@@ -32,6 +37,10 @@ def region_dice(p: Tensor, label: Tensor, region: Tensor | None = None, eps: flo
         p: (N, K, W, H, D) float32 probabilities.
         label: (N, W, H, D) int64, values 0..K-1.
         region: (N, W, H, D) or (1, W, H, D) bool, M; None: every voxel.
+
+    >>> p = torch.tensor([0.5, 0.5]).view(1, 2, 1, 1, 1)
+    >>> region_dice(p, torch.ones(1, 1, 1, 1, dtype=torch.int64))
+    tensor(0.6667)
     """
     classes = torch.arange(p.shape[1], device=label.device).view(-1, 1, 1, 1)
     y = label[:, None] == classes

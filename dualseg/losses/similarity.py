@@ -13,6 +13,10 @@ def refined(p: Tensor, features: Tensor, temperature: float = 0.1) -> Tensor:
     Args:
         p: (N, K, W, H, D) float32 probabilities, V = W H D voxels.
         features: (N, F, W, H, D) float32.
+
+    >>> p = torch.eye(2).view(1, 2, 2, 1, 1)
+    >>> refined(p, torch.ones(1, 3, 2, 1, 1)).flatten()
+    tensor([0.7500, 0.2500, 0.2500, 0.7500])
     """
     f = F.normalize(features.flatten(2), dim=1)
     m = (f.transpose(1, 2) @ f / temperature).softmax(dim=1)
@@ -28,6 +32,12 @@ def patch_prototypes(features: Tensor, label: Tensor, num_classes: int) -> tuple
 
     Returns:
         (J, K, F), 0 for a class that is not there; (J, K) bool.
+
+    >>> features = torch.tensor([[2.0, 0.0], [0.0, 3.0]]).view(1, 2, 2, 1, 1)
+    >>> label = torch.tensor([0, 1]).view(1, 2, 1, 1)
+    >>> patch_prototypes(features, label, num_classes=2)[0]
+    tensor([[[2., 0.],
+             [0., 3.]]])
     """
     members = torch.stack([label.flatten(1) == k for k in range(num_classes)], dim=1)
     counts = members.sum(dim=2)
@@ -36,7 +46,11 @@ def patch_prototypes(features: Tensor, label: Tensor, num_classes: int) -> tuple
 
 
 def similarities(features: Tensor, prototypes: Tensor) -> Tensor:
-    """m(j, c) = cos(f(v), G(j, c)): (N, F, W, H, D) and (J, K, F) -> (N, J, K, W, H, D)."""
+    """m(j, c) = cos(f(v), G(j, c)): (N, F, W, H, D) and (J, K, F) -> (N, J, K, W, H, D).
+
+    >>> similarities(torch.tensor([1.0, 0.0]).view(1, 2, 1, 1, 1), torch.eye(2).view(1, 2, 2)).flatten()
+    tensor([1., 0.])
+    """
     f, g = F.normalize(features, dim=1), F.normalize(prototypes, dim=2)
     return torch.einsum("nfwhd,jkf->njkwhd", f, g)
 
@@ -52,6 +66,10 @@ def class_log_probabilities(m: Tensor, present: Tensor, temperature: float = 0.1
 
     Returns:
         (N, K, W, H, D).
+
+    >>> m = torch.tensor([1.0, 0.0]).view(1, 1, 2, 1, 1, 1)
+    >>> class_log_probabilities(m, torch.tensor([[True, True]]), temperature=1.0).exp().flatten()
+    tensor([0.7311, 0.2689])
     """
     lowest = torch.finfo(m.dtype).min  # -inf would have a gradient of NaN where no patch has the class
     counted = (m / temperature).where(_spread(present), lowest)
@@ -71,6 +89,10 @@ def agreement(m: Tensor, present: Tensor, sharpness: float = 1000.0) -> Tensor:
 
     Returns:
         (N, W, H, D) in 0..1.
+
+    >>> m = torch.tensor([1.0, 0.0]).view(1, 1, 2, 1, 1, 1)
+    >>> agreement(m, torch.tensor([[True, True]]))
+    tensor([[[[1.]]]])
     """
     there, anywhere = _spread(present), _spread(present.any(dim=0))
     others = m.where(there, 0.0).sum(dim=1) / _spread(present.sum(dim=0).clamp(min=1))

@@ -12,6 +12,10 @@ def supervised_ce(log_p: Tensor, label: Tensor, weight: Tensor | None = None) ->
         log_p: (N, K, W, H, D) float32, log-softmax of the logits.
         label: (N, W, H, D) int64, values 0..K-1.
         weight: (K,) of the classes; the mean is then one with these weights.
+
+    >>> log_p = torch.tensor([0.5, 0.5]).log().view(1, 2, 1, 1, 1)
+    >>> supervised_ce(log_p, torch.zeros(1, 1, 1, 1, dtype=torch.int64))
+    tensor(0.6931)
     """
     return F.nll_loss(log_p, label, weight) if len(label) else log_p[:0].sum()
 
@@ -24,6 +28,10 @@ def supervised_dice(p: Tensor, label: Tensor, eps: float = 1e-5) -> Tensor:
     Args:
         p: (N, K, W, H, D) float32 probabilities.
         label: (N, W, H, D) int64, values 0..K-1.
+
+    >>> p = torch.tensor([0.5, 0.5]).view(1, 2, 1, 1, 1)
+    >>> supervised_dice(p, torch.ones(1, 1, 1, 1, dtype=torch.int64))
+    tensor(0.2000)
     """
     losses = []
     for k in range(1, p.shape[1]):

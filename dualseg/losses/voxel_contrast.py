@@ -34,6 +34,11 @@ def voxel_contrast(
 
     Returns:
         The term, and how many voxels have negatives.
+
+    >>> u, other = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+    >>> of_u, of_other = torch.tensor([0]), torch.tensor([1])
+    >>> voxel_contrast(u, u, of_u, other, of_other, torch.tensor([0.9]), num_classes=2, temperature=1.0)
+    (tensor(0.6265), tensor(1))
     """
     if not len(first) or not len(bank):
         return 0 * (first.sum() + second.sum() + bank.sum()), predicted.new_zeros(())

@@ -24,6 +24,7 @@ from dualseg.methods.averages import Average, averaged_copy, move
 from dualseg.methods.evaluation import NetworkEvaluation
 from dualseg.methods.extra import ExtraTerm
 from dualseg.methods.finite import FiniteLoss
+from dualseg.methods.first_pass import explain_first_pass
 from dualseg.methods.guard import Guard
 from dualseg.methods.schedules import Schedule, step_decay
 from dualseg.methods.terms import LossTerm, Term, Time, configured, progress
@@ -152,6 +153,7 @@ class SegmentationMethod(NetworkEvaluation):
         self._image: Tensor | None = None
         self._seen: dict[str, View] = {}
         self._in_training: set[str] = set()
+        self._passed: set[str] = set()  # networks that have taken patches
         for name, extra in self.extras.items():
             if extra.setting.enabled:
                 extra.build(self)
@@ -254,7 +256,13 @@ class SegmentationMethod(NetworkEvaluation):
         """A network's output on (N, C, W, H, D), with gradient, in the run's precision; float32 afterwards."""
         kind = image.device.type
         with torch.autocast(kind, dtype=torch.get_autocast_dtype(kind), enabled=self._autocast):
-            output = self.networks[network](image)
+            try:
+                output = self.networks[network](image)
+            except (RuntimeError, ValueError, ImportError) as error:
+                if network not in self._passed:
+                    explain_first_pass(error, network, self.networks[network], image)
+                raise
+        self._passed.add(network)
         view = View.of(output)
         if image is self._image and torch.is_grad_enabled():
             self._seen[network] = view

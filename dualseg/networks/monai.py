@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from dualseg.arguments import count
 from dualseg.errors import DualsegError
 from dualseg.networks.blocks import DIVISOR, SegmentationOutput, crop_output, pad_to_multiple
 
@@ -43,6 +44,7 @@ class TappedNetwork(nn.Module):
             raise DualsegError(
                 f"feature_layer: {kind} has no Conv3d named '{feature_layer}'; nearest: {', '.join(close)}"
             )
+        count("divisor", divisor)
         self.network = network
         self.divisor = divisor
         self.feature_layer = feature_layer if feature_layer is not None else [*convolutions][-1]

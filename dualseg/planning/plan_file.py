@@ -69,7 +69,7 @@ def read(path: Path, labeled: Sequence[str]) -> Plan:
         raise DualsegError(f"plan.file={path}: is no file; name a plan, or a new file.")
     try:
         content = yaml.safe_load(path.read_text())
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         problem = " ".join(str(error).split())
         raise DualsegError(f"{path}: cannot be read ({problem}); correct or delete it.") from error
     if not isinstance(content, dict) or not isinstance(content.get("plan"), dict):

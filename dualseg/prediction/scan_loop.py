@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
-from dualseg.errors import DISK_FULL, DualsegError, is_out_of_memory
+from dualseg.errors import DISK_FULL, DualsegError
 from dualseg.inference.predictor import Predictor
+from dualseg.machine import is_out_of_memory
 from dualseg.prediction.inputs import Found
 from dualseg.prediction.options import OUT_OF_MEMORY, PredictionOptions, classes_to_clean
 from dualseg.prediction.outputs import PredictionFolder

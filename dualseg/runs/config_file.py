@@ -9,6 +9,7 @@ import yaml
 from dualseg.errors import DualsegError
 
 MOST_VALUES = 1_000_000  # of a configuration; a real one has some hundred
+DEEPEST = 100  # lists and mappings in one another; far deeper ones end a process that libyaml loads them in
 YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is ten times as fast, and not everywhere
 
 
@@ -20,7 +21,9 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     mend = "restore the file that the run wrote"
     try:
-        config = yaml.load(path.read_text(), Loader=YAML_LOADER)
+        text = path.read_text()
+        _check_depth(text)
+        config = yaml.load(text, Loader=YAML_LOADER)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise DualsegError(f"{path}: cannot be read ({reason}); {mend}.") from error
@@ -29,6 +32,15 @@ def read_config(path: Path) -> dict[str, Any]:
     if _values_in(config, {}) > MOST_VALUES:
         raise DualsegError(f"{path}: holds more than {MOST_VALUES} values, by references; {mend}.")
     return config
+
+
+def _check_depth(text: str) -> None:
+    """Raises: ValueError for YAML that is nested deeper than `DEEPEST`."""
+    depth = 0
+    for event in yaml.parse(text, Loader=YAML_LOADER):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            raise ValueError(f"more than {DEEPEST} lists and mappings in one another")
 
 
 def _values_in(node: Any, known: dict[int, float]) -> float:

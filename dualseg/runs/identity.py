@@ -22,6 +22,7 @@ NOT_IDENTITY = (
     "data.num_workers",
     "data.memory",
     "trainer.accelerator",
+    "trainer.profiler",
     "trainer.progress_bar",
     "trainer.log_every",
     "trainer.checkpoint_every",
@@ -40,6 +41,7 @@ ADDED: dict[str, Any] = {
     "method.guard": False,
     "method.second_pass": False,
     "networks.*.norm": "instance",
+    "trainer.deterministic": False,
     "weights_as": None,
 }
 

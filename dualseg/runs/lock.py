@@ -16,7 +16,7 @@ from dualseg.names import check_printable
 LOCK = ".lock"  # file in the run folder, there while a run writes (and after a kill, when nobody holds it)
 PATIENCE = 1.0  # seconds: whoever asks `is_locked` holds the lock for an instant
 
-_held: set[int] = set()
+_held: dict[int, Path] = {}  # descriptor of each lock of this process -> its file
 
 
 def _let_go() -> None:
@@ -78,13 +78,13 @@ def holding(file: Path, patience: float | None = None) -> Iterator[None]:
     except OSError:  # no locks here, or nothing can be written: what writes next says so
         yield
         return
-    _held.add(descriptor)
+    _held[descriptor] = file
     try:
         yield
     finally:
         if _is_file(descriptor, file):  # else its folder was removed, and another run may have made it anew
             file.unlink()
-        _held.discard(descriptor)
+        _held.pop(descriptor, None)
         os.close(descriptor)
 
 
@@ -136,8 +136,18 @@ def _is_file(descriptor: int, path: Path) -> bool:
     """The locked file is still the one of that name."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.lstat())
-    except FileNotFoundError:
+    except OSError:
         return False
+
+
+def check_in_place() -> None:
+    """Raises: DualsegError where a folder that this process is writing was moved, replaced or deleted meanwhile."""
+    for descriptor, file in _held.items():
+        if not _is_file(descriptor, file):
+            raise DualsegError(
+                f"{file.parent}: was moved or deleted while the run wrote it. Move it back, then give the same command "
+                "again: it resumes from its last checkpoint."
+            )
 
 
 def is_locked(folder: Path) -> bool:

@@ -110,7 +110,7 @@ def read_study(name: str, folder: Path | None = None) -> Study:
     try:
         content = yaml.safe_load(path.read_text())
         return study_of(content["study"], content["sweep"])
-    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, RecursionError) as error:
         if isinstance(error, DualsegError):
             raise
         reason = " ".join(str(error).split())

@@ -5,6 +5,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -12,17 +13,19 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from lightning_fabric.plugins.environments import ClusterEnvironment, LightningEnvironment, SLURMEnvironment
 from monai.transforms import MapTransform
+from pytorch_lightning.callbacks import Callback, Checkpoint
 from pytorch_lightning.loggers import Logger
+from pytorch_lightning.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
 from torch import nn
 
 from dualseg.data import SemiSupervisedDataModule, SpatialAugmentation
 from dualseg.data.checking.doubts import scan_doubts
 from dualseg.data.reading import VolumeReader
 from dualseg.data.volumes import VolumeSource
-from dualseg.errors import DualsegError
+from dualseg.errors import DualsegError, missing_package
 from dualseg.inference import SlidingWindow
 from dualseg.inference.predictor import Member, Predictor
 from dualseg.methods import NetworkEvaluation, SegmentationMethod
@@ -47,6 +50,7 @@ from dualseg.training.settings import naming_keys_of
 from dualseg.views import Augmentation
 
 Config = Mapping[str, Any]
+PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
 
 
 def use_threads(config: Config) -> None:
@@ -109,8 +113,12 @@ def build_networks(config: Config, source: VolumeSource) -> dict[str, nn.Module]
             try:
                 networks[name] = instantiate(settings, **_shape(source))
             except InstantiationException as error:
-                if isinstance(error.__cause__, DualsegError):  # of its constructor, which knows no network's name
-                    raise DualsegError(f"networks.{name}.{error.__cause__}") from error
+                cause = error.__cause__
+                if isinstance(cause, DualsegError):  # of its constructor, which knows no network's name
+                    raise DualsegError(f"networks.{name}.{cause}") from error
+                if isinstance(cause, ImportError):
+                    kind = network.get("network", network["_target_"])
+                    raise DualsegError(f"networks.{name}: {kind} {missing_package(cause)}") from error
                 raise
     return networks
 
@@ -185,9 +193,8 @@ def build_trainer(
     iterations, validate_every = settings["max_iterations"], settings["validate_every"]
     loggers: list[Logger] = [CurveLogger(folder.curves_file, resumed_at)]
     if config["logger"]:
-        with naming_keys_of("logger", config["logger"]):
-            loggers.append(instantiate(config["logger"], folder=folder, resumed_at=resumed_at))
-    callbacks = [
+        loggers.append(build_logger(config["logger"], folder, resumed_at))
+    callbacks: list[Callback] = [
         RunTime(),
         Throughput(),  # before the checkpoints, whose writing is no waiting for data
         Checkpoints(folder.checkpoints, settings["checkpoint_every"], settings["checkpoints_kept"], resume_command),
@@ -198,6 +205,7 @@ def build_trainer(
         callbacks.append(ComponentWriter(folder.components))
     if settings["progress_bar"]:
         callbacks.append(ProgressBar())
+    callbacks += build_callbacks(config.get("callbacks") or {})
     environment = _cluster_environment()
     trainer = pl.Trainer(
         max_steps=iterations,
@@ -212,7 +220,9 @@ def build_trainer(
         strategy=settings["strategy"],
         sync_batchnorm=settings["sync_batchnorm"],
         precision=settings["precision"],
-        benchmark=True,  # patches have one size: let cuDNN choose by trying
+        deterministic=settings["deterministic"],
+        benchmark=not settings["deterministic"],  # patches have one size: let cuDNN choose by trying
+        profiler=PROFILERS[settings["profiler"]](folder.path / "logs", "profile") if settings["profiler"] else None,
         use_distributed_sampler=False,
         logger=loggers,
         callbacks=callbacks,
@@ -233,6 +243,50 @@ def build_trainer(
     except ValueError as error:
         raise DualsegError(f"trainer.devices, trainer.num_nodes: not what Slurm started ({error})") from error
     return trainer
+
+
+def build_logger(settings: Mapping[str, Any], folder: RunFolder, resumed_at: int) -> Logger:
+    """`logger`, dualseg's, Lightning's or another: of what a run knows of itself it gets what it takes.
+
+    Raises:
+        DualsegError: no class is named, or it does not take a setting.
+    """
+    known = {"folder": folder, "resumed_at": resumed_at, "save_dir": str(folder.path / "logs")}
+    _check_class("logger", settings)
+    with naming_keys_of("logger", settings):
+        parameters: Mapping[str, Any] = {}
+        with suppress(ImportError):  # of which `instantiate` gives the reason
+            parameters = inspect.signature(get_object(settings["_target_"])).parameters
+        return instantiate(settings, **{k: v for k, v in known.items() if k in parameters and k not in settings})
+
+
+def build_callbacks(settings: Any) -> list[Callback]:
+    """`callbacks`: the user's own, and Lightning's.
+
+    Raises:
+        DualsegError: one that is no callback, writes checkpoints beside dualseg's own, or takes no such setting.
+    """
+    if not isinstance(settings, Mapping):
+        raise DualsegError(f"callbacks={settings}: give each a name and a class, callbacks.NAME._target_=module.Class.")
+    callbacks = []
+    for name, own in settings.items():
+        key = f"callbacks.{name}"
+        _check_class(key, own)
+        with naming_keys_of(key, own):
+            callback = instantiate(own)
+        if isinstance(callback, Checkpoint):
+            keys = "trainer.checkpoint_every and trainer.checkpoints_kept"
+            raise DualsegError(f"{key}: dualseg writes the checkpoints itself, see {keys}; leave it out.")
+        if not isinstance(callback, Callback):
+            raise DualsegError(f"{key}: {own['_target_']} is no pytorch_lightning.Callback; choose one that is.")
+        callbacks.append(callback)
+    return callbacks
+
+
+def _check_class(key: str, settings: Any) -> None:
+    """Raises: DualsegError where what is to be built names no class."""
+    if not isinstance(settings, Mapping) or "_target_" not in settings:
+        raise DualsegError(f"{key}={settings}: names no class; give {key}._target_=module.Class.")
 
 
 def _cluster_environment() -> ClusterEnvironment:

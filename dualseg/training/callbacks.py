@@ -21,6 +21,7 @@ from dualseg.files import replacing, write_json
 from dualseg.inference.slices import display_slices
 from dualseg.methods import NetworkEvaluation, SegmentationMethod
 from dualseg.runs.folder import CHECKPOINT, iteration_of
+from dualseg.runs.lock import check_in_place
 from dualseg.runs.replaced import drop, place_of
 from dualseg.signals import STOPS, Stop
 from dualseg.training.checkpoints import not_finite
@@ -131,6 +132,7 @@ class Checkpoints(Callback):
     def _save(self, trainer: pl.Trainer) -> None:
         if trainer.global_step in (0, self._saved_at):  # of no iterations there is nothing to go on from
             return
+        check_in_place()
         method = cast(SegmentationMethod, trainer.lightning_module)
         method.check_finite()
         # a step can overflow on a loss that is finite; saved, such weights would push out the last good checkpoint

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from dualseg.arguments import at_least, fraction, is_number, one_of, sizes, switch, triples
+from dualseg.command.habits import advice_on
 from dualseg.configuration import conf_dir
 from dualseg.data.checks import check_batch, check_mirror_axes, check_mix
 from dualseg.data.splits import Split, split_source
@@ -43,6 +44,8 @@ WHOLE = {  # whole numbers and their least value; where the configuration leaves
     "trainer.threads": 1,
     "trainer.validate_every": 1,
 }
+LARGEST = {"seed": 2**32 - 1}  # NumPy's; of the other whole numbers, torch's
+MOST = 2**31 - 1
 SWITCHES = (
     "augmentation.mix",
     "overwrite",
@@ -59,6 +62,7 @@ NUMBERS = {
     "lr_schedule.factor": 0.0,
     "lr_schedule.power": 0.0,
 }
+FLOAT32 = 3.4e38
 FRACTIONS = (
     "data.foreground",
     "dropout",
@@ -70,12 +74,14 @@ NULLABLE = (
     "data.labeled",
     "data.labeled_ratio",
     "data.memory",
+    "trainer.profiler",
     "trainer.threads",
     "trainer.validate_every",
 )
 # top-level keys of groups, beside those of conf/train.yaml itself
 NODES = (
-    "data", "augmentation", "method", "networks", "optimizer", "lr_schedule", "trainer", "logger", "batch", "objective",
+    "data", "augmentation", "method", "networks", "optimizer", "lr_schedule", "trainer", "logger", "callbacks", "batch",
+    "objective",
 )  # fmt: skip
 IN_PATHS = ("name", "study", "scale", "variant")  # folders are named after them, each alone or put together
 SHOWN = re.compile(r"(data|method)\.name|networks\.[\w-]+\.architecture")  # in tables
@@ -85,6 +91,7 @@ CHOICES = {
     "augmentation.intensity": ("strong",),
     "inference.distance_unit": ("voxel", "mm"),
     "trainer.precision": ("32-true", "bf16-mixed", "16-mixed"),
+    "trainer.profiler": ("simple", "advanced", "pytorch"),
 }
 
 
@@ -194,6 +201,8 @@ def _refuse_unread(config: Any) -> None:
         for key in node if isinstance(node, dict) else ():
             name = re.compile(rf"(?<![\w.]){re.escape(f'{prefix}{key}')}\b")
             if key not in keys and key not in relative and not any(map(name.search, references)):
+                if advice := advice_on(f"{prefix}{key}"):
+                    raise DualsegError(f"{prefix}{key}: no such configuration key.{advice}")
                 close = nearest(f"{prefix}{key}", [f"{prefix}{other}" for other in keys])
                 mend = f"leave it out, or let another key read it (${{{prefix}{key}}})"
                 raise DualsegError(f"{prefix}{key}: no such configuration key, nothing reads it; {mend}.{close}")
@@ -247,8 +256,12 @@ def _check_values(settings: Mapping[str, Any]) -> None:
             continue
         if key in WHOLE and (type(value) is not int or value < WHOLE[key]):
             raise DualsegError(f"{key}={value}: give a whole number of at least {WHOLE[key]}.")
+        if key in WHOLE and value > (most := LARGEST.get(key, MOST)):
+            raise DualsegError(f"{key}={value}: give a whole number of at most {most}.")
         if key in NUMBERS:
             at_least(key, value, NUMBERS[key])
+            if value > FLOAT32:
+                raise DualsegError(f"{key}={value}: give a number of at most {FLOAT32}, the largest of float32.")
         if key in FRACTIONS:
             fraction(key, value)
         if key == "lr_schedule.milestones" and not (isinstance(value, list) and all(map(_is_milestone, value))):
@@ -257,6 +270,8 @@ def _check_values(settings: Mapping[str, Any]) -> None:
         if key == "trainer.devices" and not _is_devices(value):
             mend = "give a number of at least 1, -1 or auto for all there are, or a list of their indices such as [0,1]"
             raise DualsegError(f"{key}={value}: {mend}.")
+        if key == "trainer.deterministic" and type(value) is not bool and value != "warn":
+            raise DualsegError(f"{key}={value}: give true, false or warn.")
         if key == "data.augmentation.mirror_axes":
             check_mirror_axes(value)
         if key in SWITCHES:
@@ -334,7 +349,8 @@ def naming_keys_of(group: str, settings: Mapping[str, Any]) -> Iterator[None]:
         found = re.search(r"(?:unexpected keyword argument|multiple values for keyword argument) '(\w+)'", str(error))
         if found is None or found[1] not in settings:
             raise
-        raise DualsegError(f"{group}.{found[1]}: no such configuration key; leave it out.") from error
+        key = f"{group}.{found[1]}"
+        raise DualsegError(f"{key}: no such configuration key; leave it out.{advice_on(key)}") from error
 
 
 def source_and_split(settings: Mapping[str, Any]) -> tuple[VolumeSource, Split]:

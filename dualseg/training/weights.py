@@ -51,6 +51,8 @@ def start_from(weights: str, method: SegmentationMethod, parts: Mapping[str, str
     path = checkpoint_of(weights)
     checkpoint = read_checkpoint(path)
     states = network_states(checkpoint)
+    if not states:
+        raise DualsegError(f"{path}: its state_dict holds no networks; give a checkpoint that a run wrote.")
     if parts is None:
         if set(method.takes) != states.keys() - averages_of(checkpoint["dualseg"], str(path)).keys():
             first = sorted(states)[0]

@@ -300,6 +300,12 @@ def test_out_of_memory_has_an_answer_that_fits_the_command(command, monkeypatch,
     assert not any(word in said for word in others), said
 
 
+def test_an_operation_that_repeats_in_no_form_is_answered(capsys):
+    why = "upsample_trilinear3d_backward_out_cuda does not have a deterministic implementation, but you set ..."
+    code, err = ends(capsys, RuntimeError(why))
+    assert code == 2 and "upsample_trilinear3d" in err and "trainer.deterministic=warn" in err
+
+
 def test_a_command_that_ends_well_ends_well():
     assert failures.guarded(lambda: None) is None
 

@@ -76,6 +76,13 @@ def turned(x: float) -> list[float]:
     return [round(x, 7), round(y, 7), 0, -round(y, 7), round(x, 7), 0]
 
 
+def test_a_value_of_wrong_length_is_refused(tmp_path):
+    """Two numbers where one belongs, as a damaged length makes them."""
+    write(tmp_path)
+    edit(tmp_path / "IM3.dcm", PixelRepresentation=[1, 1])
+    refused(tmp_path, r"IM3\.dcm: cannot be read as DICOM, its header is damaged")
+
+
 # --- tolerances
 
 

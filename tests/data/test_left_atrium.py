@@ -84,12 +84,34 @@ def test_a_missing_key_is_refused(small_la, path, key):
         VolumeReader(LeftAtrium(small_la)).read_pair(FIRST)
 
 
-def test_a_group_in_place_of_the_image_is_refused(small_la, path):
+ODD = {
+    "complex": lambda h5, key: h5.create_dataset(key, data=np.zeros((4, 4, 4), np.complex64)),
+    "bytes": lambda h5, key: h5.create_dataset(key, data=np.full((4, 4, 4), b"abc")),
+    "text": lambda h5, key: h5.create_dataset(key, shape=(4, 4, 4), dtype=h5py.string_dtype()),
+    "one text": lambda h5, key: h5.create_dataset(key, data="abc"),
+    "lists": lambda h5, key: h5.create_dataset(key, shape=(4, 4, 4), dtype=h5py.vlen_dtype("i4")),
+    "records": lambda h5, key: h5.create_dataset(key, data=np.zeros((4, 4, 4), [("a", "f4"), ("b", "i2")])),
+    "opaque": lambda h5, key: h5.create_dataset(key, data=np.zeros((4, 4, 4), "V5")),
+    "times": lambda h5, key: h5.create_dataset(
+        key, data=np.zeros((4, 4, 4), "M8[s]").astype(h5py.opaque_dtype("M8[s]"))
+    ),
+    "references": lambda h5, key: h5.create_dataset(key, shape=(4, 4, 4), dtype=h5py.ref_dtype),
+    "nothing": lambda h5, key: h5.create_dataset(key, data=h5py.Empty("f4")),
+    "group": lambda h5, key: h5.create_group(key),
+    "type": lambda h5, key: h5.__setitem__(key, np.dtype("f4")),
+}
+
+
+@pytest.mark.parametrize("key", ["image", "label"])
+@pytest.mark.parametrize("odd", ODD)
+def test_what_is_no_array_of_real_numbers_is_refused(small_la, path, key, odd):
     with h5py.File(path, "a") as h5:
-        del h5["image"]
-        h5.create_group("image")
-    with pytest.raises(DualsegError, match=rf"{path}: cannot be read"):
-        LeftAtrium(small_la).read_image(FIRST)
+        del h5[key]
+        ODD[odd](h5, key)
+    source = LeftAtrium(small_la)
+    for read in (source.read_image if key == "image" else source.read_label, VolumeReader(source).read_pair):
+        with pytest.raises(DualsegError, match=rf"{path}: '{key}' .*not an array of real numbers"):
+            read(FIRST)
 
 
 def test_a_file_cut_anywhere_is_refused(small_la, path):

@@ -231,9 +231,10 @@ def test_an_older_generators_volumes_are_refused(tmp_path, monkeypatch):
 
 
 def test_foreign_folders_are_left_alone(tmp_path):
-    (tmp_path / "dataset.json").write_text("{not json")
-    with pytest.raises(DualsegError, match=r"dataset\.json.*cannot be read"):
-        Phantom(tmp_path, train=1, test=0, shape=SMALL)
+    for text in ("{not json", "[" * 100_000):
+        (tmp_path / "dataset.json").write_text(text)
+        with pytest.raises(DualsegError, match=r"dataset\.json.*cannot be read"):
+            Phantom(tmp_path, train=1, test=0, shape=SMALL)
     (tmp_path / "dataset.json").unlink()
     (tmp_path / "images").mkdir()
     with pytest.raises(DualsegError, match=r"no dataset\.json"):

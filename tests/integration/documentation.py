@@ -10,6 +10,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS]
 FENCE = re.compile(r"^( *)```(\w+)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 OWN_FILES = {  # file -> the blocks that it is made of: page, marker
     "my_dataset.py": [("docs/data.md", "own-source")],
+    "my_callbacks.py": [("docs/change-one-thing.md", "my-callback")],
     "my_methods.py": [("docs/change-one-thing.md", "my-loss"), ("docs/change-one-thing.md", "my-method")],
     "my_conf/data/mine.yaml": [("docs/data.md", "own-config")],
     "my_conf/experiment/quick.yaml": [("docs/configuration.md", "own-experiment")],

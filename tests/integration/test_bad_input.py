@@ -25,6 +25,7 @@ from dualseg.training.settings import resolve
 
 pytestmark = pytest.mark.filterwarnings("ignore:Detected pickle protocol 4", "ignore:.*not resumable")
 
+SIDES_OF_16 = ["data.patch_size=[16,16,16]", "data.stride=[16,16,16]"]
 LABELED, UNLABELED = case_list("train")[0], case_list("train")[5]
 
 
@@ -200,6 +201,21 @@ def test_a_bad_evaluation_volume_is_found_before_the_run(phantom_fails, phantom_
         ),
         (["batch.labeled=0"], ["batch.labeled=0: leaves no patch for supervised_ce"]),
         (["seed=-1"], ["seed=-1: give a whole number of at least 0"]),
+        (["seed=4294967296"], ["seed=4294967296: give a whole number of at most 4294967295"]),
+        (
+            ["base_channels=99999999999999999999"],
+            ["base_channels=99999999999999999999", "at most 2147483647"],
+        ),
+        (["optimizer.lr=1e308"], ["optimizer.lr=1e+308: give a number of at most 3.4e+38"]),
+        (["optimizer.weight_decay=1e39"], ["optimizer.weight_decay=1e+39: give a number of at most 3.4e+38"]),
+        (
+            ["data.patch_size=[4096,4096,4096]"],
+            ["data.patch_size=[4096, 4096, 4096]: a batch of 4 patches takes 1.12 TiB", "give a smaller one"],
+        ),
+        (
+            ["method=supervised", "networks=vnet", "batch.labeled=1", *SIDES_OF_16],
+            ["networks.a: VNet does not take data.patch_size=[16, 16, 16] (1 in a batch)"],
+        ),
         (
             ["data.patch_size=[32,32"],
             ["data.patch_size=[32,32: cannot be read; write key=value, a list as key=[1,2,3]"],
@@ -398,6 +414,8 @@ def test_a_checkpoint_that_dualseg_did_not_write(command, tiny, phantom, tmp_pat
     torch.save({"state_dict": {}}, file)
     words = [*tiny(phantom.root, tmp_path / "new"), f"weights={file}"]
     command(train.main, *words).complains(file, "not written by dualseg", "iteration-NNNNNN.ckpt")
+    torch.save({"dualseg": {"format": 1, "averages": {}}, "state_dict": {}}, file)
+    command(train.main, *words, f"weights={file}").complains(file, "state_dict holds no networks")
     command(train.main, *words, f"weights={tmp_path}/none.ckpt").complains(
         f"{tmp_path}/none.ckpt", "no such checkpoint"
     )
@@ -593,6 +611,31 @@ def test_the_disk_is_full_while_curves_are_written(command, tiny, phantom, runs,
     monkeypatch.setattr(CurveLogger, "log_metrics", fail)
     command(train.main, *tiny(phantom.root, runs)).complains("No space left", "Free space", "resumes")
     assert not runs.exists()
+
+
+@pytest.mark.parametrize("how", ["renamed", "replaced", "deleted"])
+def test_the_run_folder_is_moved_while_it_trains(command, tiny, phantom, runs, monkeypatch, how):
+    real = DualNetwork.training_step
+
+    def step(self, batch, index):
+        run = runs / "one"
+        if self.trainer.global_step == 2 and how == "deleted":
+            shutil.rmtree(run)
+        elif self.trainer.global_step == 2:
+            run.rename(runs / "other")
+            if how == "replaced":
+                run.write_text("")
+        real(self, batch, index)
+
+    words = [*tiny(phantom.root, runs), "name=one", "trainer.max_iterations=4", "trainer.checkpoint_every=1"]
+    with monkeypatch.context() as patch:
+        patch.setattr(DualNetwork, "training_step", step)
+        command(train.main, *words).complains(runs / "one", "moved or deleted", "Move it back")
+    if how == "renamed":
+        assert not (runs / "one").exists() and saved_iterations(runs / "other") == [2]
+        (runs / "other").rename(runs / "one")
+        assert command(train.main, *words).code == 0
+        assert saved_iterations(runs / "one") == [4]
 
 
 def test_a_loss_that_is_not_finite(command, tiny, phantom, runs, monkeypatch):

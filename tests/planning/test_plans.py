@@ -146,6 +146,7 @@ def test_validation_and_test_labels_are_not_opened(tmp_path, command):
         (lambda text: text.replace("batch: ", "batch: -"), r"plan\.batch=-"),
         (lambda text: text.replace("  kernels:", "  kernel:"), r"plan\.kernels=None"),
         (lambda text: text.replace("plan:", "plan: ["), "cannot be read"),
+        (lambda text: "[" * 100_000, "cannot be read"),
         (lambda text: "[]", "is no plan"),
         (lambda text: text.replace("  batch:", "  bach: 2\n  batch:"), r"plan\.bach: no such decision"),
         (lambda text: re.sub(r"intensity: .*", "intensity: [{mean: 3}]", text), "intensity"),

@@ -376,9 +376,10 @@ def test_json_round_trip_and_its_mistakes(tmp_path):
     assert read_json(path) == json.loads(path.read_text()) == {"a": [1, 2.5, None]}
     with pytest.raises(DualsegError, match=r"y\.json: missing"):
         read_json(tmp_path / "y.json")
-    path.write_text('{"a": ')
-    with pytest.raises(DualsegError, match=r"x\.json: cannot be read"):
-        read_json(path)
+    for text in ('{"a": ', "[" * 100_000):
+        path.write_text(text)
+        with pytest.raises(DualsegError, match=r"x\.json: cannot be read"):
+            read_json(path)
 
 
 def test_the_configuration_file_holds_no_interpolations_and_loads_plainly(settings):

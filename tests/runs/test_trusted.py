@@ -446,6 +446,14 @@ def test_a_few_lines_that_unfold_into_a_billion_values(run) -> None:
         run.config()
 
 
+@pytest.mark.parametrize("text", ["[" * 100_000, "- " * 100_000, "? " * 100_000, "{a: " * 100_000])
+def test_lists_and_mappings_in_one_another_without_end(run, text) -> None:
+    """libyaml's loader would end the process with a segmentation fault."""
+    run.config_file.write_text(text)
+    with pytest.raises(DualsegError, match=f"{run.config_file}: cannot be read .*100 lists and mappings"):
+        run.config()
+
+
 def test_a_recorded_dataset_writes_nowhere_but_where_the_command_line_says(tmp_path):
     """A run folder says where its dataset lies, and datasets write what is missing of them."""
     new, planted = tmp_path / "new", tmp_path / "new" / ".12345678.tmp.important"

@@ -258,7 +258,8 @@ def test_notes_are_a_list():
 
 
 @pytest.mark.parametrize(
-    "content", ["", "study: mine", "study: mine\nsweep: {seeds: [0]}", "study: [", "study: mine\nsweep: 3"]
+    "content",
+    ["", "study: mine", "study: mine\nsweep: {seeds: [0]}", "study: [", "study: mine\nsweep: 3", "[" * 10_000],
 )
 def test_a_file_that_describes_no_study_is_refused_by_name(tmp_path, content):
     path = tmp_path / "mine.yaml"

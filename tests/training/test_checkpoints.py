@@ -47,7 +47,8 @@ class Run:
         settings = {
             "max_iterations": ITERATIONS, "validate_every": 4, "checkpoint_every": 3, "checkpoints_kept": 1,
             "log_every": 1, "accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto",
-            "sync_batchnorm": False, "precision": "32-true", "progress_bar": False, **trainer,
+            "sync_batchnorm": False, "precision": "32-true", "progress_bar": False, "deterministic": False,
+            "profiler": None, **trainer,
         }  # fmt: skip
         config = {"trainer": settings, "logger": None}
         resumed_at = iteration_of(self.latest) if self.latest else 0

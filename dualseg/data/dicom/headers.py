@@ -208,7 +208,9 @@ def _slice(path: Path, header: pydicom.Dataset, series: str) -> Slice:
     if slope == 0 or not np.isfinite((slope, intercept)).all():
         raise _FlawError(f"RescaleSlope is {slope:g} and RescaleIntercept {intercept:g}; export it again.")
     distance = abs(float(header.get("SpacingBetweenSlices") or 0))
-    storage = (header.get("PixelRepresentation"), *(value is None for value in rescale), str(header.get("Modality")))
+    signed = header.get("PixelRepresentation")
+    signed = None if signed is None else int(signed)  # raises for several values, as a wrong length makes them
+    storage = (signed, *(value is None for value in rescale), str(header.get("Modality")))
     instance, study, patient, frame = (
         str(header.get(tag) or "").strip()
         for tag in ("SOPInstanceUID", "StudyInstanceUID", "PatientID", "FrameOfReferenceUID")

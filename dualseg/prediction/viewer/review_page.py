@@ -162,7 +162,7 @@ def _folder_of(page: Path) -> Path:
 
 def _scans_of(page: Path) -> dict[str, tuple[str, dict[str, Any]]]:
     """Number -> name of a scan of the page, and what it says of its copy; nothing where the page is no such one."""
-    with suppress(OSError, ValueError, KeyError, TypeError, StopIteration):
+    with suppress(OSError, ValueError, KeyError, TypeError, StopIteration, RecursionError):
         with page.open(encoding="utf-8") as file:
             state = next(json.loads(match[1]) for line in file if (match := _STATE.match(line)))
         scans = {str(scan["number"]): (scan["name"], {key: scan[key] for key in SHOWN}) for scan in state["scans"]}

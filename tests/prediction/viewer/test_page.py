@@ -117,7 +117,8 @@ def test_a_page_that_is_damaged_or_none_of_ours_has_no_copies(tmp_path: Path) ->
     path.write_text(re.sub(r'id="label-1">[^<]*', 'id="label-1">?', text))
     with pytest.raises(DualsegError, match=r"report\.html: damaged; remove it"):
         ReviewPage(path, ("background", "ball"), 3)
-    for other in ("", "<html>", text.replace('"scans"', '"scons"'), text.replace('id="state">{', 'id="state">')):
+    deep = re.sub(r'id="state">.*', f'id="state">{"[" * 100_000}</script>', text)
+    for other in ("", "<html>", text.replace('"scans"', '"scons"'), text.replace('id="state">{', 'id="state">'), deep):
         path.write_text(other)
         for left in (tmp_path / ".display").glob("*"):
             left.unlink()

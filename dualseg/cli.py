@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 from dualseg.configuration import conf_dir
 from dualseg.errors import DualsegError, Interrupted, nearest
 from dualseg.names import without_controls
+from dualseg.overrides import readable
 from dualseg.quiet import quiet
 from dualseg.signals import stoppable
 
@@ -55,6 +56,7 @@ def run_with_hydra(
     if in_sweep is None and {"-m", "--multirun"} & set(sys.argv[1:]):
         _exit("error: -m: this command takes one configuration at a time; leave it out.", 2)
     sys.argv[1:] = _flags_first(sys.argv[1:])
+    sys.argv[1:] = readable(sys.argv[1:], multirun=bool({"-m", "--multirun"} & set(sys.argv[1:])))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through to `guarded`
 
     def job(config: Any) -> Any:

@@ -15,6 +15,7 @@ from dualseg.data.volumes import VolumeSource
 from dualseg.errors import DualsegError, nearest
 from dualseg.files import is_temporary, read_object, refuse_links, sha256_of, sweep_below, write_text
 from dualseg.machine import bytes_of
+from dualseg.overrides import PATH_KEYS
 from dualseg.record import Roles
 from dualseg.runs.cases import images_of, refuse_trained, trained_on
 from dualseg.runs.code import code_hashes, user_code
@@ -48,12 +49,21 @@ def parse_words(words: Sequence[str]) -> tuple[list[str], str, str | None, dict[
             bytes_of(key, value)
             changes["data.memory"] = value
         else:
-            changes[key] = yaml.safe_load(value)
+            changes[key] = _value(key, value)
     if not runs:
         raise DualsegError("run=RUN_FOLDER is required.")
     if split not in ("test", "validation"):
         raise DualsegError(f"split={split}: give test or validation.")
     return runs, split, output, changes, trust
+
+
+def _value(key: str, text: str) -> Any:
+    if key in PATH_KEYS and text != "null":
+        return text
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise DualsegError(f"{key}={text}: cannot be read; write key=value, a list as key=[1,2,3].") from error
 
 
 def settings_of_evaluation(configs: Sequence[Mapping[str, Any]], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from dualseg.errors import DualsegError
 from dualseg.files import write_json
 from dualseg.runs import lock
 from dualseg.runs.cases import trained_before, trained_on
-from dualseg.runs.evaluation import check_unseen, settings_of_evaluation, writing_evaluation
+from dualseg.runs.evaluation import check_unseen, parse_words, settings_of_evaluation, writing_evaluation
 from dualseg.runs.folder import RunFolder
 from dualseg.runs.trusted import Trust
 
@@ -366,3 +366,14 @@ def test_runs_on_other_kinds_of_datasets_are_no_ensemble():
     settings_of_evaluation([config(), config(target="moved.MyDataset")], {})
     with pytest.raises(DualsegError, match=r"data\.source: MyDataset in one run, Theirs in another"):
         settings_of_evaluation([config(), config(target="my_dataset.Theirs")], {})
+
+
+@pytest.mark.parametrize("folder_name", ["a: b", "[x]", "#1", "{x", "1e3"])
+def test_a_folder_is_the_text_that_was_typed(folder_name):
+    assert parse_words(["run=r", f"data.root={folder_name}"])[3] == {"data.root": folder_name}
+    assert parse_words(["run=r", "data.source.splits=null"])[3] == {"data.source.splits": None}
+
+
+def test_a_value_that_is_no_yaml_is_answered():
+    with pytest.raises(DualsegError, match=r"data\.stride=\[9,9: cannot be read"):
+        parse_words(["run=r", "data.stride=[9,9"])

@@ -186,9 +186,11 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Raises: DualsegError if the file is missing, unreadable or no JSON."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_bytes())  # of UTF-8, -16 and -32, with or without a byte order mark
     except FileNotFoundError:
         raise DualsegError(f"{path}: missing.") from None
+    except UnicodeDecodeError as error:
+        raise DualsegError(f"{path}: is no text in UTF-8 ({error}); save it in that encoding.") from error
     except (OSError, ValueError, RecursionError) as error:
         raise DualsegError(f"{path}: cannot be read ({error}); restore it from a copy.") from error
 

@@ -17,7 +17,16 @@ from dualseg.data.checking.near import Near, near_duplicates
 from dualseg.data.checking.pool import Unlike, first, unlike_notes, unlike_scans
 from dualseg.data.memory import Size, size_of, size_problems
 from dualseg.data.patients import patients
-from dualseg.data.problems import KINDS, Kind, Problem, VolumeError, image_problems, is_invertible, label_problems
+from dualseg.data.problems import (
+    KINDS,
+    Kind,
+    Problem,
+    VolumeError,
+    image_problems,
+    is_invertible,
+    label_problems,
+    whole_numbers,
+)
 from dualseg.data.splits import Split
 from dualseg.data.volumes import Grid, Image, VolumeSource, label_dtype
 from dualseg.errors import DualsegError
@@ -153,7 +162,7 @@ class _Walk:
 
     def _visit_label(self, case: str, image: Image | None, image_grid: Grid | None) -> None:
         self.labels += 1
-        label = self._read(case, "label", lambda: self.source.read_label(case))
+        label = self._read(case, "label", lambda: whole_numbers(self.source.read_label(case)))
         if label is None:
             return
         label_grid = self._read(case, "label", lambda: self.source.stored_grid(case, "label")) if image_grid else None

@@ -23,6 +23,7 @@ from dualseg.quiet import quiet
 from dualseg.signals import stoppable
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_HOME = "Could not determine home directory."
 READER_GONE = 141  # exit code of a command that writes into a closed pipe (128 + SIGPIPE), as `| head` leaves it
 DEVICES = "pytorch_lightning.trainer.connectors.accelerator_connector"  # Lightning's reader of `trainer`
 MORE_MEMORY = "End other programs, or use a machine with more memory."
@@ -150,6 +151,8 @@ def _answer(command: Callable[[], Any], out_of_memory: str) -> None:
         if is_out_of_memory(error):
             reason = (str(error) or "MemoryError").splitlines()[0]
             _exit(f"error: out of memory ({reason}). {out_of_memory}", 2)
+        if reason == NO_HOME:  # of Python's `expanduser`
+            _exit("error: a path begins with ~, and there is no such home folder; give the whole path.", 2)
         if reason.startswith("Config group override must be") and (problem := _empty_group()):
             _exit(f"error: {problem}", 2)
         # by the place and not by the type: Lightning's MisconfigurationException can be a bug of a method as well

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 # keys whose values are paths: a comma in one of them is no list of values to sweep over
@@ -35,7 +36,7 @@ def _readable(word: str, multirun: bool) -> str:
     if not equals or not value or key.startswith(("-", "~")):
         return word
     is_path = key.lstrip("+") in PATH_KEYS
-    is_there = is_path and Path(value).expanduser().exists()
+    is_there = is_path and _exists(value)
     try:
         override = OverridesParser.create().parse_override(word)
     except HydraException:
@@ -45,3 +46,9 @@ def _readable(word: str, multirun: bool) -> str:
     if override.is_sweep_override():
         return word if multirun and not is_there else f"{key}={quoted(value)}"
     return f"{key}={quoted(value)}" if is_there and str(override.value()) != value else word
+
+
+def _exists(path: str) -> bool:
+    with suppress(OSError, RuntimeError):  # too long a name; ~ of a user who has no home
+        return Path(path).expanduser().exists()
+    return False

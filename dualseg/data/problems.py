@@ -84,7 +84,7 @@ def label_problems(label: np.ndarray, image_shape: tuple[int, ...] | None, num_c
         text = f"is read as {label.dtype}, which cannot hold {num_classes} classes; read it as float32, for example."
         problems.append(Problem("label values", text))
     values = np.unique(label)
-    wrong = values[~((values >= 0) & (values < num_classes) & (np.mod(values, 1) == 0))]
+    wrong = values[~((values >= 0) & (values < num_classes) & (np.rint(values) == values))]
     if wrong.size:
         shown = ", ".join(map(_shown, values if values.size <= 8 else wrong[:8]))
         kind: Kind = "label values" if np.isfinite(values).all() else "NaN"

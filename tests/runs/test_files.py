@@ -46,6 +46,15 @@ def test_json_of_another_encoding_is_answered_with_the_one_to_use(tmp_path) -> N
         read_json(path)
 
 
+@pytest.mark.parametrize("name", [f"{'n' * 248}.nii.gz", f"{'ü' * 120}.json"])
+def test_the_longest_names_are_written_and_swept(tmp_path, name) -> None:
+    write_text(tmp_path / name, "whole")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    killed(half_written(tmp_path / name))
+    sweep(tmp_path, name)
+    assert [path.name for path in tmp_path.iterdir()] == [name] and (tmp_path / name).read_text() == "whole"
+
+
 def test_leftovers_of_files_and_folders_go(tmp_path) -> None:
     write_text(tmp_path / "deep" / "a.json", "former")
 

@@ -22,7 +22,8 @@ from dualseg.names import as_markdown
 TOLERANCE = 1e-4  # of a probability
 # what a folder's own name has of a pattern is no pattern; without a file there is nothing to succeed in
 FILES = (
-    "$sorted(file for end in ('nii', 'nii.gz') for file in glob.glob(os.path.join(glob.escape(@dataset_dir), '*.' + end)))"
+    "$sorted(file for end in ('nii', 'nii.gz')"
+    " for file in glob.glob(os.path.join(glob.escape(@dataset_dir), '*.' + end)))"
     " or sys.exit('error: dataset_dir=' + @dataset_dir + ': no folder with .nii or .nii.gz files; correct it.')"
 )
 SCANS = "$[{'image': file} for file in @files]"

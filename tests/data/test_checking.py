@@ -1,5 +1,7 @@
 """The comparisons behind dualseg-check, on sources in memory."""
 
+import time
+
 import numpy as np
 import pytest
 

@@ -209,7 +209,9 @@ class _Walk:
         said = lost_note(self.pieces, self.source.class_names)
         if self.empty and self.marking:
             mark = "marks" if len(self.empty) == 1 else "mark"
-            said.append(f"{len(self.empty)} of {self.labels} labels {mark} no voxel as foreground: {first(self.empty)}.")
+            said.append(
+                f"{len(self.empty)} of {self.labels} labels {mark} no voxel as foreground: {first(self.empty)}."
+            )
         said += unlike_notes(self.pool, len(self._seen("labeled")))
         if self.copies:
             pairs = [f"{near.case} as {near.other}" for near in self.copies]

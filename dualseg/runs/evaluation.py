@@ -27,11 +27,12 @@ from dualseg.runs.trusted import Trust
 CHANGEABLE = ("data.", "inference.", "trainer.")
 
 
-def parse_words(words: Sequence[str]) -> tuple[list[str], str, str | None, dict[str, Any], list[str]]:
+def parse_words(words: Sequence[str]) -> tuple[list[str], str | None, str | None, dict[str, Any], list[str]]:
     """key=value words -> (run folders, split, output, changes, trust). Raises: DualsegError on what is no such word."""
     runs: list[str] = []
     trust: list[str] = []
-    split, output = "test", None
+    split: str | None = None
+    output: str | None = None
     changes: dict[str, Any] = {}
     for word in words:
         key, equals, value = word.partition("=")
@@ -52,7 +53,7 @@ def parse_words(words: Sequence[str]) -> tuple[list[str], str, str | None, dict[
             changes[key] = _value(key, value)
     if not runs:
         raise DualsegError("run=RUN_FOLDER is required.")
-    if split not in ("test", "validation"):
+    if split not in ("test", "validation", None):
         raise DualsegError(f"split={split}: give test or validation.")
     return runs, split, output, changes, trust
 

@@ -47,7 +47,7 @@ def report_study(what: list[str], runs: Path, output: Path | None) -> None:
     """
     from dualseg.reporting.studies import write_study
     from dualseg.sweeps.index import Sweep
-    from dualseg.sweeps.loose import loose_study
+    from dualseg.sweeps.loose import loose_study, study_of_values
     from dualseg.sweeps.members import find_study, members_in, members_of
     from dualseg.sweeps.study import study_names
 
@@ -56,6 +56,9 @@ def report_study(what: list[str], runs: Path, output: Path | None) -> None:
         study = find_study(read_json(sweep.file)["study"], sweep.output)
         members = members_in(study, sweep)
         output = output or sweep.path
+    elif len(what) == 1 and (values := Sweep.of_values(what[0], runs)):
+        study, members = study_of_values(values)
+        output = output or values.path
     elif len(what) > 1 or (what[0] not in study_names() and Path(what[0]).is_dir()):
         if output is None:
             raise DualsegError("--output DIR is required with run folders: where the tables of these runs belong.")

@@ -15,7 +15,7 @@ from dualseg.errors import DualsegError
 from dualseg.exporting.networks import Inference, as_program, example_patches
 from dualseg.files import write_json
 
-TOLERANCE = 1e-4  # of the largest logit, or of 1: float32 has 7 digits, and trained networks may have logits of 300
+TOLERANCE = 1e-4  # of the largest logit, or of 1: trained networks have logits of 20 and of 300
 
 
 def write_onnx(folder: Path, networks: Mapping[str, nn.Module], facts: Mapping[str, Any]) -> None:
@@ -35,7 +35,8 @@ def write_onnx(folder: Path, networks: Mapping[str, nn.Module], facts: Mapping[s
         off = _difference(path, network, facts)
         if not off <= TOLERANCE:
             raise DualsegError(
-                f"{path.name}: differs from PyTorch by {off:.1e} of the largest logit; report it with the network's settings."
+                f"{path.name}: differs from PyTorch by {off:.1e} of the largest logit; report it with the network's "
+                "settings."
             )
         layout = {"input": "image (batch, channel, voxel axes of prepared volumes)", "output": "logits (no softmax)"}
         checked = {"largest_logit_difference": off, "in_units_of": "the largest logit, or 1", "tolerance": TOLERANCE}

@@ -106,8 +106,8 @@ def test_the_rows_of_a_sweep_of_values_have_its_own_words(tmp_path: Path, study_
         for fold in (0, 1):
             name = f"{method}{fold}"
             study_run(tmp_path / name, DICE, changes={"variant": None, "data.fold": fold, "batch.labeled": len(method)})
-            jobs.append(Job(name, (), f"method={method} data.fold={fold}", "kind", 3, 0))
-    sweep.write([*jobs, Job("missing", (), "method=bcp data.fold=0", "kind", 3, 0)], None, None)
+            jobs.append(Job(name, (), f"method={method} data.fold={fold}", "kind", 3, 0, None))
+    sweep.write([*jobs, Job("missing", (), "method=bcp data.fold=0", "kind", 3, 0, None)], None, None)
     study, members = study_of_values(sweep)
     assert study.name == "multirun-0" and list(study.variants) == ["method=cps", "method=dual"]
     assert [(member.variant, member.fold) for member in members][:2] == [("method=cps", 0), ("method=cps", 1)]

@@ -13,6 +13,7 @@ from dualseg.errors import DualsegError
 from dualseg.machine import bytes_of
 
 if TYPE_CHECKING:
+    from dualseg.data.volumes import VolumeSource
     from dualseg.runs.folder import RunFolder
     from dualseg.runs.trusted import Trust
 
@@ -30,7 +31,7 @@ class EvaluationOptions:
 
     Attributes:
         run: a run folder; several are evaluated together, every network on its own and all as one ensemble
-        split: which cases: test or validation
+        split: which cases: test or validation (default: test, or validation where there is no test case)
         output: folder of the evaluation (default: RUN_FOLDER/evaluations/NNN-SPLIT of the first run)
         memory: of RAM, at most, such as 8GiB (default: what this machine or its container offers); a case that takes
             more is named before the first one is read
@@ -45,14 +46,14 @@ class EvaluationOptions:
     """
 
     run: tuple[str, ...] = field(metadata={"value": "RUN_FOLDER", "again": True})
-    split: str = "test"
+    split: str | None = None
     output: str | None = None
     memory: str | None = None
     changes: dict[str, Any] = field(default_factory=dict, metadata={"others": True})
     trust: tuple[str, ...] = field(default=(), metadata={"again": True})
 
     def __post_init__(self) -> None:
-        if self.split not in ("test", "validation"):
+        if self.split not in ("test", "validation", None):
             raise DualsegError(f"split={self.split}: give test or validation.")
         if self.memory is not None:
             bytes_of("memory", self.memory)
@@ -60,11 +61,12 @@ class EvaluationOptions:
 
 
 def evaluate(
-    runs: list[str], split: str, output: str | None, changes: dict[str, Any], trusted: Sequence[str] = ()
+    runs: list[str], split: str | None, output: str | None, changes: dict[str, Any], trusted: Sequence[str] = ()
 ) -> Path:
     """Evaluate runs on a split of the first run's data; returns the folder with what was written.
 
     Args:
+        split: None: test, or validation where there is no test case.
         trusted: values of trust=..., see `dualseg.runs.trusted.Trust`.
 
     Raises:
@@ -87,30 +89,48 @@ def evaluate(
     for folder in folders:
         trust.check({**folder.config(), "data": settings["data"]}, folder.config_file)
     check(settings)
+    source = trust.source(settings["data"]["source"], f"{folders[0].config_file}: data.source")
+    split, cases = _cases_of(split, source, settings["data"])
     label = split if len(folders) == 1 else f"{split}-ensemble-of-{len(folders)}"
     with writing_evaluation(folders[0], label, output) as target:
-        return _evaluate(folders, split, target, settings, changes, trust)
+        return _evaluate(folders, source, split, cases, target, settings, changes, trust)
+
+
+def _untrained(data: dict[str, Any]) -> dict[str, Any]:
+    """Nothing is trained, so that labels need not be there; a fold is of those that were."""
+    return data if data.get("fold") is not None else {**data, "labeled": None, "labeled_ratio": None}
+
+
+def _cases_of(split: str | None, source: "VolumeSource", data: dict[str, Any]) -> "tuple[str, Sequence[str]]":
+    """The split that is evaluated, and its cases. Raises: DualsegError where there are none."""
+    from dualseg.data.splits import split_source
+
+    found = split_source(source, _untrained(data))
+    for name in (split,) if split else ("test", "validation"):
+        if cases := getattr(found, name):
+            if split is None and name != "test":
+                print(f"note: there are no test cases, so split={name}", file=sys.stderr)
+            return name, cases
+    others = [name for name in ("test", "validation") if name != split and getattr(found, name)]
+    fix = f"give split={others[0]}" if others else f"give data.held_out_{split or 'test'}=N"
+    raise DualsegError(f"split={split or 'test'}: has no cases; {fix}.")
 
 
 def _evaluate(
     folders: "list[RunFolder]",
+    source: "VolumeSource",
     split: str,
+    cases: Sequence[str],
     target: "RunFolder",
     settings: dict[str, Any],
     changes: dict[str, Any],
     trust: "Trust",
 ) -> Path:
-    from dualseg.data.splits import split_source
     from dualseg.runs.evaluation import check_unseen, checkpoints_of, data_of, write_evaluation
     from dualseg.training.preprocessing import prepare_as_trained
 
-    source = trust.source(settings["data"]["source"], f"{folders[0].config_file}: data.source")
-    # nothing is trained, so that labels and batches need not be there
-    plain = {**settings, "data": {**settings["data"], "labeled": None, "labeled_ratio": None}}
-    cases = getattr(split_source(source, plain["data"]), split)
+    plain = {**settings, "data": _untrained(settings["data"])}
     source.check_cases()
-    if not cases:
-        raise DualsegError(f"split={split}: has no cases; give data.held_out_{split}=N or another split.")
     prepare_as_trained(source, folders, changes)
     # another folder may hold the same dataset: it counts as another one where the user says so
     told = {**settings["data"], "name": changes.get("data.name", folders[0].config()["data"]["name"])}

@@ -15,6 +15,7 @@ from typing import Any
 
 from dualseg.errors import DualsegError
 
+LONGEST_NAME = 255  # bytes that file systems take
 TEMPORARY = re.compile(r"\.[0-9a-f]{8}\.tmp\.(.+)", re.DOTALL)  # the name of `temporary_beside`, and that of its target
 
 
@@ -69,7 +70,7 @@ def temporary_beside(path: Path, folder: bool = False) -> Iterator[Path]:
 
 def _make(path: Path, folder: bool) -> tuple[Path, int]:
     while True:
-        temporary = path.with_name(f".{secrets.token_hex(4)}.tmp.{path.name}")
+        temporary = path.with_name(f".{secrets.token_hex(4)}.tmp.{_end_of(path.name)}")
         if folder:
             temporary.mkdir()
         descriptor = os.open(temporary, os.O_RDONLY if folder else os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
@@ -79,6 +80,11 @@ def _make(path: Path, folder: bool) -> tuple[Path, int]:
             if os.path.samestat(os.fstat(descriptor), temporary.stat()):
                 return temporary, descriptor
         os.close(descriptor)  # swept by another process before it was locked
+
+
+def _end_of(name: str) -> str:
+    """What the temporary file of a file by this name ends in: with the longest names there is no room for all of it."""
+    return name.encode()[-(LONGEST_NAME - len(".01234567.tmp.")) :].decode(errors="ignore")
 
 
 def is_temporary(path: Path) -> bool:
@@ -142,7 +148,7 @@ def sweep(folder: Path, name: str | None = None) -> None:
     with suppress(OSError):
         for path in list(folder.iterdir()) if _is_writable(folder) else ():
             match = TEMPORARY.fullmatch(path.name)
-            if match and name in (None, match[1]):
+            if match and (name is None or match[1] == _end_of(name)):
                 _remove_if_left(path)
 
 
@@ -186,9 +192,11 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Raises: DualsegError if the file is missing, unreadable or no JSON."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_bytes())  # of UTF-8, -16 and -32, with or without a byte order mark
     except FileNotFoundError:
         raise DualsegError(f"{path}: missing.") from None
+    except UnicodeDecodeError as error:
+        raise DualsegError(f"{path}: is no text in UTF-8 ({error}); save it in that encoding.") from error
     except (OSError, ValueError, RecursionError) as error:
         raise DualsegError(f"{path}: cannot be read ({error}); restore it from a copy.") from error
 

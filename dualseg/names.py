@@ -1,5 +1,6 @@
 """How names may look that become folders, files, lines of tables and programs of others. No torch here."""
 
+import hashlib
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
@@ -48,6 +49,14 @@ def check_folder_name(key: str, name: str) -> None:
         )
     if len(name.encode()) > LONGEST:
         raise DualsegError(f"{key}={name[:40]}...: is longer than {LONGEST} bytes; give a shorter name.")
+
+
+def shortened(name: str, longest: int) -> str:
+    """A name of at most `longest` bytes; a longer one keeps its beginning, and gets a digest of the whole."""
+    if len(name.encode()) <= longest:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return f"{name.encode()[: longest - 9].decode(errors='ignore')}-{digest}"
 
 
 def check_network_names(where: str, networks: Any) -> None:

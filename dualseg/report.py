@@ -66,7 +66,7 @@ def report_study(what: list[str], runs: Path, output: Path | None) -> None:
         DualsegError: nothing can be collected; or, after all else is written, run folders had to be left out.
     """
     from dualseg.studies.index import Sweep
-    from dualseg.studies.loose import loose_study
+    from dualseg.studies.loose import loose_study, study_of_values
     from dualseg.studies.members import find_study, members_in, members_of
     from dualseg.studies.study import study_names
     from dualseg.studies.writing import write_study
@@ -76,6 +76,9 @@ def report_study(what: list[str], runs: Path, output: Path | None) -> None:
         study = find_study(read_json(sweep.file)["study"], sweep.output)
         members = members_in(study, sweep)
         output = output or sweep.path
+    elif len(what) == 1 and (values := Sweep.of_values(what[0], runs)):
+        study, members = study_of_values(values)
+        output = output or values.path
     elif len(what) > 1 or (what[0] not in study_names() and Path(what[0]).is_dir()):
         if output is None:
             raise DualsegError("output=DIR is required with run folders: where the tables of these runs belong.")

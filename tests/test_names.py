@@ -4,7 +4,21 @@ import pytest
 from markdown_it import MarkdownIt
 
 from dualseg.errors import DualsegError
-from dualseg.names import as_markdown, check_folder_name, check_network_names, check_printable, without_controls
+from dualseg.names import (
+    as_markdown,
+    check_folder_name,
+    check_network_names,
+    check_printable,
+    shortened,
+    without_controls,
+)
+
+
+@pytest.mark.parametrize("name", ["n" * 300, "ü" * 150, "x"])
+def test_a_name_too_long_for_a_file_is_shortened(name: str) -> None:
+    short = shortened(name, 200)
+    assert len(short.encode()) <= 200 and (short == name or short != shortened(name + "n", 200))
+    assert short[:150].rstrip("-0123456789abcdef") in name
 
 
 @pytest.mark.parametrize("name", ["left atrium", "Lunge, links", 'the "organ"', "心房", "می\u200cشود", "a=b.c|<d>"])

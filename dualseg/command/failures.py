@@ -19,6 +19,7 @@ from dualseg.machine import is_out_of_memory
 from dualseg.names import without_controls
 from dualseg.signals import stoppable
 
+NO_HOME = "Could not determine home directory."
 READER_GONE = 141  # exit code of a command that writes into a closed pipe (128 + SIGPIPE), as `| head` leaves it
 DEVICES = "pytorch_lightning.trainer.connectors.accelerator_connector"  # Lightning's reader of `trainer`
 MORE_MEMORY = "End other programs, or use a machine with more memory."
@@ -86,6 +87,8 @@ def _answer(command: Callable[[], Any], out_of_memory: str) -> None:
             _exit(f"error: out of memory ({reason}). {out_of_memory}", 2)
         if "does not have a deterministic implementation" in reason:
             _exit(f"error: {reason.partition(',')[0]}; give trainer.deterministic=warn, or leave it at false.", 2)
+        if reason == NO_HOME:  # of Python's `expanduser`
+            _exit("error: a path begins with ~, and there is no such home folder; give the whole path.", 2)
         if reason.startswith("Config group override must be") and (problem := _empty_group()):
             _exit(f"error: {problem}", 2)
         # by the place and not by the type: Lightning's MisconfigurationException can be a bug of a method as well

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
 
+from dualseg.command.overrides import PATH_KEYS
 from dualseg.errors import DualsegError, nearest
 
 if TYPE_CHECKING:
@@ -144,8 +145,11 @@ def _value(schema: Any, key: str, text: str, kind: Any) -> Any:
 
 
 def _yaml(key: str, text: str) -> Any:
+    """Of a key of the configuration; a path is the text as it stands."""
     import yaml
 
+    if key in PATH_KEYS and text != "null":
+        return text
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from dualseg.command.failures import MORE_MEMORY, guarded
 from dualseg.command.grammar import Options, read_arguments, split_arguments
 from dualseg.command.help import help_of
+from dualseg.command.overrides import readable
 from dualseg.configuration import conf_dir
 from dualseg.errors import DualsegError, nearest
 from dualseg.processes import program
@@ -54,6 +55,7 @@ def run_with_hydra(
             own, sys.argv[1:] = split_arguments(options, sys.argv[1:])
             more.append(read_arguments(options, own, " ".join(program())))
         sys.argv[1:] = _flags_first(sys.argv[1:])
+        sys.argv[1:] = readable(sys.argv[1:], multirun=bool({"-m", "--multirun"} & {*sys.argv[1:]}))
         os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through to `guarded`
 
         def job(config: Any) -> Any:

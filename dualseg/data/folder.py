@@ -13,7 +13,7 @@ from dualseg.data.formats import read_grid, read_volume
 from dualseg.data.intensity import intensities, is_ct, lowest_kept, normalise
 from dualseg.data.layouts import Case, read_layout
 from dualseg.data.preprocessing import grid_of_spacing, resample, resample_to_spacing, to_ras
-from dualseg.data.problems import Problem, VolumeError, label_problems
+from dualseg.data.problems import Problem, VolumeError, label_problems, whole_numbers
 from dualseg.data.split_file import SplitFile, is_spacing, place_of
 from dualseg.data.volumes import Grid, Image, Reference, VolumeSource, label_dtype
 from dualseg.errors import DualsegError
@@ -179,10 +179,10 @@ class Folder(VolumeSource):
             raise VolumeError("shape", f"{path}: label has {own.channels} channels; a label map has one.")
         if problem := grid_problem(grid, own):
             raise VolumeError(problem.kind, f"{path}: label {problem.text}")
-        array, _ = read_volume(path)
-        for found in label_problems(array[0], None, len(self.class_names)):
+        label = whole_numbers(read_volume(path)[0][0])
+        for found in label_problems(label, None, len(self.class_names)):
             raise VolumeError(found.kind, f"{path}: label {found.text}")
-        turned = to_ras(Image(array.astype(label_dtype(len(self.class_names))), grid.affine))
+        turned = to_ras(Image(label[None].astype(label_dtype(len(self.class_names))), grid.affine))
         return Reference(turned.array[0], turned.affine)
 
     def _header_spacing(self, case: str) -> np.ndarray | None:

@@ -30,6 +30,7 @@ Kind = Literal[
     "not read",
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+ALMOST = 1e-3  # so far from a whole number, a value of a label still is one
 
 
 class Problem(NamedTuple):
@@ -64,6 +65,15 @@ def image_problems(array: np.ndarray, channels: int) -> list[Problem]:
     return problems
 
 
+def whole_numbers(label: np.ndarray) -> np.ndarray:
+    """The label with its values that are almost whole numbers, as a scaled mask or a header's scale leaves, rounded."""
+    if np.issubdtype(label.dtype, np.integer) or all((np.rint(slab) == slab).all() for slab in label):
+        return label
+    near = np.rint(label)
+    with np.errstate(invalid="ignore"):  # infinite ones
+        return np.where(np.abs(label - near) <= ALMOST, near, label)
+
+
 def label_problems(label: np.ndarray, image_shape: tuple[int, ...] | None, num_classes: int) -> list[Problem]:
     """What keeps a label from being used with an image of spatial shape `image_shape` (None: unknown)."""
     problems = []
@@ -74,11 +84,18 @@ def label_problems(label: np.ndarray, image_shape: tuple[int, ...] | None, num_c
         text = f"is read as {label.dtype}, which cannot hold {num_classes} classes; read it as float32, for example."
         problems.append(Problem("label values", text))
     values = np.unique(label)
-    if values.size and not (values.min() >= 0 and values.max() < num_classes and (np.mod(values, 1) == 0).all()):
-        shown = ", ".join(f"{value:g}" for value in values[:8])
+    wrong = values[~((values >= 0) & (values < num_classes) & (np.rint(values) == values))]
+    if wrong.size:
+        shown = ", ".join(map(_shown, values if values.size <= 8 else wrong[:8]))
         kind: Kind = "label values" if np.isfinite(values).all() else "NaN"
         problems.append(Problem(kind, f"holds the values {shown}; expected whole numbers 0..{num_classes - 1}."))
     return problems
+
+
+def _shown(value: np.number) -> str:
+    """With as many digits as tell it from the numbers beside it."""
+    short = f"{value:g}"
+    return short if np.isnan(value) or float(short) == float(value) else str(value)
 
 
 def is_invertible(affine: np.ndarray) -> bool:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from dualseg.data.checking.content import content_hash
 from dualseg.data.checking.doubts import file_doubts, read_doubting
 from dualseg.data.checking.lost import lost_classes, lost_note, lost_pieces
-from dualseg.data.problems import Problem, VolumeError, image_problems, label_problems
+from dualseg.data.problems import Problem, VolumeError, image_problems, label_problems, whole_numbers
 from dualseg.data.volumes import Image, VolumeSource, label_dtype
 from dualseg.errors import DualsegError
 
@@ -150,6 +150,7 @@ class VolumeReader:
     def _checked_label(self, case: str, label: np.ndarray, image_shape: tuple[int, ...] | None) -> Tensor:
         where = self.source.where(case, "label")
         self._doubt(file_doubts(self.source, case, "label"))
+        label = whole_numbers(label)
         for problem in label_problems(label, image_shape, len(self.source.class_names)):
             raise VolumeError(problem.kind, f"{where} {problem.text}")
         return torch.from_numpy(label.astype(label_dtype(len(self.source.class_names)), copy=False))

@@ -34,15 +34,29 @@ def place_of(root: Path, given: Path | None) -> Path:
             raise DualsegError(f"data.source.splits={given}: there is no folder {given.parent}; correct it or make it.")
         return given
     inside = root / NAME
-    outside = own_folder() / f"{name_of(root)}.json"
-    if inside.exists() or (not outside.exists() and is_writable(root)):
+    if inside.exists():
         return inside
-    return outside
+    try:
+        outside = own_folder() / f"{name_of(root)}.json"
+    except DualsegError as error:
+        if is_writable(root):
+            return inside
+        raise DualsegError(f"{inside}: cannot be written, and {error} Or give data.source.splits=FILE.") from error
+    return inside if not outside.exists() and is_writable(root) else outside
 
 
 def own_folder() -> Path:
-    """The user's, found from any working directory: $XDG_DATA_HOME/dualseg, or else ~/.local/share/dualseg."""
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "dualseg"
+    """The user's, found from any working directory: $XDG_DATA_HOME/dualseg, or else ~/.local/share/dualseg.
+
+    Raises:
+        DualsegError: the user has no home, as in a container of any user's number.
+    """
+    try:
+        return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "dualseg"
+    except RuntimeError:
+        raise DualsegError(
+            "there is no home folder; set HOME or XDG_DATA_HOME to a folder that can be written."
+        ) from None
 
 
 def name_of(root: Path) -> str:

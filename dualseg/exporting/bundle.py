@@ -20,12 +20,21 @@ from dualseg.inference.predictor import Member
 from dualseg.names import as_markdown
 
 TOLERANCE = 1e-4  # of a probability
-FILES = "$sorted(glob.glob(os.path.join(@dataset_dir, '*.nii')) + glob.glob(os.path.join(@dataset_dir, '*.nii.gz')))"
+# what a folder's own name has of a pattern is no pattern; without a file there is nothing to succeed in
+FILES = (
+    "$sorted(file for end in ('nii', 'nii.gz')"
+    " for file in glob.glob(os.path.join(glob.escape(@dataset_dir), '*.' + end)))"
+    " or sys.exit('error: dataset_dir=' + @dataset_dir + ': no folder with .nii or .nii.gz files; correct it.')"
+)
 SCANS = "$[{'image': file} for file in @files]"
-# of several channels: one 4-D file, or CASE_0000.nii.gz, CASE_0001.nii.gz, ...
+# of several channels: one 4-D file, or CASE_0000.nii.gz, CASE_0001.nii.gz, ...; the headers say which
+CHANNEL_FILES = (
+    "$[file for file in @files if re.search(r'_\\d{4}\\.nii', file) and nibabel.load(file).shape[3:] != (%d,)]"
+)
 SCANS_OF_CHANNELS = (
-    "$[{'image': [file.replace('_0000.nii', '_%%04d.nii' %% c) for c in range(%d)] if '_0000.nii' in file else file}"
-    " for file in @files if not re.search(r'_(?!0000)\\d{4}\\.nii', file)]"
+    "$[{'image': file} for file in @files if file not in @channel_files]"
+    " + [{'image': [first.replace('_0000.nii', '_%%04d.nii' %% c) for c in range(%d)]}"
+    " for first in sorted({re.sub(r'_\\d{4}\\.nii', '_0000.nii', file) for file in @channel_files})]"
 )
 PREDICTED = "$lambda x: monai.data.MetaTensor(@inferer(x.as_tensor()[None], @networks::%d)[0], meta=x.meta)"
 # Shape and affine to go back to. The label map gets its metadata too: NaN says that its file has no axis of channels,
@@ -95,12 +104,13 @@ def _configuration(member: Member, prepared: Preparation, channels: int, classes
         for number, key in enumerate(predictions)
     ]
     return {
-        "imports": ["$import glob", "$import os", "$import re", "$import monai", "$import numpy", "$import torch"],
+        "imports": [f"$import {name}" for name in ("glob", "nibabel", "os", "re", "sys", "monai", "numpy", "torch")],
         "bundle_root": ".",
         "dataset_dir": "$@bundle_root + '/scans'",
         "output_dir": "$@bundle_root + '/labels'",
         "device": "$torch.device('cuda' if torch.cuda.is_available() else 'cpu')",
         "files": FILES,
+        **({"channel_files": CHANNEL_FILES % channels} if channels > 1 else {}),
         "scans": SCANS if channels == 1 else SCANS_OF_CHANNELS % channels,
         "networks": [
             f"$torch.export.load(@bundle_root + '/models/{name}.pt2').module().to(@device)" for name in member.networks

@@ -3,6 +3,8 @@
 from difflib import get_close_matches
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dualseg.arguments import count
@@ -13,6 +15,8 @@ from dualseg.networks.blocks import DIVISOR, SegmentationOutput, crop_output, pa
 class TappedNetwork(nn.Module):
     """Makes an image -> logits network return its features too: the input of its last convolution.
 
+    Where that is a transposed one, as in MONAI's UNet, they are enlarged to the image's grid.
+
     >>> from monai.networks.nets import SegResNet
     >>> network = TappedNetwork(SegResNet(init_filters=8, in_channels=1, out_channels=2))
     >>> network.feature_layer, network.feature_channels
@@ -20,8 +24,9 @@ class TappedNetwork(nn.Module):
 
     Args:
         network: (N, C, W, H, D) -> logits (N, K, W, H, D), one tensor, no deep supervision.
-        feature_layer: name, as in `network.named_modules()`, of the Conv3d whose input are the features. Default: the
-            last registered Conv3d; every forward pass then checks that the logits are that layer's output.
+        feature_layer: name, as in `network.named_modules()`, of the Conv3d or ConvTranspose3d whose input are the
+            features. Default: the last registered one; every forward pass then checks that the logits are that layer's
+            output, or the sum of its output and its input, as a residual unit has it.
         divisor: sides are padded with zeros at their end to multiples of this; the outputs are cropped back.
 
     Attributes:
@@ -36,7 +41,8 @@ class TappedNetwork(nn.Module):
     def __init__(self, network: nn.Module, feature_layer: str | None = None, divisor: int = DIVISOR) -> None:
         super().__init__()
         kind = type(network).__name__
-        convolutions = {name: module for name, module in network.named_modules() if isinstance(module, nn.Conv3d)}
+        kinds = nn.Conv3d | nn.ConvTranspose3d
+        convolutions = {name: module for name, module in network.named_modules() if isinstance(module, kinds)}
         if not convolutions:
             raise DualsegError(f"networks: {kind} has no Conv3d to take features from; choose a 3-D network")
         if feature_layer is not None and feature_layer not in convolutions:
@@ -77,12 +83,14 @@ class TappedNetwork(nn.Module):
                 f"networks: {kind} must return one tensor (N, K, W, H, D), not {returned}; "
                 "switch its deep supervision or further heads off"
             )
-        if not seen or not (self._layer_was_named or seen[-1][1] is logits):
+        if not seen or not (self._layer_was_named or seen[-1][1] is logits or _is_sum(logits, *seen[-1])):
             raise DualsegError(
                 f"feature_layer: the output of {kind} does not come straight from '{self.feature_layer}'; "
                 "name the Conv3d whose input are the features (see network.named_modules())"
             )
         features = seen[-1][0]
+        if isinstance(self.network.get_submodule(self.feature_layer), nn.ConvTranspose3d):
+            features = F.interpolate(features, size=image.shape[2:], mode="trilinear")
         for name, tensor in (("output", logits), (f"features at '{self.feature_layer}'", features)):
             if tensor.shape[2:] != image.shape[2:]:
                 raise DualsegError(
@@ -90,6 +98,11 @@ class TappedNetwork(nn.Module):
                     f"{tuple(image.shape[2:])}; both must lie on the image's own grid"
                 )
         return SegmentationOutput(logits, features)
+
+
+def _is_sum(logits: Tensor, features: Tensor, output: Tensor) -> bool:
+    """What a residual unit without a convolution in its shortcut gives."""
+    return features.shape == output.shape == logits.shape and torch.equal(logits, output + features)
 
 
 def monai_network(network: str, in_channels: int, num_classes: int, **settings: Any) -> TappedNetwork:

@@ -117,7 +117,7 @@ def _asked(settings: Mapping[str, Any], spacing_given: bool) -> dict[str, Any]:
     if spacing_given:  # each volume's own is the median, on the whole
         spacing = data["source"]["spacing"]
         given["spacing"] = "median" if spacing in (None, "median") else list(given_spacing(spacing))
-    others = [network for network in networks.values() if network is not None and "strides" not in network]
+    others = [network for network in networks.values() if network is not None and "kernels" not in network]
     return {
         "given": {name: value for name, value in given.items() if value is not None},
         "memory": settings["plan"]["memory"],

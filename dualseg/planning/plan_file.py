@@ -141,7 +141,7 @@ def lines(plan: Plan, settings: Mapping[str, Any]) -> list[str]:
 
 def _in_use(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Decisions of a resolved configuration that may stand there in place of the plan's."""
-    data, planned = settings["data"], [net for net in settings["networks"].values() if "strides" in net]
+    data, planned = settings["data"], [net for net in settings["networks"].values() if "kernels" in net]
     found = {"spacing": data["source"]["spacing"], "intensity": data["source"]["intensity"]}
     found |= {"patch_size": data["patch_size"], "stride": data["stride"], "batch": settings["batch"]["labeled"]}
     for network in planned:

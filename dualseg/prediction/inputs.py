@@ -3,12 +3,13 @@
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
 from dualseg.data.dicom import Series, SeriesFound, find_series, left_out_line
-from dualseg.data.formats import READ, SUFFIX, one_file_each, stem_of
+from dualseg.data.formats import READ, SUFFIX, one_file_each, stem_of, stored_volume
 from dualseg.data.layouts import CHANNEL
 from dualseg.data.not_read import PICTURES, is_document, some, unread
 from dualseg.errors import DualsegError
@@ -103,10 +104,17 @@ def _file_scans(folder: Path, volumes: Sequence[Path], channels: int) -> Iterato
     numbered = channels > 1 or all(stem_of(file.name).endswith("_0000") for file in volumes)
     groups: dict[Path, list[Path]] = {}
     for file in volumes:
-        match = CHANNEL.fullmatch(stem_of(file.name)) if numbered else None
+        match = CHANNEL.fullmatch(stem_of(file.name)) if numbered and not _is_whole(file, channels) else None
         groups.setdefault(file.with_name(match[1]) if match else file, []).append(file)
     for case, files in groups.items():
         yield FileScan(_name_below(folder, case), tuple(files))
+
+
+def _is_whole(file: Path, channels: int) -> bool:
+    """One file has all of several channels, so that a number at the end of its name is the case's own."""
+    with suppress(DualsegError):  # reading it will say what is wrong with it
+        return channels > 1 and stored_volume(file).channels == channels
+    return False
 
 
 def _name_below(folder: Path, file: Path) -> str:

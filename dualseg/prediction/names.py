@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
-from dualseg.names import check_printable
+from dualseg.names import LONGEST, check_printable, shortened
 from dualseg.prediction.origin import Entry, Origin, origin_of
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ def name_scans(found: "Sequence[Scan]", known: Mapping[str, Entry]) -> "list[Sca
     """Give each scan a name of its own.
 
     One that is `known` keeps its name. Others are called what they are called here, those whose name may not be written
-    KIND-001, KIND-002, ...; of two with one name the second is called NAME-2.
+    KIND-001, KIND-002, ...; of two with one name the second is called NAME-2. Names too long for a file are shortened.
 
     Args:
         found: named after their files and folders.
@@ -39,7 +39,7 @@ def name_scans(found: "Sequence[Scan]", known: Mapping[str, Entry]) -> "list[Sca
     named = []
     for index, scan in enumerate(found):
         if index not in names:
-            stem = scan.name
+            stem = shortened(scan.name, LONGEST)
             if not scan.source:
                 numbers[scan.kind] += 1
                 stem = f"{scan.kind}-{numbers[scan.kind]:03d}"

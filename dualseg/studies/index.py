@@ -130,6 +130,14 @@ class Sweep:
                 return cls(path) if content.get("study") and content.get("scale") is None else None
         return None
 
+    @classmethod
+    def of_values(cls, sweep: str, output: str | Path) -> "Sweep | None":
+        """The sweep of that folder, or of that name below `output`, if it is of values and of no study."""
+        for path in (Path(sweep).expanduser(), Path(output).expanduser() / "sweeps" / sweep):
+            if (path / "sweep.json").is_file():
+                return None if read_json(path / "sweep.json").get("study") else cls(path)
+        return None
+
     @property
     def name(self) -> str:
         return self.path.name

@@ -7,17 +7,40 @@ from typing import Any
 
 from dualseg.errors import DualsegError
 from dualseg.runs.folder import RunFolder
-from dualseg.runs.identity import identity
+from dualseg.runs.identity import flatten, identity
 from dualseg.studies.collecting import Member
+from dualseg.studies.index import Sweep
 from dualseg.studies.study import Study, as_word
 
+FOLDS = ("data.fold", "data.source.fold")
+NO_ROW = ("seed", *FOLDS)  # in which the runs of one row differ
 
-def loose_study(name: str, paths: Iterable[Path]) -> tuple[Study, list[Member]]:
+
+def study_of_values(sweep: Sweep) -> tuple[Study, list[Member]]:
+    """The finished runs of a sweep of values as a study, whose rows are named by the sweep's own words.
+
+    Raises:
+        DualsegError: sweep.json is damaged, or no run is finished.
+    """
+    jobs = [job for job in sweep.jobs() if sweep.run_folder(job).finished]
+    if not jobs:
+        raise DualsegError(f"{sweep.path}: no run of it is finished; see dualseg-report status {sweep.path}.")
+    labels = [" ".join(word for word in job.label.split(" ") if word.partition("=")[0] not in NO_ROW) for job in jobs]
+    return loose_study(sweep.name, [sweep.run_folder(job).path for job in jobs], labels)
+
+
+def loose_study(name: str, paths: Iterable[Path], labels: Sequence[str] | None = None) -> tuple[Study, list[Member]]:
     """The study `name` of the given run folders, and these as its rows, in the order they are given.
 
     A row is named by its runs' label `variant`. Runs without one, or with one label and several configurations, are
     named by what tells them from the others: `method.name=dual,data.labeled=8`. Runs that differ in nothing but the
-    seed are one row. An evaluation of several runs is named by its folder, without -seed<seed> at the end.
+    seed or the fold of a cross-validation are one row. An evaluation of several runs is named by its folder, without
+    -seed<seed> at the end.
+
+    Args:
+        name: of the study.
+        paths: of the run folders.
+        labels: of their rows, where they are known.
 
     Raises:
         DualsegError: one of them is no run folder, or is given twice.
@@ -28,13 +51,17 @@ def loose_study(name: str, paths: Iterable[Path]) -> tuple[Study, list[Member]]:
         if place in places[:index]:
             raise DualsegError(f"{folders[index].path}: given twice.")
     configs = [folder.config() for folder in folders]
-    names = _names([_settings(config) for config in configs], [config.get("variant") or "" for config in configs])
+    settings = [_settings(config) for config in configs]
+    names = _names(settings, [config.get("variant") or "" for config in configs])
+    if labels is not None:
+        names = [label or str(own.get("method.name", "run")) for label, own in zip(labels, settings, strict=True)]
     members = [
         Member(
             _evaluation_name(folder, config) if "evaluated" in config else name,
             str(config.get("scale") or ""),
             int(config["seed"]),
             folder,
+            _fold_of(config),
         )
         for folder, config, name in zip(folders, configs, names, strict=True)
     ]
@@ -49,8 +76,12 @@ def _evaluation_name(folder: RunFolder, config: Mapping[str, Any]) -> str:
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
     settings = identity(config)
-    settings.pop("seed", None)
-    return settings
+    return {key: value for key, value in settings.items() if key not in NO_ROW}
+
+
+def _fold_of(config: Mapping[str, Any]) -> int | None:
+    flat = flatten(config)
+    return next((flat[key] for key in FOLDS if flat.get(key) is not None), None)
 
 
 def _names(settings: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> list[str]:

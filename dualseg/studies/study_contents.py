@@ -131,6 +131,7 @@ def remarks_on(contents: StudyContents) -> list[str]:
             ]  # each has its own plan
             if difference := "; ".join(dict.fromkeys(filter(None, differing))):
                 found.append(f"{place}the runs of {variant} differ in {difference}; their mean is of unlike runs")
+        found += [place + sentence for sentence in _folds(contents, scale)]
         found += [f"{place}{seeds}: {', '.join(variants)}" for seeds, variants in fewer.items()]
         found += [place + sentence for sentence in _cases_differ(contents, scale)]
     runs = contents.tables.runs
@@ -146,6 +147,21 @@ def remarks_on(contents: StudyContents) -> list[str]:
     if others := sorted(set(results["run"]) - set(results[results["split"] == split]["run"])):
         found.append(f"{_some(others)}: not evaluated on {split} cases, so in results.csv alone")
     return found
+
+
+def _folds(contents: StudyContents, scale: str) -> list[str]:
+    """What each variant that is validated on folds reaches over them: the table's line is of all their cases."""
+    if contents.study.verdict:  # which says itself what the folds show
+        return []
+    results, split = contents.tables.results, contents.tables.split
+    rows = results[(results["scale"] == scale) & (results["split"] == split) & (results["record"] == "1")]
+    said = []
+    for variant, own in rows[rows["fold"] != ""].groupby("variant", sort=False):
+        dice = 100 * own.astype({"dice": float}).groupby("fold")["dice"].mean()
+        if len(dice) > 1:
+            spread = f"Dice {dice.mean():.2f} ± {dice.std():.2f} %, mean and standard deviation over folds"
+            said.append(f"{variant}: cross-validation, the cases of {len(dice)} folds as one; {spread}")
+    return said
 
 
 def _some(names: Sequence[str], shown: int = 3) -> str:

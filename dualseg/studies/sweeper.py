@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
+from dualseg.command.overrides import quoted
 from dualseg.errors import DualsegError, nearest
 from dualseg.processes import processes_of, python_of
 from dualseg.runs.folder import RunFolder
@@ -98,7 +99,7 @@ def sweep(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
         for stage in sorted({_stage(study, job) for job in waiting}):  # each starts from runs of those before
             ready = [job for job in waiting if _stage(study, job) == stage]
             ready = [job for job in ready if not _lacks_its_origin(target, job, origins[job.run])]
-            where = f"hydra.sweep.dir={target.path}"  # by which a job finds its sweep
+            where = f"hydra.sweep.dir={quoted(str(target.path))}"  # by which a job finds its sweep
             words = [[*job.words, *launcher, where] for job in ready]
             returned = sweeper.launcher.launch(words, initial_job_idx=0) if ready else []
             for job, one in zip(ready, returned, strict=True):
@@ -198,8 +199,7 @@ def _after_its_origin(
     first = replace(combination, words=words, variant=variant)
     first = _after_its_origin(sweeper, study, scale, first, launcher)
     origin = RunFolder.of(_settings(sweeper, first, launcher)).path
-    quoted = str(origin).replace("\\", "\\\\").replace("'", "\\'")
-    return replace(combination, words=(*combination.words, f"weights='{quoted}'"), origin=origin)
+    return replace(combination, words=(*combination.words, f"weights={quoted(str(origin))}"), origin=origin)
 
 
 def _stage(study: Study | None, job: Job) -> int:

@@ -138,7 +138,7 @@ def _read(path: Path, columns: Sequence[str]) -> pd.DataFrame:
         return pd.DataFrame(columns=list(columns), dtype=str)
     mend = "restore it (git checkout), or remove it to collect anew"
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8-sig")
         frame = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
     except (OSError, ValueError) as error:
         raise DualsegError(f"{path}: cannot be read ({error}); {mend}.") from error

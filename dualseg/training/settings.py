@@ -285,14 +285,15 @@ def _check_values(settings: Mapping[str, Any]) -> None:
 def check_patch_divides(patch_size: list[int], networks: Mapping[str, Any]) -> None:
     """The networks of a configuration divide a patch without padding it, and not down to one voxel.
 
-    A network that names `strides` divides each side by their product, every other one by 16.
+    A network that names `strides` and `kernels`, as those of a plan, divides each side by the product of its strides,
+    every other one by 16.
 
     Raises:
         DualsegError: they do not; strides that cannot be.
     """
     planned = []
     for name, network in networks.items():
-        if isinstance(network, Mapping) and "strides" in network:
+        if isinstance(network, Mapping) and {"strides", "kernels"} <= {*network}:
             triples(f"networks.{name}.strides", network["strides"])
             planned.append([*divisor_of(network["strides"])])
     others = [[DIVISOR] * 3] if len(planned) < len(networks) else []

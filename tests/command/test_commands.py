@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -264,6 +265,12 @@ def test_expected_ends(capsys, error, code, message):
     got, err = ends(capsys, error)
     assert got == code and err.count("\n") == 1
     assert message is None or err == message
+
+
+def test_a_home_folder_that_nobody_has(capsys):
+    with pytest.raises(SystemExit) as stop:
+        failures.guarded(lambda: Path("~no-such-user/data").expanduser())
+    assert stop.value.code == 2 and "give the whole path" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

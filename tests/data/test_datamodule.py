@@ -14,6 +14,7 @@ import torch
 from dualseg import train
 from dualseg.data import LeftAtrium, Phantom, SemiSupervisedDataModule
 from dualseg.data.left_atrium import case_list
+from dualseg.data.problems import label_problems, whole_numbers
 from dualseg.data.reading import VolumeReader
 from dualseg.data.volumes import Image, VolumeSource
 from dualseg.errors import DualsegError
@@ -381,6 +382,9 @@ def poke(value):
         ({"label": poke(-1)}, r"label holds the values -1, 0, 1, 2; expected"),
         ({"label": poke(259)}, r"label holds the values 0, 1, 2, 259; expected"),
         ({"label": poke(0.5)}, r"label holds the values 0, 0\.5, 1, 2; expected"),
+        ({"label": poke(1.002)}, r"label holds the values 0, 1, 1\.002, 2; expected"),
+        ({"label": poke(1000001)}, r"label holds the values 0, 1, 2, 1000001; expected"),
+        ({"label": poke(np.inf)}, r"label holds the values 0, 1, 2, inf; expected"),
         ({"label": poke(np.nan)}, r"label holds the values 0, 1, 2, nan; expected"),
     ],
 )
@@ -388,6 +392,17 @@ def test_volumes_that_cannot_be_right_are_refused_by_name(changes, message):
     for read in (lambda r: r.read_pair("c"), lambda r: r.read_evaluation("c", 0)):
         with pytest.raises(DualsegError, match=f"counted case c: {message}"):
             read(faulty(**changes))
+
+
+def test_values_that_are_almost_whole_numbers_are_those_numbers():
+    scaled = faulty(label=lambda label: (label * np.float32(0.99999994)).astype(np.float32))
+    assert torch.equal(scaled.read_pair("c")[1], faulty().read_pair("c")[1])
+    assert np.array_equal(whole_numbers(np.array([0.9995, 1.0004, 0.5])), [1, 1, 0.5])
+
+
+def test_of_many_values_those_that_do_not_fit_are_told():
+    text = label_problems(np.append(np.arange(12.0), 3.5).reshape(1, 1, -1), None, 12)[0].text
+    assert text.startswith("holds the values 3.5; expected whole numbers 0..11")
 
 
 # --- labels of unlabeled volumes are never opened

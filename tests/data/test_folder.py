@@ -450,6 +450,17 @@ def test_labels_that_do_not_fit_are_named(tmp_path, defect):
     assert [finding.kind for finding in check_dataset(source, split).found] == [kinds.get(defect, "shape")]
 
 
+def test_a_scaled_label_counts_as_its_whole_numbers(tmp_path):
+    root = write_nnunet(tmp_path, 2, 1)
+    whole = Folder(root, spacing=[1, 1, 1]).read_label("c00")
+    path = root / "labelsTr" / "c00.nii.gz"
+    label, affine = loaded(path)
+    save(path, label.astype(np.float32) * np.float32(0.99999994), affine)
+    source = Folder(root, spacing=[1, 1, 1])
+    assert np.array_equal(source.read_label("c00"), whole)
+    assert check_dataset(source, split_cases(source.train_cases, ())).found == []
+
+
 @pytest.mark.parametrize("role", ["labeled", "unlabeled", "test", "excluded"])
 def test_training_refuses_files_that_do_not_fit_whoever_would_read_them(command, tmp_path, role):
     root = write_nnunet(tmp_path / "set", 3, 1, test=1)

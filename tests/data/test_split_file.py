@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -90,6 +91,20 @@ def test_where_it_lies(tmp_path, monkeypatch):
     (root / NAME).touch()
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     assert place_of(root, None) == root / NAME, "what is in the folder is read, written or not"
+
+
+def test_nobody_needs_a_home_whose_folder_can_be_written(tmp_path, monkeypatch):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_DATA_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    assert place_of(tmp_path, None) == tmp_path / NAME
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(DualsegError, match=r"set HOME or XDG_DATA_HOME .* data\.source\.splits=FILE"):
+        place_of(tmp_path, None)
+    (tmp_path / NAME).touch()
+    assert place_of(tmp_path, None) == tmp_path / NAME
 
 
 def test_a_file_that_cannot_be_written_says_how_else(tmp_path):

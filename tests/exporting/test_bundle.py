@@ -195,6 +195,38 @@ def test_channels_in_files_of_their_own(export, command, tmp_path: Path) -> None
     compare(export, command, run, tmp_path / "scans", tmp_path, run_here, "_0000")
 
 
+def parsed(bundle: Path, scans: Path, entry: str) -> Any:
+    parser = ConfigParser()
+    parser.read_config(str(bundle / "configs" / "inference.json"))
+    parser.update({"bundle_root": str(bundle), "dataset_dir": str(scans)})
+    return parser.get_parsed_content(entry)
+
+
+def test_which_files_are_channels_their_headers_say(export, tmp_path: Path) -> None:
+    run = write_run(
+        tmp_path / "run", ("vnet",), "dualseg.data.folder.Folder", {**FOLDER, "channels": 2, "intensity": [None] * 2}
+    )
+    assert export(f"run={run}", f"output={tmp_path / 'bundle'}", "format=bundle").code == 0
+    scans = tmp_path / "scans[1]"
+    for name in ("a", "p_0000", "p_0007"):
+        save(scans / f"{name}.nii.gz", np.zeros((4, 4, 4, 2), np.int16), np.eye(4))
+    for name in ("x_0000.nii", "x_0001.nii", "y_0001.nii"):  # of the last one, a channel is missing
+        save(scans / name, np.zeros((4, 4, 4), np.int16), np.eye(4))
+    found = [scan["image"] for scan in parsed(tmp_path / "bundle", scans, "scans")]
+    whole = [str(scans / f"{name}.nii.gz") for name in ("a", "p_0000", "p_0007")]
+    assert found == [*whole, *([str(scans / f"{case}_{c:04d}.nii") for c in range(2)] for case in "xy")]
+
+
+@pytest.mark.parametrize("folder", ["empty", "nosuch"])
+def test_a_folder_without_scans_is_no_success(export, tmp_path: Path, folder: str) -> None:
+    run = write_run(tmp_path / "run", ("vnet",))
+    assert export(f"run={run}", f"output={tmp_path / 'bundle'}", "format=bundle").code == 0
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "scan.mha").touch()
+    with pytest.raises(SystemExit, match=f"dataset_dir={tmp_path / folder}: no folder with .nii or .nii.gz"):
+        parsed(tmp_path / "bundle", tmp_path / folder, "run")
+
+
 @pytest.mark.parametrize("kind", ["LeftAtrium", "PancreasCT"])
 def test_what_monai_cannot_prepare_is_refused(export, tmp_path: Path, kind: str) -> None:
     record = {**PHANTOM, "crop": "ground_truth"}

@@ -10,6 +10,7 @@ import torch
 from export_toys import PHANTOM, write_run
 
 from dualseg.exporting import onnx_files
+from dualseg.networks import SegmentationOutput
 from dualseg.runs.folder import RunFolder
 from dualseg.runs.trusted import Trust
 from dualseg.training.assembly import trained_networks
@@ -56,6 +57,29 @@ def test_onnxruntime_gives_the_logits_of_each_network(export, tmp_path: Path, ne
             assert told["class_names"] == record["class_names"] and told["patch_size"] == [32, 16, 16]
             assert told["spacing"] == record.get("spacing") and told["intensity"] == record.get("intensity")
         assert 0 < beside["checked"]["largest_logit_difference"] <= beside["checked"]["tolerance"] == 1e-4
+
+
+def test_large_logits_are_compared_relatively(tmp_path: Path, monkeypatch) -> None:
+    """float32 has seven digits: of logits of 320, differences of 1e-4 are the last one."""
+
+    class Session:
+        off = 0.0
+
+        def __init__(self, *arguments: object, **settings: object) -> None: ...
+
+        def run(self, _: object, feed: dict) -> list:
+            return [feed["image"] * np.float32(1 + self.off)]
+
+    class Network(torch.nn.Module):
+        def forward(self, image: torch.Tensor) -> SegmentationOutput:
+            return SegmentationOutput(image, image)
+
+    monkeypatch.setattr(onnx_files.onnxruntime, "InferenceSession", Session)
+    monkeypatch.setattr(onnx_files, "example_patches", lambda count, *_: torch.full((count, 1, 2, 2, 2), 320.0))
+    for wrong, fine in ((1e-6, True), (1e-3, False), (np.nan, False)):
+        monkeypatch.setattr(Session, "off", wrong)
+        found = onnx_files._difference(tmp_path / "n.onnx", Network(), {"channels": 1, "patch_size": [2, 2, 2]})
+        assert (found <= onnx_files.TOLERANCE) == fine
 
 
 def test_a_file_that_differs_gets_no_name(export, tmp_path: Path, monkeypatch) -> None:

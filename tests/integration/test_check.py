@@ -191,7 +191,6 @@ DEFECTS: list[tuple[str, str, str, Edit | Callable[[Path], None] | str]] = [
     ("constant", IMAGE, UNLABELED, lambda a, affine: (0 * a + 7, affine)),
     ("constant", IMAGE, LABELED, far_off),
     ("label values", LABEL, TEST, poke(2)),
-    ("empty label", LABEL, LABELED, lambda a, affine: (0 * a, affine)),
     ("spacing", IMAGE, UNLABELED, lambda a, affine: (a, affine @ np.diag([1, 1, 2.5, 1]))),
     ("memory", IMAGE, LABELED, vast),
     ("duplicate", IMAGE, LABELED, TEST),
@@ -220,7 +219,7 @@ def test_a_defect_is_one_row(kind, file, case, defect, root, check):
 
 
 def test_every_row_of_the_table_has_a_defect():
-    of_their_own = {"CT values", "lost class", "not read"}  # tests, below
+    of_their_own = {"CT values", "empty label", "lost class", "not read"}  # tests, below
     assert {defect[0] for defect in DEFECTS} | of_their_own == set(KINDS)
 
 
@@ -242,9 +241,20 @@ def test_all_that_is_wrong_is_told_at_once(root, check):
         ("unreadable", "labeled", "phantom_000"),
         ("NaN", "test", TEST),
         ("label values", "labeled", LABELED),
-        ("empty label", "labeled", "phantom_000"),
     ]
-    assert outcome.out.splitlines()[-1].startswith("4 problems; 8 volumes (2 labeled")
+    table, note = outcome.out.splitlines()[-2:]
+    assert table.startswith("3 problems; 8 volumes (2 labeled") and "1 of 4 labels marks no voxel" in note
+
+
+def test_patients_without_a_lesion_are_no_problem_unless_nobody_has_one(root, check):
+    for case in ("phantom_000", TEST):
+        edit(root / LABEL.format(case), lambda a, affine: (0 * a, affine))
+    outcome = check(root)
+    assert outcome.code == 0 and "2 of 4 labels mark no voxel as foreground: phantom_000, " in outcome.out, outcome
+    for path in root.glob(LABEL.format("*")):
+        edit(path, lambda a, affine: (0 * a, affine))
+    outcome = check(root)
+    assert outcome.code == 1 and [kind for kind, *_ in findings(outcome)] == ["empty label"] * 4, outcome
 
 
 def test_labels_of_unlabeled_volumes_are_not_opened_and_every_file_is_read_once(root, check, monkeypatch):
@@ -321,7 +331,6 @@ def test_the_other_benchmarks(data, lists, tmp_path, command):
         ("qform/sform", "imagesTr/{}_0001.nii.gz", "labeled", two_places),  # each channel's file is looked at
         ("pixdim", "labelsTr/{}.nii.gz", "validation", other_edges),
         ("label values", "labelsTr/{}.nii.gz", "validation", poke(2)),
-        ("empty label", "labelsTr/{}.nii.gz", "labeled", lambda a, affine: (0 * a, affine)),
         ("spacing", "imagesTr/{}_000[01].nii.gz", "unlabeled", lambda a, affine: (a, affine @ np.diag([1, 1, 2.5, 1]))),
         ("unlabeled duplicate", "imagesTr/{}_000[01].nii.gz", "unlabeled", "validation"),
         ("duplicate", "imagesTr/{}_000[01].nii.gz", "labeled", "validation"),

@@ -115,6 +115,16 @@ def test_a_named_layer_is_tapped_instead() -> None:
     torch.testing.assert_close(output.logits, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("residual_units", "channels"), [(0, 8), (2, 2)])
+def test_the_unet_of_monai_needs_no_name(residual_units: int, channels: int) -> None:
+    """Its last layer is a transposed convolution, or one beside a shortcut."""
+    network = TappedNetwork(UNet(3, 1, 2, channels=(4, 8, 16), strides=(2, 2), num_res_units=residual_units)).eval()
+    image = torch.randn(2, 1, 16, 32, 16)
+    output = network(image)
+    assert network.feature_channels == channels and output.features.shape == (2, channels, 16, 32, 16)
+    torch.testing.assert_close(output.logits, network.network(image), rtol=0, atol=0)
+
+
 class NoConvolution(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         return image
@@ -156,7 +166,6 @@ def test_unknown_layer_names_the_nearest() -> None:
 @pytest.mark.parametrize(
     ("network", "layer", "message"),
     [
-        (residual_unet(), None, "does not come straight from 'model.2.1.conv.unit0.conv'"),
         (Softmaxed(), None, "does not come straight from 'last'"),
         (Unused(), "last", "does not come straight from 'last'"),
         (Halved(), None, "own grid"),
@@ -168,7 +177,7 @@ def test_unknown_layer_names_the_nearest() -> None:
             "a tensor of shape .*switch its deep supervision",
         ),
     ],
-    ids=["residual", "softmax", "unused", "halved", "coarse", "list", "stacked"],
+    ids=["softmax", "unused", "halved", "coarse", "list", "stacked"],
 )
 def test_networks_that_do_not_fit(network: nn.Module, layer: str | None, message: str) -> None:
     tapped = TappedNetwork(network, feature_layer=layer)

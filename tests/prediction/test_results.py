@@ -220,6 +220,17 @@ def test_names_of_outputs(tmp_path) -> None:
     assert [scan.name for scan in found.scans] == ["a", "b", "sub-01_anat_T1w", "b-2", "T1w"]
 
 
+def test_names_too_long_for_a_file(predict, tmp_path) -> None:
+    """Of folders by identifiers, the joined name has more bytes than a file's may have."""
+    deep = tmp_path.joinpath("in", *("1.3.6.1." + str(number) * 60 for number in range(4)))
+    image = scene(AFFINE, SHAPE)[0]
+    save(deep / "scan.nii.gz", image, AFFINE)
+    save(tmp_path / "in" / f"{'n' * 248}.nii.gz", image, AFFINE)
+    assert predict(f"input={tmp_path / 'in'}").code == 0
+    names = {path.name.removesuffix(".nii.gz") for path in (tmp_path / "out" / "labels").glob("*.nii.gz")}
+    assert len(names) == 2 and names == set(summary(tmp_path / "out"))
+
+
 @pytest.mark.parametrize(
     ("files", "names"),
     [
@@ -231,6 +242,18 @@ def test_numbers_at_the_end_of_a_name_with_one_channel(tmp_path, files, names) -
     for file in files:
         (tmp_path / file).write_bytes(b"")
     assert [scan.name for scan in find_scans([tmp_path], 1).scans] == names
+
+
+def test_a_number_at_the_end_of_a_file_of_all_channels_is_the_cases_own(tmp_path) -> None:
+    """As in the Decathlon's layout."""
+    image = np.zeros((*SHAPE, 2), np.int16)
+    for name in ("prostate_0000", "prostate_0007", "prostate_0012"):
+        save(tmp_path / f"{name}.nii.gz", image, AFFINE)
+    for name in ("x_0000", "x_0001"):
+        save(tmp_path / f"{name}.nii.gz", image[..., 0], AFFINE)
+    found = find_scans([tmp_path], 2).scans
+    assert [scan.name for scan in found] == ["prostate_0000", "prostate_0007", "prostate_0012", "x"]
+    assert [len(scan.files) for scan in found] == [1, 1, 1, 2]
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
+from dualseg.command.grammar import read_arguments
 from dualseg.data import PancreasCT
 from dualseg.errors import DualsegError
+from dualseg.evaluate import EvaluationOptions, _cases_of
 from dualseg.files import write_json
 from dualseg.runs import lock
 from dualseg.runs.cases import trained_before, trained_on
@@ -366,3 +368,50 @@ def test_runs_on_other_kinds_of_datasets_are_no_ensemble():
     settings_of_evaluation([config(), config(target="moved.MyDataset")], {})
     with pytest.raises(DualsegError, match=r"data\.source: MyDataset in one run, Theirs in another"):
         settings_of_evaluation([config(), config(target="my_dataset.Theirs")], {})
+
+
+@pytest.mark.parametrize("folder_name", ["a: b", "[x]", "#1", "{x", "1e3"])
+def test_a_folder_is_the_text_that_was_typed(folder_name):
+    assert changes_of(f"data.root={folder_name}") == {"data.root": folder_name}
+    assert changes_of("data.source.splits=null") == {"data.source.splits": None}
+
+
+def test_a_value_that_is_no_yaml_is_answered():
+    with pytest.raises(DualsegError, match=r"data\.stride=\[9,9: cannot be read"):
+        changes_of("data.stride=[9,9")
+
+
+def changes_of(argument: str) -> dict[str, Any]:
+    return read_arguments(EvaluationOptions, ["run=r", argument], "dualseg-evaluate").changes
+
+
+@pytest.mark.parametrize(
+    ("asked", "validation", "test", "taken"),
+    [(None, "v", "t", "test"), (None, "v", "", "validation"), ("validation", "v", "t", "validation")],
+)
+def test_the_split_that_has_cases_is_taken(asked, validation, test, taken, capsys):
+    source = pool_of(validation, test)
+    assert _cases_of(asked, source, {**COUNTS, "draw": 0, "fold": None, "folds": 5}) == (
+        taken,
+        tuple(validation if taken == "validation" else test),
+    )
+    assert ("split=validation" in capsys.readouterr().err) == (asked != taken == "validation")
+
+
+@pytest.mark.parametrize(
+    ("asked", "validation", "fix"), [("test", "v", "split=validation"), (None, "", r"data\.held_out_test=N")]
+)
+def test_a_split_without_cases_is_answered(asked, validation, fix):
+    with pytest.raises(DualsegError, match=rf"split=test: has no cases; give {fix}"):
+        _cases_of(asked, pool_of(validation, ""), {**COUNTS, "draw": 0, "fold": None, "folds": 5})
+
+
+def test_the_validation_cases_of_a_fold_are_those_of_the_labels_that_it_had():
+    """Of the others, the run may have trained on the images."""
+    data = {**COUNTS, "labeled": 4, "draw": 0, "fold": 0, "folds": 2}
+    assert _cases_of("validation", pool_of("", ""), data)[1] == ("a", "c")
+
+
+def pool_of(validation: str, test: str) -> Any:
+    cases = {"train_cases": tuple("abcdefgh"), "unlabeled_cases": (), "validation_cases": tuple(validation)}
+    return SimpleNamespace(name="toy", class_names=["background", "x"], regions={}, test_cases=tuple(test), **cases)

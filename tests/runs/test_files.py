@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from dualseg.errors import DualsegError
 from dualseg.exporting.folder import new_folder
-from dualseg.files import is_temporary, replacing, sweep, sweep_below, temporary_beside, write_text
+from dualseg.files import is_temporary, read_json, replacing, sweep, sweep_below, temporary_beside, write_text
 
 
 def killed(block: Callable[[], None]) -> None:
@@ -29,6 +30,29 @@ def half_written(path: Path) -> Callable[[], None]:
             os.kill(os.getpid(), signal.SIGKILL)
 
     return write
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+def test_json_of_any_unicode_encoding_is_read(tmp_path, encoding) -> None:
+    path = tmp_path / "dataset.json"
+    path.write_bytes('{"name": "Müller",\r\n "labels": {}}'.encode(encoding))
+    assert read_json(path) == {"name": "Müller", "labels": {}}
+
+
+def test_json_of_another_encoding_is_answered_with_the_one_to_use(tmp_path) -> None:
+    path = tmp_path / "dataset.json"
+    path.write_bytes('{"name": "Müller"}'.encode("cp1252"))
+    with pytest.raises(DualsegError, match=r"dataset\.json: is no text in UTF-8 .* save it in that encoding"):
+        read_json(path)
+
+
+@pytest.mark.parametrize("name", [f"{'n' * 248}.nii.gz", f"{'ü' * 120}.json"])
+def test_the_longest_names_are_written_and_swept(tmp_path, name) -> None:
+    write_text(tmp_path / name, "whole")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    killed(half_written(tmp_path / name))
+    sweep(tmp_path, name)
+    assert [path.name for path in tmp_path.iterdir()] == [name] and (tmp_path / name).read_text() == "whole"
 
 
 def test_leftovers_of_files_and_folders_go(tmp_path) -> None:

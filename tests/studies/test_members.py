@@ -8,7 +8,7 @@ import pytest
 
 from dualseg.errors import DualsegError
 from dualseg.studies.index import Job, Sweep
-from dualseg.studies.loose import loose_study
+from dualseg.studies.loose import loose_study, study_of_values
 from dualseg.studies.members import members_of
 from dualseg.studies.study import Study
 
@@ -86,6 +86,34 @@ def test_loose_runs_are_named_by_their_label_or_by_what_differs(tmp_path: Path, 
     # one label, two configurations: of two studies
     assert names(("full", 0, {}), ("full", 1, {"data.labeled": 4})) == ["full data.labeled=8", "full data.labeled=4"]
     assert names((None, 0, {"data.root": "/here"}), (None, 1, {"data.root": "/there"})) == ["dual", "dual"]
+
+
+def test_the_folds_of_a_cross_validation_are_one_row(tmp_path: Path, study_run: Callable[..., Path]) -> None:
+    folders = [
+        study_run(tmp_path / f"{number}{fold}", DICE, changes={"variant": None, **of(fold)})
+        for number, of in enumerate((lambda fold: {"data.fold": fold}, lambda fold: {"data.source": {"fold": fold}}))
+        for fold in (0, 1)
+    ]
+    for own in (folders[:2], folders[2:]):
+        study, members = loose_study("mine", own)
+        assert list(study.variants) == ["dual"] and [member.fold for member in members] == [0, 1]
+
+
+def test_the_rows_of_a_sweep_of_values_have_its_own_words(tmp_path: Path, study_run: Callable[..., Path]) -> None:
+    sweep = Sweep(tmp_path / "sweeps" / "multirun-0")
+    jobs = []
+    for method in ("cps", "dual"):
+        for fold in (0, 1):
+            name = f"{method}{fold}"
+            study_run(tmp_path / name, DICE, changes={"variant": None, "data.fold": fold, "batch.labeled": len(method)})
+            jobs.append(Job(name, (), f"method={method} data.fold={fold}", "kind", 3, 0, None))
+    sweep.write([*jobs, Job("missing", (), "method=bcp data.fold=0", "kind", 3, 0, None)], None, None)
+    study, members = study_of_values(sweep)
+    assert study.name == "multirun-0" and list(study.variants) == ["method=cps", "method=dual"]
+    assert [(member.variant, member.fold) for member in members][:2] == [("method=cps", 0), ("method=cps", 1)]
+    found = Sweep.of_values("multirun-0", tmp_path)
+    assert found is not None and found.path == sweep.path
+    assert Sweep.of_values("nosuch", tmp_path) is None
 
 
 def test_loose_evaluations_are_named_by_their_folder(tmp_path: Path, study_run: Callable[..., Path]) -> None:

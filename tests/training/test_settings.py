@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_dir
 from dualseg.configuration import conf_dir
 from dualseg.errors import DualsegError
 from dualseg.runs.identity import run_name
-from dualseg.training.settings import check_for_scans, resolve
+from dualseg.training.settings import check_for_scans, check_patch_divides, resolve
 
 PLAN = [
     "networks=planned",
@@ -83,6 +83,14 @@ def test_a_patch_that_networks_cannot_divide(words: list[str], patch: tuple[int,
 )
 def test_patches_that_fit_the_plan_need_be_no_multiples_of_16(patch: tuple[int, ...]) -> None:
     assert resolved(*PLAN, *patched(*patch))["data"]["patch_size"] == [*patch]
+
+
+def test_strides_of_other_networks_are_their_own_matter() -> None:
+    """MONAI's UNet names one number a stage; it is padded to multiples of 16."""
+    unet = {"_target_": "dualseg.networks.monai_network", "network": "UNet", "strides": [2, 2, 2]}
+    check_patch_divides([32, 32, 16], {"a": unet})
+    with pytest.raises(DualsegError, match="multiples of 16, 16 and 16"):
+        check_patch_divides([32, 32, 20], {"a": unet})
 
 
 @pytest.mark.parametrize("strides", ["2", "[[1,1],[2,2],[2,2]]", "[[1,1,1],[2,0,2],[2,2,2]]", "[]"])

@@ -142,12 +142,13 @@ def mirrored_cases(ratios: Mapping[str, np.ndarray]) -> dict[str, tuple[int, flo
     Returns:
         case -> (axis, how many times better).
     """
+    known = {case: own for case, own in ratios.items() if np.isfinite(own).all()}
+    if len(known) < LEAST_CASES:
+        return {}
+    upright = (np.array([*known.values()]) < 1).sum(axis=0)  # (3,) labels that fit better as they are
     found = {}
-    for case, own in ratios.items():
-        others = np.array([ratio for other, ratio in ratios.items() if other != case and np.isfinite(ratio).all()])
-        if len(others) + 1 < LEAST_CASES or not np.isfinite(own).all():
-            continue
+    for case, own in known.items():
         axis = int(own.argmax())
-        if own[axis] > CLEARLY and (others[:, axis] < 1).mean() >= UNANIMOUS:
+        if own[axis] > CLEARLY and upright[axis] / (len(known) - 1) >= UNANIMOUS:  # it is none of them itself
             found[case] = (axis, float(own[axis]))
     return found

@@ -17,7 +17,16 @@ from dualseg.data.checking.near import Near, near_duplicates
 from dualseg.data.checking.pool import Unlike, first, unlike_notes, unlike_scans
 from dualseg.data.memory import Size, size_of, size_problems
 from dualseg.data.patients import patients
-from dualseg.data.problems import KINDS, Kind, Problem, VolumeError, image_problems, is_invertible, label_problems
+from dualseg.data.problems import (
+    KINDS,
+    Kind,
+    Problem,
+    VolumeError,
+    image_problems,
+    is_invertible,
+    label_problems,
+    whole_numbers,
+)
 from dualseg.data.splits import Split
 from dualseg.data.volumes import Grid, Image, VolumeSource, label_dtype
 from dualseg.errors import DualsegError
@@ -107,6 +116,8 @@ class _Walk:
         self.hashes: dict[str, list[str]] = {}  # content -> cases
         self.spacings: dict[str, np.ndarray] = {}
         self.labels = 0  # that were asked for
+        self.marking = 0  # labels with a voxel of foreground
+        self.empty: list[str] = []  # cases whose label has none: healthy patients, perhaps
         self.mirrors: dict[str, np.ndarray] = {}
         self.pieces: list[dict[int, tuple[int, int]]] = []  # `lost_pieces` of each label
         self.too_large: dict[str, Problem] = {}
@@ -153,7 +164,7 @@ class _Walk:
 
     def _visit_label(self, case: str, image: Image | None, image_grid: Grid | None) -> None:
         self.labels += 1
-        label = self._read(case, "label", lambda: self.source.read_label(case))
+        label = self._read(case, "label", lambda: whole_numbers(self.source.read_label(case)))
         if label is None:
             return
         label_grid = self._read(case, "label", lambda: self.source.stored_grid(case, "label")) if image_grid else None
@@ -167,7 +178,9 @@ class _Walk:
                 self._say(problem.kind, case, "label", problem.text)
         stored = label if problems else self._compare_with_stored(case, label)
         if not np.any(stored):
-            self._say("empty label", case, "label", "marks no voxel as foreground.")
+            self.empty.append(case)
+        else:
+            self.marking += 1
         if not problems and image is not None and not image_problems(image.array, self.source.channels):
             self.mirrors[case] = mirror_ratios(image.array, label)
 
@@ -194,6 +207,11 @@ class _Walk:
     def notes(self) -> list[str]:
         """What resampling leaves of the separate pieces of each class; how the pool differs from the labeled scans."""
         said = lost_note(self.pieces, self.source.class_names)
+        if self.empty and self.marking:
+            mark = "marks" if len(self.empty) == 1 else "mark"
+            said.append(
+                f"{len(self.empty)} of {self.labels} labels {mark} no voxel as foreground: {first(self.empty)}."
+            )
         said += unlike_notes(self.pool, len(self._seen("labeled")))
         if self.copies:
             pairs = [f"{near.case} as {near.other}" for near in self.copies]
@@ -223,6 +241,9 @@ class _Walk:
             if not any(finding.kind == "flip" and finding.case == case for finding in self.found):
                 better = f"fits its image {times:.1f} times better mirrored along axis {axis}"
                 self._say("flip", case, "label", f"{better}, unlike the other labels; look at it.")
+        if not self.marking:  # nothing could be learned
+            for case in self.empty:
+                self._say("empty label", case, "label", "marks no voxel as foreground, as no other label does.")
         self._compare_spacings()
         for cases in self.hashes.values():
             self._tell_duplicates(cases)

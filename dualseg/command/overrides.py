@@ -1,0 +1,54 @@
+"""Overrides whose path or name has letters that Hydra's grammar reserves: put in quotes. No torch here."""
+
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+# keys whose values are paths: a comma in one of them is no list of values to sweep over
+PATH_KEYS = (
+    "data.root", "data.source.root", "data.source.splits", "data.source.unlabeled", "output", "plan.file", "weights",
+)  # fmt: skip
+_QUOTED = "'\"[{"  # how a text in quotes, a list or a mapping begins
+
+
+def quoted(text: str) -> str:
+    """A text as Hydra's grammar takes it, whatever letters it has."""
+    return "'" + re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text) + "'"
+
+
+def readable(words: Sequence[str], multirun: bool) -> list[str]:
+    """The words, those in quotes that Hydra cannot read, or would read as another path than the one they say.
+
+    Args:
+        words: of a command line.
+        multirun: the command is given -m, so that a comma may separate values.
+    """
+    after_flag = [False, *(word in ("--config-dir", "-cd") for word in words)]
+    return [word if own else _readable(word, multirun) for word, own in zip(words, after_flag, strict=False)]
+
+
+def _readable(word: str, multirun: bool) -> str:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    key, equals, value = word.partition("=")
+    if not equals or not value or key.startswith(("-", "~")):
+        return word
+    is_path = key.lstrip("+") in PATH_KEYS
+    is_there = is_path and _exists(value)
+    try:
+        override = OverridesParser.create().parse_override(word)
+    except HydraException:
+        return f"{key}={quoted(value)}" if is_there or value[0] not in _QUOTED else word
+    if not is_path or value[0] in _QUOTED:
+        return word
+    if override.is_sweep_override():
+        return word if multirun and not is_there else f"{key}={quoted(value)}"
+    return f"{key}={quoted(value)}" if is_there and str(override.value()) != value else word
+
+
+def _exists(path: str) -> bool:
+    with suppress(OSError, RuntimeError):  # too long a name; ~ of a user who has no home
+        return Path(path).expanduser().exists()
+    return False

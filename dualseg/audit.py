@@ -72,8 +72,8 @@ def audit_config(config: Any) -> None:
     Console().print(audit_table(rows, list(method.takes), len(batches)))
     empty = sorted({row.term for row in rows if row.verdict == "empty"})
     if empty:
-        mend = "weights=RUN_FOLDER audits trained networks"
-        print(f"Never audited: {', '.join(empty)}, no voxel of its mask in batches after {trained} iterations; {mend}.")
+        fix = "weights=RUN_FOLDER audits trained networks"
+        print(f"Never audited: {', '.join(empty)}, no voxel of its mask in batches after {trained} iterations; {fix}.")
     dead = [f"{row.term} ({row.network or 'shared'})" for row in rows if row.verdict in ("dead", "leak")]
     if dead:
         raise DualsegError(f"{', '.join(dead)}: on, but the gradient does not go where it should; see the red rows.")

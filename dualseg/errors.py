@@ -9,7 +9,7 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class DualsegError(ValueError):
-    """Something the user can mend; the message names the file or key and the mend. Entry points exit with code 2."""
+    """Something the user can fix; the message names the file or key and the fix. Entry points exit with code 2."""
 
 
 class Interrupted(BaseException):

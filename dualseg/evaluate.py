@@ -70,7 +70,7 @@ def evaluate(
         trusted: values of trust=..., see `dualseg.runs.trusted.Trust`.
 
     Raises:
-        DualsegError: whatever the user can mend.
+        DualsegError: whatever the user can fix.
     """
     from dualseg.runs.evaluation import places_to_write, settings_of_evaluation, writing_evaluation
     from dualseg.runs.folder import RunFolder

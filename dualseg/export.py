@@ -44,7 +44,7 @@ def export(options: ExportOptions) -> Path:
     """Write the folder; returns it.
 
     Raises:
-        DualsegError: whatever the user can mend; nothing is then written.
+        DualsegError: whatever the user can fix; nothing is then written.
     """
     from dualseg.exporting.folder import check_output, new_folder
     from dualseg.exporting.packages import check_packages

@@ -25,7 +25,7 @@ def predict(options: PredictionOptions) -> Path:
     """Predict every scan that the folder does not have yet; returns the folder with what was written.
 
     Raises:
-        DualsegError: whatever the user can mend, before the first scan; or, after all others, scans have failed.
+        DualsegError: whatever the user can fix, before the first scan; or, after all others, scans have failed.
     """
     from dualseg.prediction.options import classes_to_clean
     from dualseg.prediction.outputs import PredictionFolder

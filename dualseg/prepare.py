@@ -55,7 +55,7 @@ def prepare(options: PreparationOptions) -> "Outcome":
     """Prepare a dataset, write and print the summary.
 
     Raises:
-        DualsegError: whatever the user can mend, before the first case; or, after all others, cases have failed.
+        DualsegError: whatever the user can fix, before the first case; or, after all others, cases have failed.
     """
     from dualseg.data.dicom import left_out_line
     from dualseg.preparation.case_loop import prepare_dataset
@@ -92,7 +92,7 @@ def _complain(outcome: "Outcome", options: PreparationOptions) -> None:
     if outcome.missing:
         complaints.append(f"{_some(outcome.missing)} of the lists are not below raw={options.raw}.")
     if complaints:
-        complaints.append("All others are prepared; mend these, and give the same command again.")
+        complaints.append("All others are prepared; fix these, and give the same command again.")
         raise DualsegError(" ".join(complaints))
 
 

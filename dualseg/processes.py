@@ -83,15 +83,15 @@ def processes_of(trainer: Mapping[str, Any]) -> int:
     if not gpus:  # a list of indices, or accelerator=gpu without one: the trainer says so
         several = type(devices) is int and devices > 1
         if several and trainer["accelerator"] == "auto":
-            mend = "give trainer.accelerator=cpu to train in as many processes on its CPU"
-            raise DualsegError(f"trainer.devices={devices}: this machine has no GPU that torch sees; {mend}.")
+            fix = "give trainer.accelerator=cpu to train in as many processes on its CPU"
+            raise DualsegError(f"trainer.devices={devices}: this machine has no GPU that torch sees; {fix}.")
         return devices if several else 1
     if devices in (-1, "auto"):
         return gpus
     needed, count = (max(devices) + 1, len(devices)) if isinstance(devices, list) else (devices, devices)
     if needed > gpus:
-        mend = "give a number or indices of those there are, or trainer.accelerator=cpu"
-        raise DualsegError(f"trainer.devices={devices}: this machine has {gpus} GPU{'s' * (gpus > 1)}; {mend}.")
+        fix = "give a number or indices of those there are, or trainer.accelerator=cpu"
+        raise DualsegError(f"trainer.devices={devices}: this machine has {gpus} GPU{'s' * (gpus > 1)}; {fix}.")
     return count
 
 

@@ -24,7 +24,7 @@ def train(config: Any) -> None:
     A finished run is not repeated.
 
     Raises:
-        DualsegError: whatever the user can mend; nothing half-written is left behind.
+        DualsegError: whatever the user can fix; nothing half-written is left behind.
         SystemExit: a group failed, and has said why.
     """
     from dualseg.processes import in_group, is_slurm_task, processes_of

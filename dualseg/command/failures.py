@@ -26,7 +26,7 @@ MORE_MEMORY = "End other programs, or use a machine with more memory."
 
 
 def guarded(command: Callable[[], Any], out_of_memory: str = MORE_MEMORY) -> None:
-    """Call `command`; turn what a user can mend, SIGINT and SIGTERM into one message and an exit code.
+    """Call `command`; turn what a user can fix, SIGINT and SIGTERM into one message and an exit code.
 
     Args:
         command: what is to be done.
@@ -93,11 +93,11 @@ def _answer(command: Callable[[], Any], out_of_memory: str) -> None:
             _exit(f"error: {problem}", 2)
         # by the place and not by the type: Lightning's MisconfigurationException can be a bug of a method as well
         if any(frame.f_globals.get("__name__") == DEVICES for frame, _ in traceback.walk_tb(error.__traceback__)):
-            mend = (
+            fix = (
                 "Give what this machine has in trainer.accelerator, trainer.devices, trainer.strategy and "
                 "trainer.precision; auto, 1, auto and 32-true work anywhere."
             )
-            _exit(f"error: the trainer cannot be set up: {reason} {mend}", 2)
+            _exit(f"error: the trainer cannot be set up: {reason} {fix}", 2)
         raise
 
 

@@ -118,40 +118,38 @@ def _read_description(path: Path) -> dict[str, Any]:
 def _class_names(path: Path, described: Mapping[str, Any]) -> tuple[str, ...]:
     """`labels`, both {"0": "background", "1": "organ"} and nnU-Net's later {"background": 0, "organ": 1}."""
     labels = described.get("labels")
-    mend = f"; write, for example, {EXAMPLE}."
+    fix = f"; write, for example, {EXAMPLE}."
     if not isinstance(labels, dict) or not labels:
-        raise DualsegError(f"{path}: 'labels' names no classes{mend}")
+        raise DualsegError(f"{path}: 'labels' names no classes{fix}")
     for name, value in labels.items():
         if isinstance(value, list):
-            raise DualsegError(
-                f"{path}: 'labels' makes {name} a region of several values; give one value a class{mend}"
-            )
+            raise DualsegError(f"{path}: 'labels' makes {name} a region of several values; give one value a class{fix}")
         if name == "ignore" or value == "ignore":
             raise DualsegError(f"{path}: 'labels' has an ignore label, which dualseg cannot train around; take it out.")
     if all(isinstance(value, str) for value in labels.values()):
         pairs = [(key, value) for key, value in labels.items()]
     else:
         pairs = [(str(value), key) for key, value in labels.items() if type(value) is int]
-    return _in_order(path, "labels", pairs, len(labels), 2, mend)
+    return _in_order(path, "labels", pairs, len(labels), 2, fix)
 
 
 def _channel_names(path: Path, described: Mapping[str, Any]) -> tuple[str, ...]:
     """`channel_names`, or what it was called before, `modality`: {"0": "MRI"}."""
     key = "channel_names" if "channel_names" in described else "modality"
     channels = described.get(key)
-    mend = f"; write, for example, {EXAMPLE}."
+    fix = f"; write, for example, {EXAMPLE}."
     if not isinstance(channels, dict):
-        raise DualsegError(f"{path}: has neither 'channel_names' nor 'modality', which name the channels{mend}")
-    return _in_order(path, key, [(number, str(name)) for number, name in channels.items()], len(channels), 1, mend)
+        raise DualsegError(f"{path}: has neither 'channel_names' nor 'modality', which name the channels{fix}")
+    return _in_order(path, key, [(number, str(name)) for number, name in channels.items()], len(channels), 1, fix)
 
 
 def _in_order(
-    path: Path, key: str, pairs: Iterable[tuple[str, str]], count: int, least: int, mend: str
+    path: Path, key: str, pairs: Iterable[tuple[str, str]], count: int, least: int, fix: str
 ) -> tuple[str, ...]:
     """The names of (number, name) pairs by number, which must run from 0 without a gap."""
     by_number = {int(number): name for number, name in pairs if number.isdecimal()}
     if len(by_number) != count or count < least or sorted(by_number) != list(range(count)):
-        raise DualsegError(f"{path}: '{key}' must number at least {least} from 0 without a gap{mend}")
+        raise DualsegError(f"{path}: '{key}' must number at least {least} from 0 without a gap{fix}")
     names = tuple(by_number[number] for number in range(count))
     check_printable(f"{path}: '{key}':", names)
     if key == "labels" and len(set(names)) < count:
@@ -166,8 +164,8 @@ def _training_list(root: Path, described: Mapping[str, Any]) -> dict[Path, Path]
         isinstance(entry, dict) and isinstance(entry.get("image"), str) and isinstance(entry.get("label"), str)
         for entry in entries
     ):
-        mend = 'write {"image": "./imagesTr/CASE.nii.gz", "label": "./labelsTr/CASE.nii.gz"}'
-        raise DualsegError(f"{root / 'dataset.json'}: 'training' has an entry without image and label; {mend}.")
+        fix = 'write {"image": "./imagesTr/CASE.nii.gz", "label": "./labelsTr/CASE.nii.gz"}'
+        raise DualsegError(f"{root / 'dataset.json'}: 'training' has an entry without image and label; {fix}.")
     return {root / entry["image"]: root / entry["label"] for entry in entries}
 
 
@@ -289,8 +287,8 @@ def _without_files(root: Path, listed: Iterable[Path], cases: Mapping[str, Case]
     if not without:
         return []
     count = f"{len(without)} case{'' if len(without) == 1 else 's'}"
-    mend = "put CASE_0000 and so on into imagesTr, or take the entries out"
-    return [f"{root / 'dataset.json'}: 'training' lists {count} without a file ({some(without)}); {mend}."]
+    fix = "put CASE_0000 and so on into imagesTr, or take the entries out"
+    return [f"{root / 'dataset.json'}: 'training' lists {count} without a file ({some(without)}); {fix}."]
 
 
 def _not_read(

@@ -98,10 +98,10 @@ def size_problems(sizes: Mapping[str, Size], limit: MemoryLimit) -> dict[str, Pr
             text += f"the others become {size.voxels / times:,.0f} voxels in the median. "
         else:
             text += f"{limit.said}. "
-        mend = "Correct its header or leave the case out"
+        fix = "Correct its header or leave the case out"
         if size.spacing and grown > 1 and limit.key == "data.memory":  # an evaluation has its run's spacing
-            mend = "Correct its header, leave the case out, or give a coarser data.source.spacing"
-        problems[case] = Problem("spacing" if grown > _GROWN else "memory", f"{text}{mend}.")
+            fix = "Correct its header, leave the case out, or give a coarser data.source.spacing"
+        problems[case] = Problem("spacing" if grown > _GROWN else "memory", f"{text}{fix}.")
     return problems
 
 

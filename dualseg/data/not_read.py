@@ -80,8 +80,8 @@ def beside(folder: Path, read: Collection[Path]) -> list[str]:
         elif not is_document(path):
             kinds.setdefault(path.suffix.lower() or "without suffix", []).append(path)
     for kind, paths in kinds.items():
-        mend = f"make volumes {READ}, or move them elsewhere"
-        told.append(f"{folder}: {_count(paths)} {kind} not read ({some(paths)}); {mend}.")
+        fix = f"make volumes {READ}, or move them elsewhere"
+        told.append(f"{folder}: {_count(paths)} {kind} not read ({some(paths)}); {fix}.")
     return told
 
 

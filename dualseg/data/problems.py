@@ -60,8 +60,8 @@ def image_problems(array: np.ndarray, channels: int) -> list[Problem]:
         problems.append(Problem(kind, f"has shape {array.shape}; expected ({channels}, W, H, D)."))
     if not np.isfinite(array).all():
         count = int((~np.isfinite(array)).sum())
-        mend = "repair the file or take the case out of the list (values near 3e38 overflow when they are normalised)"
-        problems.append(Problem("NaN", f"holds {count} NaN or infinite voxels; {mend}."))
+        fix = "repair the file or take the case out of the list (values near 3e38 overflow when they are normalised)"
+        problems.append(Problem("NaN", f"holds {count} NaN or infinite voxels; {fix}."))
     return problems
 
 

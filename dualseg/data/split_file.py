@@ -126,10 +126,8 @@ class SplitFile:
         """
         labeled = self.cases("labeled")
         if type(folds) is not int or not 2 <= folds <= len(labeled):
-            mend = (
-                f"give 2 to {len(labeled)}, the number of labeled cases" if len(labeled) > 1 else "leave fold at null"
-            )
-            raise DualsegError(f"data.source.folds={folds}: {mend}.")
+            fix = f"give 2 to {len(labeled)}, the number of labeled cases" if len(labeled) > 1 else "leave fold at null"
+            raise DualsegError(f"data.source.folds={folds}: {fix}.")
         if type(fold) is not int or not 0 <= fold < folds:
             raise DualsegError(f"data.source.fold={fold}: give 0 to {folds - 1}, or null for none.")
         if self.cases("validation"):
@@ -191,17 +189,15 @@ class SplitFile:
             raise DualsegError(f"{self.path}: 'median_spacing' is not three positive numbers; correct or delete it.")
 
     def _check_cases(self, has_label: Mapping[str, bool], test: Collection[str]) -> None:
-        mend = "correct it, or delete it for a new split"
+        fix = "correct it, or delete it for a new split"
         for role in ROLES:
             for case in self.cases(role):
                 if case not in has_label and role != "excluded":
-                    raise DualsegError(
-                        f"{self.path}: lists {case}, which the dataset does not have (any more); {mend}."
-                    )
+                    raise DualsegError(f"{self.path}: lists {case}, which the dataset does not have (any more); {fix}.")
                 if role in WITH_LABEL and not has_label[case]:
-                    raise DualsegError(f"{self.path}: {case} is {role} but has no label file; {mend}.")
+                    raise DualsegError(f"{self.path}: {case} is {role} but has no label file; {fix}.")
                 if case in test and role not in ("test", "excluded"):
-                    raise DualsegError(f"{self.path}: {case} is of imagesTs, which is never trained on; {mend}.")
+                    raise DualsegError(f"{self.path}: {case} is of imagesTs, which is never trained on; {fix}.")
         listed = Counter(case for role in ROLES for case in self.cases(role))
         if twice := [case for case, times in listed.items() if times > 1]:
             raise DualsegError(f"{self.path}: lists {twice[0]} more than once; give each case one role.")

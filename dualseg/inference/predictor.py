@@ -113,12 +113,12 @@ class Predictor:
         needed, prepared = self.needs(grid), self._prepared_voxels(grid)
         if needed <= budget:
             return
-        size, mend = f"{' x '.join(map(str, grid.shape))} voxels", "give memory=... more"
+        size, fix = f"{' x '.join(map(str, grid.shape))} voxels", "give memory=... more"
         if prepared > math.prod(grid.shape):
             millions = f"{prepared / 1e6:.3g}" if prepared < 1e9 else f"{prepared / 1e6:,.0f}"
             size += f", {millions} million once resampled from {grid.edges},"
-            mend += ", or correct the header if that is not its spacing"
-        raise DualsegError(f"{where}: {size} take at least {needed / 2**30:,.1f} GiB; {mend}.")
+            fix += ", or correct the header if that is not its spacing"
+        raise DualsegError(f"{where}: {size} take at least {needed / 2**30:,.1f} GiB; {fix}.")
 
     def _slice_bytes(self, shape: tuple[int, ...]) -> int:
         """Of all that exists at once for a slice of the result."""

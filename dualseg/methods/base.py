@@ -181,8 +181,8 @@ class SegmentationMethod(NetworkEvaluation):
             without = [name for name, term in self.terms.items() if term.enabled and term.on == role]
             if without and not count:
                 off = " ".join(f"method.terms.{name}.enabled=false" for name in without)
-                mend = f"give at least 1, or switch off what has none: {off}"
-                raise DualsegError(f"batch.{role}=0: leaves no patch for {', '.join(without)}; {mend}.")
+                fix = f"give at least 1, or switch off what has none: {off}"
+                raise DualsegError(f"batch.{role}=0: leaves no patch for {', '.join(without)}; {fix}.")
 
     def moving_averages(self, time: Time) -> Mapping[str, Average]:
         """The averages that move after this iteration's step, and how; all, as `averages` says, unless a method knows

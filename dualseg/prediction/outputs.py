@@ -54,8 +54,8 @@ class PredictionFolder:
             path = Path(given).expanduser().resolve()
             folder = path if path.is_dir() else path.parent
             if own == folder or (path.is_dir() and own.is_relative_to(path)):
-                mend = "give a folder of its own, so that scans and predictions are never mixed up"
-                raise DualsegError(f"output={self.path}: is, or lies in, the folder of input={given}; {mend}.")
+                fix = "give a folder of its own, so that scans and predictions are never mixed up"
+                raise DualsegError(f"output={self.path}: is, or lies in, the folder of input={given}; {fix}.")
         if self.path.exists() and not self.path.is_dir():
             raise DualsegError(f"output={self.path}: is a file; give a folder.")
 

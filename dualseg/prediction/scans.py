@@ -100,8 +100,8 @@ class FileScan:
                 raise DualsegError(f"{one.path}: is on another grid than {self.files[0]}: {problem.text}")
         count = sum(one.channels for one in stored)
         if count != channels:
-            mend = "one 4-D file, or CASE_0000.nii.gz, CASE_0001.nii.gz, ... of its folder" if channels > 1 else "one"
-            raise DualsegError(f"{self.where}: has {count} channels, the networks take {channels}: {mend}.")
+            fix = "one 4-D file, or CASE_0000.nii.gz, CASE_0001.nii.gz, ... of its folder" if channels > 1 else "one"
+            raise DualsegError(f"{self.where}: has {count} channels, the networks take {channels}: {fix}.")
         return stored
 
 

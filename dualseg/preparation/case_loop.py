@@ -63,7 +63,7 @@ def prepare_dataset(preparation: Preparation, raw: Path, out: Path, workers: int
         DualsegError: a folder cannot be used, or holds no case.
     """
     _check_folders(raw, out)
-    with writing(out, mend="choose another out"):
+    with writing(out, fix="choose another out"):
         return _prepare(preparation, raw, out, workers)
 
 

@@ -19,18 +19,18 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises:
         DualsegError: it is missing or damaged.
     """
-    mend = "restore the file that the run wrote"
+    fix = "restore the file that the run wrote"
     try:
         text = path.read_text()
         _check_depth(text)
         config = yaml.load(text, Loader=YAML_LOADER)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
-        raise DualsegError(f"{path}: cannot be read ({reason}); {mend}.") from error
+        raise DualsegError(f"{path}: cannot be read ({reason}); {fix}.") from error
     if not isinstance(config, dict):
-        raise DualsegError(f"{path}: not a mapping of keys; {mend}.")
+        raise DualsegError(f"{path}: not a mapping of keys; {fix}.")
     if _values_in(config, {}) > MOST_VALUES:
-        raise DualsegError(f"{path}: holds more than {MOST_VALUES} values, by references; {mend}.")
+        raise DualsegError(f"{path}: holds more than {MOST_VALUES} values, by references; {fix}.")
     return config
 
 

@@ -196,8 +196,8 @@ def writing_evaluation(run: RunFolder, label: str, output: str | None) -> Iterat
                 raise DualsegError(f"output={target.path}: is a file; give a folder.")
             stack.enter_context(writing(target.path, "choose another output=..."))
             if not _is_unfinished(target):
-                mend = "evaluations are never written over earlier ones"
-                raise DualsegError(f"output={target.path}: is not empty; {mend}.")
+                fix = "evaluations are never written over earlier ones"
+                raise DualsegError(f"output={target.path}: is not empty; {fix}.")
         refuse_links(target.slices)
         sweep_below(target.path)
         _clear(target)

@@ -112,7 +112,7 @@ class RunFolder:
         return self.metrics_file.is_file() and read_object(self.metrics_file).get("status") == "finished"
 
     def damage(self) -> str | None:
-        """What is missing or cannot be read, without which it is neither resumed nor collected, and the mend, or None.
+        """What is missing or cannot be read, without which it is neither resumed nor collected, and the fix, or None.
 
         Only of a folder that no process is writing.
         """

@@ -30,7 +30,7 @@ os.register_at_fork(after_in_child=_let_go)
 
 
 @contextmanager
-def writing(folder: Path, mend: str = "choose another name=...") -> Iterator[None]:
+def writing(folder: Path, fix: str = "choose another name=...") -> Iterator[None]:
     """Hold the lock of a folder, which is made if need be, and removed again if nothing was written into it.
 
     Where the file system has no locks, go on without.
@@ -50,7 +50,7 @@ def writing(folder: Path, mend: str = "choose another name=...") -> Iterator[Non
             try:
                 stack.enter_context(holding(folder / LOCK))
             except BlockingIOError:
-                raise being_written(folder, mend) from None
+                raise being_written(folder, fix) from None
             yield
     finally:
         with suppress(OSError):  # the first one that is not empty
@@ -178,7 +178,7 @@ def holder(folder: Path) -> str:
     return who
 
 
-def being_written(folder: Path, mend: str = "choose another name=...") -> DualsegError:
+def being_written(folder: Path, fix: str = "choose another name=...") -> DualsegError:
     """The answer to a second launch of a run that is running."""
     who = holder(folder) or "another process"
-    return DualsegError(f"{folder}: is being written by {who}; wait for it or stop it, or {mend}")
+    return DualsegError(f"{folder}: is being written by {who}; wait for it or stop it, or {fix}")

@@ -29,7 +29,7 @@ HYDRAS = ("_args_", "_partial_", "_recursive_", "_convert_")  # keys beside `_ta
 LOADS = re.compile(r"pretrained|url|repo|file|checkpoint|weights|path")
 WORD = re.compile(r"[\w .+-]{0,100}")  # a text that a network takes: the name of a layer, of a mode
 SPARE = 256 * 2**20  # bytes of parameters and buffers beyond four times the checkpoint, before a network is refused
-MEND = "restore the file that the run wrote"
+FIX = "restore the file that the run wrote"
 
 
 class Trust:
@@ -129,9 +129,9 @@ class Trust:
         if isinstance(value, list):
             return [self._built(item, f"{where}[{index}]", base) for index, item in enumerate(value)]
         if isinstance(value, str) and "${" in value:
-            raise DualsegError(f"{where}={value[:100]!r}: a run folder records values, no interpolations; {MEND}.")
+            raise DualsegError(f"{where}={value[:100]!r}: a run folder records values, no interpolations; {FIX}.")
         if not isinstance(value, str | int | float | None):
-            raise DualsegError(f"{where}: is a {type(value).__name__}; {MEND}.")
+            raise DualsegError(f"{where}: is a {type(value).__name__}; {FIX}.")
         return value
 
     def _called(self, node: Mapping[str, Any], where: str, base: type, given: Mapping[str, Any] | None = None) -> Any:
@@ -168,8 +168,8 @@ class Trust:
             raise _untrusted(where, [target]) from None
         except Exception as error:  # whatever importing somebody's module raises
             reason = " ".join(str(error).split())
-            mend = "put the folder of its module on PYTHONPATH" if trusted else "the run may be of another version"
-            raise DualsegError(f"{where}: {target} cannot be imported ({reason}); {mend}.") from error
+            fix = "put the folder of its module on PYTHONPATH" if trusted else "the run may be of another version"
+            raise DualsegError(f"{where}: {target} cannot be imported ({reason}); {fix}.") from error
         if not trusted and not _is_ours_of(found, base) and not _is_monai_network(found, base):
             raise _untrusted(where, [target])
         return found
@@ -195,9 +195,9 @@ def check_form(config: Mapping[str, Any], file: Path) -> None:
 
 def _check_node(node: Any, where: str) -> None:
     if not isinstance(node, Mapping) or "_target_" not in node:
-        raise DualsegError(f"{where}: is no mapping with a _target_; {MEND}.")
+        raise DualsegError(f"{where}: is no mapping with a _target_; {FIX}.")
     if not _is_dotted(node["_target_"]):
-        raise DualsegError(f"{where}: _target_ {str(node['_target_'])[:100]!r} is no name of a class; {MEND}.")
+        raise DualsegError(f"{where}: _target_ {str(node['_target_'])[:100]!r} is no name of a class; {FIX}.")
 
 
 def targets(nodes: Iterable[Any]) -> Iterator[str]:

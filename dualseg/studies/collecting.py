@@ -30,7 +30,7 @@ RUN_COLUMNS = (
     "command", "warning",
 )  # fmt: skip
 SPLITS = ("validation", "test")
-MEND = "restore it, or train the run again with overwrite=true"
+FIX = "restore it, or train the run again with overwrite=true"
 _ITERATION_SECONDS = re.compile(rb"^\d+,time/seconds_per_iteration,([0-9.e+-]+)$", re.MULTILINE)
 
 
@@ -145,7 +145,7 @@ def _need(tree: Any, path: Path, *keys: str) -> Any:
     """The value under nested keys of what `path` holds. Raises: DualsegError where there is none."""
     for key in keys:
         if not isinstance(tree, Mapping) or key not in tree:
-            raise DualsegError(f"{path}: has no {'.'.join(keys)}; {MEND}.")
+            raise DualsegError(f"{path}: has no {'.'.join(keys)}; {FIX}.")
         tree = tree[key]
     return tree
 
@@ -166,7 +166,7 @@ def _checked_cases(path: Path, scores: Mapping[tuple[str, str], Mapping[str, Any
     """
     found, damaged = read_rows(path, case_row)
     if damaged:
-        raise DualsegError(f"{path}: {damaged} damaged rows; {MEND}.")
+        raise DualsegError(f"{path}: {damaged} damaged rows; {FIX}.")
     groups: dict[tuple[str, str], list[CaseRow]] = defaultdict(list)
     for row in found:
         groups[row.split, row.network].append(row)
@@ -176,13 +176,13 @@ def _checked_cases(path: Path, scores: Mapping[tuple[str, str], Mapping[str, Any
         rows = groups[split, network]
         expected = len(cases[split]) * len(classes)
         if not rows or len(rows) != expected or len({(row.case, row.class_name) for row in rows}) != expected:
-            raise DualsegError(f"{path}: cut off: {len(rows)} of {expected} rows of {split} {network}; {MEND}.")
+            raise DualsegError(f"{path}: cut off: {len(rows)} of {expected} rows of {split} {network}; {FIX}.")
         for metric in METRICS:
             mean, told = math.fsum(getattr(row, metric) for row in rows) / len(rows), values.get(metric)
             # cases.csv has six digits after the point
             if not isinstance(told, int | float) or not math.isclose(mean, told, rel_tol=1e-5, abs_tol=1e-5):
                 wrong = f"{split} {network} has a mean {metric} of {mean:.6f}, in metrics.json {told}"
-                raise DualsegError(f"{path}: cut off or changed: {wrong}; {MEND}.")
+                raise DualsegError(f"{path}: cut off or changed: {wrong}; {FIX}.")
     return [row for key in scores for row in groups[key]]
 
 

@@ -48,8 +48,8 @@ class Processes(NamedTuple):
         """
         devices = trainer["devices"]
         if devices in ("auto", -1):
-            mend = "Slurm must be told how many GPUs a run gets; give a number"
-            raise DualsegError(f"trainer.devices={devices}: {mend}.")
+            fix = "Slurm must be told how many GPUs a run gets; give a number"
+            raise DualsegError(f"trainer.devices={devices}: {fix}.")
         count = devices if isinstance(devices, int) else len(devices)
         return cls(trainer["num_nodes"], count, trainer["accelerator"] != "cpu")
 

@@ -95,18 +95,18 @@ def check_comparable(name: str, tables: StudyTables) -> None:
         firsts = table[table[column] != ""].drop_duplicates(column)
         if len(firsts) > 1:
             found = ", ".join(f"{row[column]} ({row['run']})" for _, row in firsts.iterrows())
-            mend = (
+            fix = (
                 "evaluate the runs in one unit" if what == "units" else "collect each dataset into a folder of its own"
             )
-            raise DualsegError(f"{name}: several {what} in one table: {found}; {mend}.")
+            raise DualsegError(f"{name}: several {what} in one table: {found}; {fix}.")
     keys = ["variant", "scale", "seed", "fold", "network", "split"]
     twice = tables.results[tables.results.duplicated(keys, keep=False)]
     if not twice.empty:
         first = twice.iloc[0]
         same = twice[(twice[keys] == first[keys]).all(axis=1)]
         runs = ", ".join(f"{row['run']} ({row['iterations']} iterations)" for _, row in same.iterrows())
-        mend = "leave one of them out of sweep.json, or name the run folders to collect one by one"
-        raise DualsegError(f"{name}: {first['variant']}, seed {first['seed']}, has several runs: {runs}; {mend}.")
+        fix = "leave one of them out of sweep.json, or name the run folders to collect one by one"
+        raise DualsegError(f"{name}: {first['variant']}, seed {first['seed']}, has several runs: {runs}; {fix}.")
 
 
 def remarks_on(contents: StudyContents) -> list[str]:

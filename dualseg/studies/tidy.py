@@ -136,18 +136,18 @@ def _sortable(column: pd.Series) -> pd.Series:
 def _read(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     if not path.is_file():
         return pd.DataFrame(columns=list(columns), dtype=str)
-    mend = "restore it (git checkout), or remove it to collect anew"
+    fix = "restore it (git checkout), or remove it to collect anew"
     try:
         text = path.read_text(encoding="utf-8-sig")
         frame = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
     except (OSError, ValueError) as error:
-        raise DualsegError(f"{path}: cannot be read ({error}); {mend}.") from error
+        raise DualsegError(f"{path}: cannot be read ({error}); {fix}.") from error
     missing = [column for column in LATER if column in columns and column not in frame]
     if list(frame.columns) == [column for column in columns if column not in missing]:
         for column in missing:
             frame.insert(columns.index(column), column, "" if column == "fold" else _record_by_name(frame))
     if list(frame.columns) != list(columns):
-        raise DualsegError(f"{path}: has not the columns {', '.join(columns)}; {mend}.")
+        raise DualsegError(f"{path}: has not the columns {', '.join(columns)}; {fix}.")
     if not text.endswith("\n") or frame.isna().any(axis=None) or not frame["seed"].str.fullmatch(r"\d+").all():
-        raise DualsegError(f"{path}: cut off or damaged; {mend}.")
+        raise DualsegError(f"{path}: cut off or damaged; {fix}.")
     return frame

@@ -121,7 +121,7 @@ def check_same_data(path: Path, data: Mapping[str, Any]) -> None:
     earlier = read_object(path).get("data")
     if not isinstance(earlier, dict) or "fingerprint" not in earlier:
         raise DualsegError(f"{path}: has no fingerprint of the data; restore the file that the run wrote.")
-    mend = "Give the former ones, or start anew with overwrite=true or another name=..."
+    fix = "Give the former ones, or start anew with overwrite=true or another name=..."
     for role, cases in data["cases"].items():
         noted = earlier.get("cases", {}).get(role, cases)
         if noted != cases:
@@ -129,7 +129,7 @@ def check_same_data(path: Path, data: Mapping[str, Any]) -> None:
             what = "in another order" if other is None else f"{other} is {'no more' if other in noted else 'now'}"
             raise DualsegError(
                 f"{path.parent}: the {role} cases have changed since this run was started ({what} among them; the "
-                f"split file?). {mend}"
+                f"split file?). {fix}"
             )
     evaluated, unknown = earlier.get("evaluation_fingerprint", {}), []
     for stage in data["evaluation_fingerprint"]:
@@ -138,7 +138,7 @@ def check_same_data(path: Path, data: Mapping[str, Any]) -> None:
         if then != now:
             raise DualsegError(
                 f"{path.parent}: the {stage} cases have changed since this run was started ({then} then, {now} now; "
-                f"the split file?). {mend}"
+                f"the split file?). {fix}"
             )
         if stage not in evaluated and stage not in earlier.get("cases", {}):
             unknown.append(stage)
@@ -148,7 +148,7 @@ def check_same_data(path: Path, data: Mapping[str, Any]) -> None:
     if changed:
         raise DualsegError(
             f"{path.parent}: the {' and '.join(changed)} volumes have changed since this run was started (data.root?, "
-            f"the split file?). {mend}"
+            f"the split file?). {fix}"
         )
     if unknown and rank() == 0:
         print(

@@ -204,8 +204,8 @@ def _refuse_unread(config: Any) -> None:
                 if advice := advice_on(f"{prefix}{key}"):
                     raise DualsegError(f"{prefix}{key}: no such configuration key.{advice}")
                 close = nearest(f"{prefix}{key}", [f"{prefix}{other}" for other in keys])
-                mend = f"leave it out, or let another key read it (${{{prefix}{key}}})"
-                raise DualsegError(f"{prefix}{key}: no such configuration key, nothing reads it; {mend}.{close}")
+                fix = f"leave it out, or let another key read it (${{{prefix}{key}}})"
+                raise DualsegError(f"{prefix}{key}: no such configuration key, nothing reads it; {fix}.{close}")
 
 
 def check(settings: Mapping[str, Any]) -> None:
@@ -265,11 +265,11 @@ def _check_values(settings: Mapping[str, Any]) -> None:
         if key in FRACTIONS:
             fraction(key, value)
         if key == "lr_schedule.milestones" and not (isinstance(value, list) and all(map(_is_milestone, value))):
-            mend = "give a list of iterations (whole numbers above 1) or fractions of the run (above 0, at most 1)"
-            raise DualsegError(f"{key}={value}: {mend}.")
+            fix = "give a list of iterations (whole numbers above 1) or fractions of the run (above 0, at most 1)"
+            raise DualsegError(f"{key}={value}: {fix}.")
         if key == "trainer.devices" and not _is_devices(value):
-            mend = "give a number of at least 1, -1 or auto for all there are, or a list of their indices such as [0,1]"
-            raise DualsegError(f"{key}={value}: {mend}.")
+            fix = "give a number of at least 1, -1 or auto for all there are, or a list of their indices such as [0,1]"
+            raise DualsegError(f"{key}={value}: {fix}.")
         if key == "trainer.deterministic" and type(value) is not bool and value != "warn":
             raise DualsegError(f"{key}={value}: give true, false or warn.")
         if key == "data.augmentation.mirror_axes":
@@ -304,10 +304,10 @@ def check_patch_divides(patch_size: list[int], networks: Mapping[str, Any]) -> N
         wrong = "a network divides it down to one voxel, which InstanceNorm cannot normalise"
     else:
         return
-    mend = [max(d, round(size / d) * d) for size, d in zip(patch_size, divisors, strict=True)]
-    if mend in planned:
-        mend = [2 * size for size in mend]
-    raise DualsegError(f"data.patch_size={patch_size}: {wrong}; give {mend}, for example.")
+    fix = [max(d, round(size / d) * d) for size, d in zip(patch_size, divisors, strict=True)]
+    if fix in planned:
+        fix = [2 * size for size in fix]
+    raise DualsegError(f"data.patch_size={patch_size}: {wrong}; give {fix}, for example.")
 
 
 def _is_devices(value: Any) -> bool:
@@ -326,8 +326,8 @@ def check_weights(settings: Mapping[str, Any]) -> None:
     """Raises: DualsegError where `weights` names no file or folder, or `weights_as` is no mapping of names."""
     weights, parts = settings["weights"], settings.get("weights_as")
     if weights and not Path(str(weights)).expanduser().exists():
-        mend = "give a run folder, or a checkpoints/iteration-NNNNNN.ckpt of one, or leave it null"
-        raise DualsegError(f"weights={weights}: no such checkpoint; {mend}.")
+        fix = "give a run folder, or a checkpoints/iteration-NNNNNN.ckpt of one, or leave it null"
+        raise DualsegError(f"weights={weights}: no such checkpoint; {fix}.")
     if parts is not None:
         if not weights:
             raise DualsegError(f"weights_as={parts}: says what of weights=RUN_FOLDER goes where; give that as well.")
@@ -408,5 +408,5 @@ def check_source(settings: Mapping[str, Any], source: VolumeSource) -> None:
     check_batch(settings["batch"]["labeled"], settings["batch"]["unlabeled"], split)
     every = settings["trainer"]["validate_every"]
     if every and not split.validation:
-        mend = "give data.held_out_validation=N, or leave it null"
-        raise DualsegError(f"trainer.validate_every={every}: there is no validation case; {mend}.")
+        fix = "give data.held_out_validation=N, or leave it null"
+        raise DualsegError(f"trainer.validate_every={every}: there is no validation case; {fix}.")

@@ -156,8 +156,8 @@ def _explained() -> Iterator[None]:
         yield
     except wandb.Error as error:
         reason = " ".join(str(error).split()).rstrip(".")
-        mend = "correct logger.project or logger.entity, or leave logger.offline at true"
-        raise DualsegError(f"logger=wandb: W&B cannot start: {reason}; {mend}.") from error
+        fix = "correct logger.project or logger.entity, or leave logger.offline at true"
+        raise DualsegError(f"logger=wandb: W&B cannot start: {reason}; {fix}.") from error
 
 
 def run_id(folder: RunFolder, config: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Whatever a user gets wrong: one message that names the file or key and the mend, exit code 2, nothing left behind."""
+"""Whatever a user gets wrong: one message that names the file or key and the fix, exit code 2, nothing left behind."""
 
 import errno
 import os

@@ -100,7 +100,7 @@ def truncate(path: Path) -> None:
 
 
 def header(path: Path, change: Callable[[nib.Nifti1Header], None]) -> None:
-    """Change a header in place, without what nibabel mends on writing."""
+    """Change a header in place, without what nibabel corrects on writing."""
     raw = bytearray(gzip.decompress(path.read_bytes()))
     own = nib.Nifti1Header(raw[:348], check=False)
     change(own)

@@ -50,7 +50,7 @@ PartitionName=high Nodes=localhost PriorityTier=10 PreemptMode=OFF State=UP
 
 
 def missing() -> str | None:
-    """What this machine lacks, and how to mend it; None: nothing."""
+    """What this machine lacks, and how to fix it; None: nothing."""
     absent = [program for program in PROGRAMS if shutil.which(program) is None]
     if absent:
         return f"no {', '.join(absent)}: apt-get update && apt-get install -y slurm-wlm munge"

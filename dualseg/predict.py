@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -94,6 +95,8 @@ def _predict(
         if not scan.source:
             print(f"{scan.name} is {scan.where}")  # and nothing that is written says so
     failed, page = {}, None
+    window = sources[0].display_window
+    new_page = partial(ReviewPage, folder.report_file, folder.class_names, len(scans), window)
     if len(todo) < len(scans):
         print(f"{len(scans) - len(todo)} of {len(scans)} scans are predicted already")
     if todo:
@@ -104,7 +107,7 @@ def _predict(
         record.check_device(str(device))
         predictor = assembly.build_predictor(runs, sources, trust, options.overlap, options.mirror, device)
         folder.open()
-        page = ReviewPage(folder.report_file, folder.class_names, len(scans)) if options.report else None
+        page = new_page() if options.report else None
         begin(record, by, predictor, found)
         for name in {*named, *record.scans} - {*record.kept}:
             folder.remove(name)  # of a file that has changed, or from a killed process
@@ -112,7 +115,7 @@ def _predict(
             failed = predict_scans(predictor, todo, folder, record, options, sources[0].channels, page)
         record.write()
     elif options.report and not is_finished(folder.report_file):
-        page = ReviewPage(folder.report_file, folder.class_names, len(scans))
+        page = new_page()
     rows = record.rows(failed)
     folder.write_summary(rows)
     if page is not None:

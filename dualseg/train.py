@@ -34,6 +34,11 @@ def train(config: Any) -> None:
     from dualseg.training.settings import resolve
 
     settings = resolve(config)
+    if config.dry:
+        from dualseg.studies.timing import plan_of_run
+
+        print(plan_of_run(settings))
+        return
     if settings["overwrite"] and RunFolder.of(settings).resumes_in_slurm(settings):
         settings["overwrite"] = False
     if not _is_to_do(settings):

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from dualseg.data.checking.content import offset_problem, wrapped_problem
 from dualseg.data.checking.geometry import grid_problem, spacing_by_direction
 from dualseg.data.formats import read_grid, read_volume
-from dualseg.data.intensity import intensities, is_ct, lowest_kept, normalise
+from dualseg.data.intensity import intensities, is_ct, kept_range, normalise
 from dualseg.data.layouts import Case, read_layout
 from dualseg.data.preprocessing import grid_of_spacing, resample, resample_to_spacing, to_ras
 from dualseg.data.problems import Problem, VolumeError, label_problems, whole_numbers
@@ -108,10 +108,14 @@ class Folder(VolumeSource):
             )
         return Image(array, parts[0][1])
 
+    @property
+    def display_window(self) -> tuple[float, float] | None:
+        return kept_range(self.intensity[0])
+
     def scan_doubts(self, scan: Image) -> list[Problem]:
         found = []
         for number, (channel, how) in enumerate(zip(scan.array, self.intensity, strict=True)):
-            low = lowest_kept(how)
+            low = (kept_range(how) or (-np.inf, np.inf))[0]
             if number not in self.ct_channels and not -np.inf < low < 0:
                 continue
             problem = wrapped_problem(channel)

@@ -101,7 +101,7 @@ class H5Source(VolumeSource):
     def where(self, case: str, kind: str) -> str:
         return f"{self._path(case)}: {kind}"
 
-    def mend_of_missing(self, case: str) -> str:
+    def fix_of_missing(self, case: str) -> str:
         """What to do about a listed case that has no file, as the last sentence of the message."""
         return "Put the file there or check data.root."
 
@@ -120,7 +120,7 @@ class H5Source(VolumeSource):
         """What `read` gives of a dataset of the case's file."""
         path = self._path(case)
         if not path.is_file():
-            raise DualsegError(f"{path}: missing, but {case} is in the list of cases. {self.mend_of_missing(case)}")
+            raise DualsegError(f"{path}: missing, but {case} is in the list of cases. {self.fix_of_missing(case)}")
         try:
             with h5py.File(path, "r") as h5:
                 keys = sorted(h5)

@@ -61,11 +61,10 @@ def normalise(channel: np.ndarray, how: Any) -> np.ndarray:
     return window(channel, how[0], how[1])
 
 
-def lowest_kept(how: Any) -> float:
-    """The intensity below which all is the same."""
-    if isinstance(how, Mapping):
-        return float(how["clip"][0])
-    return float(how[0]) if is_window(how) else -np.inf
+def kept_range(how: Any) -> tuple[float, float] | None:
+    """The intensities below and above which all is the same; None: there are none."""
+    edges = how["clip"] if isinstance(how, Mapping) else how
+    return (float(edges[0]), float(edges[1])) if is_window(edges) else None
 
 
 def is_window(value: Any) -> bool:

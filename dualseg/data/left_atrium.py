@@ -52,7 +52,7 @@ class LeftAtrium(H5Source):
         super().check_scan_record()
         switch("normalize_crop", self.normalize_crop)
 
-    def mend_of_missing(self, case: str) -> str:
+    def fix_of_missing(self, case: str) -> str:
         alone = ", or give data.held_out_test=20 if you have the 80 training volumes alone"
         return f"Put the file there or check data.root{alone if case in self.test_cases else ''}."
 

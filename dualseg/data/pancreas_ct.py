@@ -61,11 +61,15 @@ class PancreasCT(H5Source):
         self.train_cases = tuple(case for case in train if case not in exclude)
         self.test_cases = tuple(case for case in test if case not in exclude)
 
-    def mend_of_missing(self, case: str) -> str:
+    def fix_of_missing(self, case: str) -> str:
         if case not in NOT_IN_DOWNLOAD:
-            return super().mend_of_missing(case)
+            return super().fix_of_missing(case)
         names = ",".join(dict.fromkeys([*self._exclude, *NOT_IN_DOWNLOAD]))
         return f"It is not in today's public download: put it there, or give data.source.exclude=[{names}]."
+
+    @property
+    def display_window(self) -> tuple[float, float]:
+        return WINDOW
 
     def scan_doubts(self, scan: Image) -> list[Problem]:
         problem = wrapped_problem(scan.array[0]) or offset_problem(scan.array[0])

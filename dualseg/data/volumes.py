@@ -149,6 +149,11 @@ class VolumeSource(ABC):
         """
         return None
 
+    @property
+    def display_window(self) -> tuple[float, float] | None:
+        """Values of a scan's first channel between which the networks tell tissues apart, as of CT; None: all."""
+        return None
+
     def scan_doubts(self, scan: Image) -> list[Problem]:
         """What makes the values of a scan doubtful before `prepare_scan`: warned of, in training and prediction."""
         return []

@@ -6,11 +6,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from statistics import mean
+from typing import Any
 
 from dualseg.errors import DualsegError
 from dualseg.files import read_json
+from dualseg.runs.folder import RunFolder
 from dualseg.studies.index import STATES, Job, State, Sweep, iterations_done
 from dualseg.studies.members import ensemble_folder, ensemble_problem
+from dualseg.training.settings import source_and_split
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,22 @@ def plan(sweep: Sweep, jobs: Sequence[Job], scale: str | None) -> str:
         f"{_count(len(rows), 'variant')}: {', '.join(rows)}",
         f"seed{'' if len(seeds) == 1 else 's'} {', '.join(map(str, seeds))}; {lengths} iterations a run",
         time_left(sweep, jobs, measured_rates(sweep, jobs, scale)),
+    ]
+    return "\n".join(line for line in lines if line)
+
+
+def plan_of_run(settings: Mapping[str, Any]) -> str:
+    """What training a resolved configuration would do: where, for how many iterations, on which cases, for how long."""
+    folder = RunFolder.of(settings)
+    sweep = Sweep(folder.path.parent / "sweeps" / folder.path.name)  # of one run, and never written
+    job = Job.of(settings, (), folder.path.name)
+    split = source_and_split(settings)[1]
+    cases = ", ".join(f"{len(getattr(split, role))} {role}" for role in ("labeled", "unlabeled", "validation", "test"))
+    note = _note(sweep, job, "to do")  # iterations behind it
+    lines = [
+        f"{folder.path}: {sweep.state(job)}{f', {note}' if note else ''}",
+        f"{job.iterations:,} iterations; cases: {cases}",
+        time_left(sweep, [job], measured_rates(sweep, [job], settings["scale"])).replace(" one after the other", ""),
     ]
     return "\n".join(line for line in lines if line)
 

@@ -409,6 +409,20 @@ def test_names_of_ct(tmp_path, name):
     assert Folder(root).ct_channels == (0,)
 
 
+@pytest.mark.parametrize(
+    ("intensity", "window"),
+    [
+        ([-160, 240], (-160, 240)),
+        ({"clip": [-50, 350], "mean": 100, "deviation": 40}, (-50, 350)),
+        ("zscore", None),
+        (None, None),
+    ],
+)
+def test_a_scan_is_displayed_over_the_range_that_the_networks_see(tmp_path, intensity, window):
+    root = write_nnunet(tmp_path, 2, 1, channels=1)
+    assert Folder(root, intensity=intensity).display_window == window
+
+
 @pytest.mark.parametrize("name", ["act", "section", "CTRL", "T2", "hue"])
 def test_names_of_others(tmp_path, name):
     root = write_nnunet(tmp_path, 2, 1, channels=1, description={**NEW, "channel_names": {"0": name}})

@@ -282,6 +282,18 @@ def test_audit_takes_the_words_of_training(run, phantom, away, command, monkeypa
     assert list(away.iterdir()) == []
 
 
+def test_dry_says_what_training_would_do_and_trains_nothing(run, phantom, away, command):
+    words = [f"data.root={phantom.root}", *TRAIN_WORDS]
+    outcome = command(dualseg.train.main, *words, "dry=true")
+    assert outcome.code == 0, outcome.err
+    where, how, *_ = outcome.out.splitlines()
+    assert where == f"runs/{run.path.name}: to do"
+    assert how == "12 iterations; cases: 2 labeled, 3 unlabeled, 1 validation, 2 test"
+    assert list(away.iterdir()) == []
+    outcome = command(dualseg.train.main, *words, f"output={run.path.parent}", "dry=true")
+    assert outcome.out.startswith(f"{run.path}: done, iteration 12 of 12\n")
+
+
 def test_supervised_training_leaves_a_run_of_one_network(phantom, away, command):
     short = ("method=supervised", "trainer.max_iterations=2", "evaluate_on=[test]", "data.held_out_validation=0")
     short += ("trainer.validate_every=null",)

@@ -46,7 +46,9 @@ class DisplayCopy:
         return len(self.image) + len(self.label) + len(self.uncertainty)
 
 
-def display_copy(scan: Image, label: np.ndarray, entropy: np.ndarray, limit: int) -> DisplayCopy:
+def display_copy(
+    scan: Image, label: np.ndarray, entropy: np.ndarray, limit: int, window: tuple[float, float] | None = None
+) -> DisplayCopy:
     """The finest copy of at most `limit` bytes, made of whole blocks of the scan's voxels.
 
     A block has the mean intensity of its voxels, their largest uncertainty, so that no doubtful spot is lost, and their
@@ -57,6 +59,7 @@ def display_copy(scan: Image, label: np.ndarray, entropy: np.ndarray, limit: int
         label: (W, H, D), of at most 256 classes.
         entropy: (W, H, D), 0..1.
         limit: bytes of the three files in base64.
+        window: values shown as black and white; None: those around the label.
     """
     turn = nib.io_orientation(scan.affine)
     full = _Full(
@@ -72,7 +75,7 @@ def display_copy(scan: Image, label: np.ndarray, entropy: np.ndarray, limit: int
         while np.prod(-(-shape // block)) > room and (block < shape).any():
             # the finest axis that is left: blocks come as near to cubes as they can
             block[np.argmin(np.where(block < shape, spacing * block, np.inf))] += 1
-        copy = _copy(full, block)
+        copy = _copy(full, block, window)
         if copy.size <= limit or (block >= shape).all():
             return copy
         # what is left shrinks at best in proportion; a little less, since a coarser image compresses worse
@@ -88,7 +91,7 @@ class _Full(NamedTuple):
     affine: np.ndarray
 
 
-def _copy(full: _Full, block: np.ndarray) -> DisplayCopy:
+def _copy(full: _Full, block: np.ndarray, window: tuple[float, float] | None = None) -> DisplayCopy:
     means = _over_blocks(full.image, block, np.add, np.float32)
     for axis, (n, size) in enumerate(zip(full.label.shape, block, strict=True)):
         if size > 1:  # the blocks at the far ends may be partial
@@ -96,7 +99,7 @@ def _copy(full: _Full, block: np.ndarray) -> DisplayCopy:
             means /= voxels.reshape([-1 if k == axis else 1 for k in range(3)])
     labels = _frequent(full.label, block)
     doubt = np.round(255 * _over_blocks(full.entropy, block, np.maximum)).astype(np.uint8)
-    low, high = _window(means, labels)
+    low, high = window or _window(means, labels)
     grey = np.round(np.clip((means - low) / (high - low), 0, 1) * 255).astype(np.uint8)
     to_scan = np.diag([*block, 1.0])
     to_scan[:3, 3] = (block - 1) / 2  # the centre of the first block

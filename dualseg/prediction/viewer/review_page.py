@@ -23,7 +23,7 @@ from dualseg.reporting.html import render
 SCAN_BYTES = 10_000_000
 PAGE_BYTES = 400_000_000  # of all scans: a browser holds the page in memory as a whole
 KINDS = ("image", "label", "uncertainty")  # of the files of a copy
-SHOWN = ("shape", "extent", "start", "copy")
+SHOWN = ("shape", "extent", "start", "window", "copy")
 _COPY = re.compile(r'<script type="text/plain" id="(\w+)-(\d+)">([\w+/=]*)</script>')
 _STATE = re.compile(r'<script type="application/json" id="state">(.*)</script>')
 NIIVUE = Path(__file__).parent / "niivue"
@@ -50,14 +50,18 @@ class ReviewPage:
         path: of the page.
         class_names: of all K classes, background first.
         scans: how many may come: of very many, each has less room.
+        window: values of the scans that are shown as black and white; None: of each scan those around its label.
 
     Raises:
         DualsegError: the folder cannot be written to.
     """
 
-    def __init__(self, path: Path, class_names: Sequence[str], scans: int) -> None:
+    def __init__(
+        self, path: Path, class_names: Sequence[str], scans: int, window: tuple[float, float] | None = None
+    ) -> None:
         self.path = path
         self.class_names = tuple(class_names)
+        self.window = window
         self.limit = min(SCAN_BYTES, PAGE_BYTES // max(1, scans))
         self._folder = _folder_of(path)
         try:
@@ -77,7 +81,7 @@ class ReviewPage:
         Raises:
             DualsegError: there is no room; the page does not have this scan then.
         """
-        copy = display_copy(image, label, entropy, self.limit)
+        copy = display_copy(image, label, entropy, self.limit, self.window)
         self._keep(scan, {kind: getattr(copy, kind) for kind in KINDS}, _display(copy, len(image.array)))
 
     def _keep(self, scan: str, files: Mapping[str, str], shown: Mapping[str, Any]) -> None:
@@ -149,6 +153,7 @@ class ReviewPage:
             heat=[_rgb(colour) for colour in figures.entropy_gradient()],
             paints=[_rgb(colour) for colour in _colours(len(self.class_names) - 1)],
             entropy_stops=figures.entropy_gradient(),
+            window=self.window,
             limit=f"{max(self.limit, largest) / 1e6:.3g}",
             niivue=Markup((NIIVUE / "niivue.umd.js").read_text(encoding="utf-8")),
             licences=(NIIVUE / "LICENSES.txt").read_text(encoding="utf-8"),
@@ -191,11 +196,11 @@ def _display(copy: DisplayCopy, channels: int) -> dict[str, Any]:
         f"8-bit display copy of {copy.size / 1e6:.2f} MB",
         f"{' x '.join(map(str, copy.shape))} voxels of {shown} mm",
         *([f"the scan's are of {own} mm"] if own != shown else []),
-        f"black to white: {copy.window[0]:.4g} to {copy.window[1]:.4g}",
         *([f"channel 1 of {channels}"] if channels > 1 else []),
     ]
     extent = [n * mm for n, mm in zip(copy.shape, copy.spacing, strict=True)]
-    return {"shape": copy.shape, "extent": extent, "start": copy.start, "copy": " \N{MIDDLE DOT} ".join(words)}
+    told = " \N{MIDDLE DOT} ".join(words)
+    return {"shape": copy.shape, "extent": extent, "start": copy.start, "window": copy.window, "copy": told}
 
 
 def _doubt(row: Row) -> tuple[bool, float]:

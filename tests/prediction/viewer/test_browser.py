@@ -150,6 +150,22 @@ def test_what_is_clicked_is_the_voxel_it_says(browser: Browser) -> None:
         assert np.abs(shown - image[tuple(voxel)]).max() < 8, (voxel, shown)
 
 
+def test_the_window_sliders_say_and_change_what_is_black_and_white(browser: Browser) -> None:
+    low, high = display_copy(*ball(), 10**7).window
+    told = [float(browser.js(f"document.getElementById('{name}-value').textContent")) for name in ("black", "white")]
+    assert told == pytest.approx([low, high], abs=0.01 * (high - low))
+    slide(browser, "uncertainty", 0)
+    slide(browser, "contour", 0)
+    before = browser.picture("#canvas").astype(int)
+    slide(browser, "white", 0.5)
+    assert abs(value(browser, "white") - 128) < 5
+    after = browser.picture("#canvas").astype(int)
+    grey = (before > 20) & (before < 100)  # of the image, neither background nor white before or after
+    assert np.median(after[grey] / before[grey]) == pytest.approx(255 / value(browser, "white"), rel=0.1)
+    slide(browser, "black", 0.9)  # which pushes white along
+    assert value(browser, "black") < value(browser, "white")
+
+
 def test_keys_and_buttons_go_from_scan_to_scan(browser: Browser) -> None:
     def name() -> str:
         browser.wait(SHOWN)

@@ -91,6 +91,14 @@ def test_without_a_label_or_contrast() -> None:
     assert not np.any(arrays(copy))
 
 
+def test_a_window_that_is_given_is_what_grey_is_spent_on() -> None:
+    scan = Image(np.linspace(-1000, 1000, 512, dtype=np.float32).reshape(1, 8, 8, 8), np.eye(4))
+    copy = display_copy(scan, np.zeros((8, 8, 8), np.uint8), np.zeros((8, 8, 8), np.float32), 10**6, (-160.0, 240.0))
+    grey, *_ = arrays(copy)
+    assert copy.window == (-160, 240)
+    assert np.array_equal(grey, np.round(255 * (scan.array[0].clip(-160, 240) + 160) / 400))
+
+
 def test_grey_is_spent_on_what_is_around_the_label() -> None:
     shape = (40, 40, 40)
     image = np.full((1, *shape), -1000, np.float32)

@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 from dualseg.errors import DualsegError, nearest
 from dualseg.files import read_json, read_object, sweep_below, write_json
 from dualseg.names import check_folder_name
+from dualseg.record import record_of
 from dualseg.runs.folder import RunFolder
 from dualseg.runs.lock import LOCK, being_written, holding, is_locked
 from dualseg.runs.replaced import recover
@@ -63,9 +64,15 @@ class Job:
             iterations=settings["trainer"]["max_iterations"],
             seed=settings["seed"],
             variant=settings["variant"],
-            fold=settings["data"]["fold"],
+            fold=fold_of(settings["data"]),
             work=work_of(settings),
         )
+
+
+def fold_of(data: Mapping[str, Any]) -> int | None:
+    """Which part of the labeled cases validates: of those that are granted, or of all that the dataset has."""
+    fold: int | None = data["fold"] if data["fold"] is not None else data["source"].get("fold")
+    return fold
 
 
 def work_of(settings: Mapping[str, Any]) -> float:
@@ -270,6 +277,17 @@ class Sweep:
         if self.failure(job.run) is not None:
             return "failed"
         return "interrupted" if folder.latest_checkpoint() else "to do"
+
+
+def dice_of(folder: RunFolder) -> float | None:
+    """Dice, 0..1, of what stands for a finished run, on its test cases, else on its validation cases; None: unknown."""
+    try:
+        metrics = read_json(folder.metrics_file)
+    except DualsegError:
+        return None
+    scores = metrics.get("test") or metrics.get("validation", {})
+    network = record_of(metrics.get("record"), scores)
+    return float(scores[network]["dice"]) if network else None
 
 
 def iterations_done(folder: RunFolder) -> int:

@@ -10,9 +10,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from dualseg.errors import DualsegError
 from dualseg.files import read_json
-from dualseg.record import record_of
 from dualseg.runs.collapse import collapse
-from dualseg.studies.index import Job, State, Sweep, iterations_done
+from dualseg.studies.index import Job, State, Sweep, dice_of, iterations_done
 from dualseg.studies.timing import duration, measured_rates, overview, seconds_left
 
 POLL_SECONDS = 2.0
@@ -89,13 +88,11 @@ class Monitor:
         if state == "damaged":
             return f"{start}: {folder.damage()}"
         try:
-            metrics = read_json(folder.metrics_file)
             seconds = read_json(folder.manifest_file)["seconds"]
         except (DualsegError, KeyError):
             return start
-        scores = metrics.get("test") or metrics.get("validation", {})
-        network = record_of(metrics.get("record"), scores)
-        dice = f"  Dice {100 * scores[network]['dice']:.2f} %" if network else ""
+        score = dice_of(folder)
+        dice = "" if score is None else f"  Dice {100 * score:.2f} %"
         warning = collapse(folder.curves_file)
         return f"{start}{dice}  {duration(seconds)}" + (f"\n  warning: {warning}" if warning else "")
 

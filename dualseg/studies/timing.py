@@ -1,19 +1,22 @@
 """How far a sweep is, and how long the rest takes: from runs that are finished, or from measurements that ship."""
 
 import csv
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from statistics import mean
+from statistics import mean, stdev
 from typing import Any
 
 from dualseg.errors import DualsegError
 from dualseg.files import read_json
 from dualseg.runs.folder import RunFolder
-from dualseg.studies.index import STATES, Job, State, Sweep, iterations_done
+from dualseg.studies.index import STATES, Job, State, Sweep, dice_of, iterations_done
 from dualseg.studies.members import ensemble_folder, ensemble_problem
 from dualseg.training.settings import source_and_split
+
+_FOLD = re.compile(r"(data\.(source\.)?)?fold[= ]\d+")  # in the label of a run
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,7 @@ def status(sweep: Sweep) -> str:
     wide = max((len(job.label) for job in jobs), default=0)
     lines = [f"{states[job.run]:11}  {job.label:{wide}}  {_note(sweep, job, states[job.run])}".rstrip() for job in jobs]
     lines += _evaluated_together(sweep, jobs)
+    lines += _over_folds(sweep, [job for job in jobs if states[job.run] == "done"])
     lines.append(f"{sweep.path}: {overview(states.values())}")
     lines.append(time_left(sweep, jobs, measured_rates(sweep, jobs, sweep.scale)))
     return "\n".join(line for line in lines if line)
@@ -147,6 +151,21 @@ def _evaluated_together(sweep: Sweep, jobs: Sequence[Job]) -> list[str]:
             state = "failed" if problem else "done" if folder.finished else "to do"
             lines.append(f"{state:11}  {row} seed {seed}  {problem or ' + '.join(variants)}")
     return lines
+
+
+def _over_folds(sweep: Sweep, done: Sequence[Job]) -> list[str]:
+    """A line for what is validated on folds and has two of them: mean and deviation of their Dice."""
+    found: dict[str, dict[int, float]] = {}
+    for job in done:
+        if job.fold is not None and (dice := dice_of(sweep.run_folder(job))) is not None:
+            label = " ".join(_FOLD.sub("", job.label).split()) or "all folds"
+            found.setdefault(label, {})[job.fold] = 100 * dice
+    return [
+        f"{label}: Dice {mean(folds.values()):.2f} ± {stdev(folds.values()):.2f} %, mean and standard deviation over "
+        f"{len(folds)} folds"
+        for label, folds in found.items()
+        if len(folds) > 1
+    ]
 
 
 def _note(sweep: Sweep, job: Job, state: State) -> str:

@@ -11,6 +11,7 @@ from dualseg.studies.index import Job, Sweep
 from dualseg.studies.loose import loose_study, study_of_values
 from dualseg.studies.members import members_of
 from dualseg.studies.study import Study
+from dualseg.studies.timing import status
 
 STUDY = Study("x", {"cpu": "la_cpu", "full": "la_paper"}, (0, 1), {"one": {}, "two": {}}, {"pair": ("one", "two")})
 DICE = {"a": [0.8]}
@@ -114,6 +115,20 @@ def test_the_rows_of_a_sweep_of_values_have_its_own_words(tmp_path: Path, study_
     found = Sweep.of_values("multirun-0", tmp_path)
     assert found is not None and found.path == sweep.path
     assert Sweep.of_values("nosuch", tmp_path) is None
+
+
+def test_status_tells_the_mean_over_folds(tmp_path: Path, study_run: Callable[..., Path]) -> None:
+    sweep = Sweep(tmp_path / "sweeps" / "multirun-0")
+    jobs = [
+        Job(f"{method}{fold}", (), f"data.fold={fold} method={method}", "kind", 3, 0, None, fold)
+        for method in ("cps", "dual")
+        for fold in (0, 1, 2)
+    ]
+    for job, dice in zip(jobs[:4], (0.7, 0.8, 0.9, 0.5), strict=True):  # of dual one fold, which has no deviation
+        study_run(tmp_path / job.run, {"a": [dice]}, changes={"variant": None, "data.fold": job.fold})
+    sweep.write(jobs, None, None)
+    told = [line for line in status(sweep).splitlines() if "over 3 folds" in line or "standard deviation" in line]
+    assert told == ["method=cps: Dice 80.00 ± 10.00 %, mean and standard deviation over 3 folds"]
 
 
 def test_loose_evaluations_are_named_by_their_folder(tmp_path: Path, study_run: Callable[..., Path]) -> None:

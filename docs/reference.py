@@ -16,13 +16,16 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import yaml
 from hydra.utils import get_object
 
+from dualseg.check import CheckOptions
 from dualseg.command.grammar import default_text, is_required
 from dualseg.command.help import described
 from dualseg.data import SemiSupervisedDataModule
+from dualseg.evaluate import EvaluationOptions
 from dualseg.export import ExportOptions
 from dualseg.methods import SegmentationMethod
 from dualseg.prediction.options import PredictionOptions
 from dualseg.prepare import PreparationOptions
+from dualseg.report import RunReportOptions, StatusOptions, StudyOptions
 from dualseg.training import settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -44,13 +47,17 @@ HEAD = """# Configuration keys
 
 Written by `docs/reference.py` from `conf/` and the code; change those, not this page.
 [configuration.md](configuration.md) says how options are chosen and keys changed. At the end stand the options of
-[dualseg-predict](#dualseg-predict), [dualseg-prepare](#dualseg-prepare) and [dualseg-export](#dualseg-export);
-dualseg-check, which has a [page=FILE](check.md) of its own, and dualseg-plan take the keys of dualseg-train.
+the other commands. dualseg-check, dualseg-plan and dualseg-audit take the keys of dualseg-train.
 """
 COMMANDS = {
     "dualseg-predict": PredictionOptions,
     "dualseg-prepare": PreparationOptions,
     "dualseg-export": ExportOptions,
+    "dualseg-evaluate": EvaluationOptions,
+    "dualseg-check": CheckOptions,
+    "dualseg-report run": RunReportOptions,
+    "dualseg-report study": StudyOptions,
+    "dualseg-report status": StatusOptions,
 }
 
 
@@ -230,7 +237,8 @@ def options_of(command: str, options: Any) -> list[str]:
     for option in fields(options):
         told = default_text(option)
         default = "required" if is_required(option) else f"`{told}`" if told else ""
-        lines.append(f"| `{option.name}` | {default} | {cell(meanings[option.name])} |")
+        name = "data.KEY, inference.KEY, ..." if option.metadata.get("others") else option.name
+        lines.append(f"| `{name}` | {default} | {cell(meanings[option.name])} |")
     return lines
 
 

@@ -5,7 +5,6 @@ import sys
 from functools import partial
 from importlib import import_module
 
-from dualseg import __version__
 from dualseg.command.start import Subcommand, run_subcommand
 
 SUMMARIES = {
@@ -26,9 +25,7 @@ COMPLETION = ("-sc", "--shell-completion")
 def main() -> None:
     """Console script."""
     arguments = sys.argv[1:]
-    if arguments == ["--version"]:
-        print(f"dualseg {__version__}")
-    elif {*COMPLETION} & {*arguments[:2]}:
+    if {*COMPLETION} & {*arguments[:2]}:
         _complete(arguments)
     else:
         about = "dualseg COMMAND ...: semi-supervised 3-D medical image segmentation"

@@ -9,7 +9,7 @@ BATCHES = 3
 # iterations before the audit, and how many more where a mask was empty: early, confident predictions are rare
 WARM_UP = (10, 30, 60, 100)
 
-HELP = """dualseg-audit [any words of dualseg-train; see dualseg-train --help]
+HELP = """dualseg-audit [any key=value of dualseg-train; see dualseg-train --help]
 
   Trains a few iterations of that configuration, more while the mask of a term is empty (200 at the most), then prints,
   for each loss term and network, the norm of the weighted gradient that the term sends at full ramp. A term that is on

@@ -38,7 +38,10 @@ class Interrupted(BaseException):
 def missing_package(error: ImportError) -> str:
     """'needs X, which is not installed: pip install X', or the reason in one line where it names no module."""
     named = re.search(r"No module named '(\w+)", str(error))
-    return f"needs {named[1]}, which is not installed: pip install {named[1]}" if named else str(error).split("\n")[0]
+    if not named:
+        return str(error).split("\n")[0]
+    package = {"cv2": "opencv-python", "PIL": "pillow", "skimage": "scikit-image", "sklearn": "scikit-learn"}
+    return f"needs {named[1]}, which is not installed: pip install {package.get(named[1], named[1])}"
 
 
 def nearest(word: str, words: list[str]) -> str:

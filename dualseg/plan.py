@@ -4,9 +4,9 @@ from typing import Any
 
 from dualseg.command.start import run_with_hydra
 
-HELP = """dualseg-plan data=folder data.root=DIR [any words of dualseg-train; see dualseg-train --help]
+HELP = """dualseg-plan data=folder data.root=DIR [any key=value of dualseg-train; see dualseg-train --help]
 
-  Reads the header of every image, and the labels that a training with these words may read: spacing, intensities,
+  Reads the header of every image, and the labels that a training with these arguments may read: spacing, intensities,
   patch, batch and networks follow from them. The plan is a YAML file beside the split, one for each list of labels.
   Training reads it, and makes it where it is not there; edit it, or delete it for a new one.
 

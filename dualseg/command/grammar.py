@@ -12,6 +12,7 @@ OmegaConf converts all others. The docstring says in its section Attributes what
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
+from itertools import islice
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
@@ -73,10 +74,18 @@ def read_arguments(kind: type[Options], arguments: Sequence[str], command: str) 
 
 
 def split_arguments(kind: "type[DataclassInstance]", arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The key=value arguments whose key is a field of `kind`, and all others."""
+    """The arguments whose key is a field of `kind`, as key=value, --key=value or --key value; and all others."""
     keys = {field.name for field in fields(kind)}
-    own = [argument for argument in arguments if "=" in argument and argument.partition("=")[0] in keys]
-    return own, [argument for argument in arguments if argument not in own]
+    own: list[str] = []
+    others: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        key, equals, _ = argument.removeprefix("--").partition("=")
+        if key not in keys or not (equals or argument.startswith("--")):
+            others.append(argument)
+        else:
+            own += [argument] if equals else [argument, *islice(rest, 1)]
+    return own, others
 
 
 def is_required(field: "Field[Any]") -> bool:

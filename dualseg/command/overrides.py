@@ -37,15 +37,20 @@ def _readable(word: str, multirun: bool) -> str:
         return word
     is_path = key.lstrip("+") in PATH_KEYS
     is_there = is_path and _exists(value)
+    parser = OverridesParser.create()
+    in_quotes = f"{key}={quoted(value)}"
     try:
-        override = OverridesParser.create().parse_override(word)
+        override = parser.parse_override(word)
     except HydraException:
-        return f"{key}={quoted(value)}" if is_there or value[0] not in _QUOTED else word
+        with suppress(HydraException):  # else it is not the value that cannot be read
+            parser.parse_override(in_quotes)
+            return in_quotes if is_there or value[0] not in _QUOTED else word
+        return word
     if not is_path or value[0] in _QUOTED:
         return word
     if override.is_sweep_override():
-        return word if multirun and not is_there else f"{key}={quoted(value)}"
-    return f"{key}={quoted(value)}" if is_there and str(override.value()) != value else word
+        return word if multirun and not is_there else in_quotes
+    return in_quotes if is_there and str(override.value()) != value else word
 
 
 def _exists(path: str) -> bool:

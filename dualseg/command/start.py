@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from dualseg import __version__
 from dualseg.command.failures import MORE_MEMORY, guarded
 from dualseg.command.grammar import Options, read_arguments, split_arguments
 from dualseg.command.help import help_of
@@ -39,6 +40,7 @@ def run_with_hydra(
         out_of_memory: what to do when there is too little memory.
         options: keys of the command's own, beside those of the configuration: see `dualseg.command.grammar`.
     """
+    _answer_version()
     if help_text is not None and {*HELP} & {*sys.argv[1:]}:
         print(help_text)
         return
@@ -100,6 +102,7 @@ def run_with_arguments(
         about, note: see `dualseg.command.help`.
         out_of_memory: what to do when there is too little memory.
     """
+    _answer_version()
     arguments = sys.argv[1:]
     if not arguments or {*HELP} & {*arguments}:
         print(help_of(usage, options, about, note))
@@ -126,6 +129,7 @@ def run_subcommand(about: str, commands: Mapping[str, Subcommand]) -> None:
         about: the first line of the list.
         commands: by name.
     """
+    _answer_version()
     name = " ".join(program())
     chosen, *rest = sys.argv[1:] or [""]
     if chosen in ("", *HELP):
@@ -137,6 +141,13 @@ def run_subcommand(about: str, commands: Mapping[str, Subcommand]) -> None:
         guarded(lambda: _refuse(chosen, name, list(commands)))
     sys.argv = [f"{name} {chosen}", *rest]
     commands[chosen].main()
+
+
+def _answer_version() -> None:
+    """Of every command; Hydra would tell its own."""
+    if sys.argv[1:2] == ["--version"]:
+        print(f"dualseg {__version__}")
+        raise SystemExit(0)
 
 
 def _refuse(chosen: str, name: str, commands: list[str]) -> None:

@@ -29,12 +29,12 @@ FILES = (
 SCANS = "$[{'image': file} for file in @files]"
 # of several channels: one 4-D file, or CASE_0000.nii.gz, CASE_0001.nii.gz, ...; the headers say which
 CHANNEL_FILES = (
-    "$[file for file in @files if re.search(r'_\\d{4}\\.nii', file) and nibabel.load(file).shape[3:] != (%d,)]"
+    "$[file for file in @files if re.search(r'_\\d{4}\\.nii(\\.gz)?$', file) and nibabel.load(file).shape[3:] != (%d,)]"
 )
 SCANS_OF_CHANNELS = (
     "$[{'image': file} for file in @files if file not in @channel_files]"
-    " + [{'image': [first.replace('_0000.nii', '_%%04d.nii' %% c) for c in range(%d)]}"
-    " for first in sorted({re.sub(r'_\\d{4}\\.nii', '_0000.nii', file) for file in @channel_files})]"
+    " + [{'image': [re.sub(r'_0000(\\.nii(\\.gz)?)$', r'_%%04d\\1' %% c, first) for c in range(%d)]}"
+    " for first in sorted({re.sub(r'_\\d{4}(\\.nii(\\.gz)?)$', r'_0000\\1', file) for file in @channel_files})]"
 )
 PREDICTED = "$lambda x: monai.data.MetaTensor(@inferer(x.as_tensor()[None], @networks::%d)[0], meta=x.meta)"
 # Shape and affine to go back to. The label map gets its metadata too: NaN says that its file has no axis of channels,

@@ -1,10 +1,16 @@
 """What the first patches that a network does not take are answered with."""
 
+import re
+
+import torch
 from torch import Tensor, nn
 
 from dualseg.errors import DualsegError, missing_package
 from dualseg.machine import is_out_of_memory
 from dualseg.networks import TappedNetwork
+
+_NOT_OF_PATCHES = (DualsegError, NotImplementedError, RecursionError, torch.AcceleratorError)
+_OF_THE_DEVICE = re.compile(r"\bCUDA\b|cuDNN|CUBLAS|deterministic implementation", re.IGNORECASE)
 
 
 def explain_first_pass(
@@ -21,7 +27,7 @@ def explain_first_pass(
     Raises:
         DualsegError: naming the network and `data.patch_size`.
     """
-    if isinstance(error, DualsegError) or is_out_of_memory(error):
+    if isinstance(error, _NOT_OF_PATCHES) or is_out_of_memory(error) or _OF_THE_DEVICE.search(str(error)):
         return
     kind = type(network.network if isinstance(network, TappedNetwork) else network).__name__
     if isinstance(error, ImportError):
@@ -29,10 +35,8 @@ def explain_first_pass(
     else:
         reason = str(error).partition("\n")[0].rstrip(".")
         patches = f"data.patch_size={[*image.shape[2:]]} ({len(image)} in a batch)"
-        said = (
-            f"networks.{name}: {kind} does not take {patches}: {reason}. Give another data.patch_size, a larger batch"
-        )
-        said += " or another network."
+        fix = "Give another data.patch_size, a larger batch or another network."
+        said = f"networks.{name}: {kind} does not take {patches}: {reason}. {fix}"
         if isinstance(network, TappedNetwork):
             said += f" networks.{name}.divisor=N pads patches to multiples of N."
     if not type(network).__module__.startswith("dualseg."):

@@ -136,14 +136,16 @@ def _is_file(descriptor: int, path: Path) -> bool:
     """The locked file is still the one of that name."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.lstat())
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
 
 
 def check_in_place() -> None:
     """Raises: DualsegError where a folder that this process is writing was moved, replaced or deleted meanwhile."""
     for descriptor, file in _held.items():
-        if not _is_file(descriptor, file):
+        with suppress(OSError):  # of a network file system that does not answer now: the folder may be where it was
+            if _is_file(descriptor, file):
+                continue
             raise DualsegError(
                 f"{file.parent}: was moved or deleted while the run wrote it. Move it back, then give the same command "
                 "again: it resumes from its last checkpoint."

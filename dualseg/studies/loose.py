@@ -9,7 +9,7 @@ from dualseg.errors import DualsegError
 from dualseg.runs.folder import RunFolder
 from dualseg.runs.identity import flatten, identity
 from dualseg.studies.collecting import Member
-from dualseg.studies.index import Sweep
+from dualseg.studies.index import Job, Sweep
 from dualseg.studies.study import Study, as_word
 
 FOLDS = ("data.fold", "data.source.fold")
@@ -17,16 +17,23 @@ NO_ROW = ("seed", *FOLDS)  # in which the runs of one row differ
 
 
 def study_of_values(sweep: Sweep) -> tuple[Study, list[Member]]:
-    """The finished runs of a sweep of values as a study, whose rows are named by the sweep's own words.
+    """The runs of a sweep of values as a study, whose rows are named by the sweep's own arguments.
 
     Raises:
         DualsegError: sweep.json is damaged, or no run is finished.
     """
-    jobs = [job for job in sweep.jobs() if sweep.run_folder(job).finished]
-    if not jobs:
+    jobs = sweep.jobs()
+    done = [job for job in jobs if sweep.run_folder(job).finished]
+    if not done:
         raise DualsegError(f"{sweep.path}: no run of it is finished; see dualseg-report status {sweep.path}.")
-    labels = [" ".join(word for word in job.label.split(" ") if word.partition("=")[0] not in NO_ROW) for job in jobs]
-    return loose_study(sweep.name, [sweep.run_folder(job).path for job in jobs], labels)
+    study, members = loose_study(sweep.name, [sweep.run_folder(job).path for job in done], [_row(job) for job in done])
+    scale = members[0].scale
+    others = [Member(_row(job), scale, job.seed, sweep.run_folder(job), job.fold) for job in jobs if job not in done]
+    return study, [*members, *others]
+
+
+def _row(job: Job) -> str:
+    return " ".join(argument for argument in job.label.split(" ") if argument.partition("=")[0] not in NO_ROW)
 
 
 def loose_study(name: str, paths: Iterable[Path], labels: Sequence[str] | None = None) -> tuple[Study, list[Member]]:
@@ -61,7 +68,7 @@ def loose_study(name: str, paths: Iterable[Path], labels: Sequence[str] | None =
             str(config.get("scale") or ""),
             int(config["seed"]),
             folder,
-            _fold_of(config),
+            None if "evaluated" in config else _fold_of(config),
         )
         for folder, config, name in zip(folders, configs, names, strict=True)
     ]

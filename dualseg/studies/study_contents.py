@@ -150,17 +150,17 @@ def remarks_on(contents: StudyContents) -> list[str]:
 
 
 def _folds(contents: StudyContents, scale: str) -> list[str]:
-    """What each variant that is validated on folds reaches over them: the table's line is of all their cases."""
+    """What each variant that is validated on folds reaches over them."""
     if contents.study.verdict:  # which says itself what the folds show
         return []
-    results, split = contents.tables.results, contents.tables.split
-    rows = results[(results["scale"] == scale) & (results["split"] == split) & (results["record"] == "1")]
+    results = contents.tables.results
+    rows = results[(results["scale"] == scale) & (results["split"] == "validation") & (results["record"] == "1")]
     said = []
     for variant, own in rows[rows["fold"] != ""].groupby("variant", sort=False):
         dice = 100 * own.astype({"dice": float}).groupby("fold")["dice"].mean()
         if len(dice) > 1:
-            spread = f"Dice {dice.mean():.2f} ± {dice.std():.2f} %, mean and standard deviation over folds"
-            said.append(f"{variant}: cross-validation, the cases of {len(dice)} folds as one; {spread}")
+            spread = f"{dice.mean():.2f} ± {dice.std():.2f} %, mean and standard deviation over {len(dice)} folds"
+            said.append(f"{variant}: cross-validation, Dice {spread}")
     return said
 
 

@@ -1,6 +1,6 @@
 """A run that is killed, and interrupted, and started again with the same command ends as if it had never stopped.
 
-tests/runs/test_checkpoints.py goes through every iteration in one process; here whole processes die.
+tests/training/test_checkpoints.py goes through every iteration in one process; here whole processes die.
 """
 
 import errno

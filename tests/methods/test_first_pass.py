@@ -53,6 +53,21 @@ def test_patches_that_a_network_does_not_take(network, samples, words):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("CUDA error: no kernel image is available for execution on the device"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_NOT_INITIALIZED"),
+        RuntimeError("upsample_trilinear3d_backward does not have a deterministic implementation, but you set ..."),
+        NotImplementedError("an operator"),
+    ],
+)
+def test_what_is_not_about_the_patches_is_let_through(error):
+    with pytest.raises(type(error)) as caught:
+        see(Ours(error))
+    assert caught.value is error
+
+
 def test_a_package_that_the_first_pass_imports():
     with pytest.raises(DualsegError, match=r"networks\.a: Ours needs einops, which is not installed: pip"):
         see(Ours(ImportError("from einops import rearrange (No module named 'einops').\n\nTraceback ...")))

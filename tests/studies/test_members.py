@@ -112,6 +112,7 @@ def test_the_rows_of_a_sweep_of_values_have_its_own_words(tmp_path: Path, study_
     study, members = study_of_values(sweep)
     assert study.name == "multirun-0" and list(study.variants) == ["method=cps", "method=dual"]
     assert [(member.variant, member.fold) for member in members][:2] == [("method=cps", 0), ("method=cps", 1)]
+    assert [(member.variant, member.name) for member in members][4:] == [("method=bcp", "missing")]
     found = Sweep.of_values("multirun-0", tmp_path)
     assert found is not None and found.path == sweep.path
     assert Sweep.of_values("nosuch", tmp_path) is None
@@ -132,9 +133,13 @@ def test_status_tells_the_mean_over_folds(tmp_path: Path, study_run: Callable[..
 
 
 def test_loose_evaluations_are_named_by_their_folder(tmp_path: Path, study_run: Callable[..., Path]) -> None:
-    folders = [study_run(tmp_path / f"pair-seed{s}", DICE, seed=s, changes={"evaluated": {"run": ""}}) for s in (0, 1)]
+    several = {"evaluated": {"run": ""}, "data.fold": 0}  # the fold is the first run's
+    folders = [study_run(tmp_path / f"pair-seed{s}", DICE, seed=s, changes=several) for s in (0, 1)]
     study, members = loose_study("mine", folders)
-    assert list(study.variants) == ["pair"] and [member.seed for member in members] == [0, 1]
+    assert list(study.variants) == ["pair"] and [(member.seed, member.fold) for member in members] == [
+        (0, None),
+        (1, None),
+    ]
 
 
 def test_loose_runs_are_folders_each_given_once(tmp_path: Path, study_run: Callable[..., Path]) -> None:

@@ -11,11 +11,12 @@ from hydra import compose, initialize_config_dir
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.profilers import SimpleProfiler
 
-from dualseg import assembly, train
+from dualseg import train
 from dualseg.configuration import conf_dir
 from dualseg.errors import DualsegError
 from dualseg.runs.folder import RunFolder
 from dualseg.runs.identity import run_name
+from dualseg.training import assembly
 from dualseg.training.settings import resolve
 from dualseg.training.tensorboard_logger import TensorBoardLogger
 

@@ -34,7 +34,7 @@ def train(config: Any) -> None:
     from dualseg.training.settings import resolve
 
     settings = resolve(config)
-    if config.dry:
+    if config.get("dry"):
         from dualseg.studies.timing import plan_of_run
 
         print(plan_of_run(settings))

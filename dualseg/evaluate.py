@@ -112,8 +112,8 @@ def _cases_of(split: str | None, source: "VolumeSource", data: dict[str, Any]) -
                 print(f"note: there are no test cases, so split={name}", file=sys.stderr)
             return name, cases
     others = [name for name in ("test", "validation") if name != split and getattr(found, name)]
-    fix = f"give split={others[0]}" if others else f"give data.held_out_{split or 'test'}=N"
-    raise DualsegError(f"split={split or 'test'}: has no cases; {fix}.")
+    fix = " or ".join([f"data.held_out_{split or 'test'}=N", *(f"split={name}" for name in others)])
+    raise DualsegError(f"split={split or 'test'}: has no cases; give {fix}.")
 
 
 def _evaluate(

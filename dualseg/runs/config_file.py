@@ -36,7 +36,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def _check_depth(text: str) -> None:
     """Raises: ValueError for YAML that is nested deeper than `DEEPEST`."""
-    opening = sum(text.count(sign) for sign in ("[", "{", "- "))
+    opening = sum(text.count(sign) for sign in ("[", "{", "- ", "? "))
     if opening < DEEPEST and "\n" + " " * (DEEPEST - opening) not in text:
         return  # it cannot be, and a thousand configurations are read in seconds
     depth = 0

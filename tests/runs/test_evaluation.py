@@ -399,7 +399,8 @@ def test_the_split_that_has_cases_is_taken(asked, validation, test, taken, capsy
 
 
 @pytest.mark.parametrize(
-    ("asked", "validation", "fix"), [("test", "v", "split=validation"), (None, "", r"data\.held_out_test=N")]
+    ("asked", "validation", "fix"),
+    [("test", "v", r"data\.held_out_test=N or split=validation\."), (None, "", r"data\.held_out_test=N\.")],
 )
 def test_a_split_without_cases_is_answered(asked, validation, fix):
     with pytest.raises(DualsegError, match=rf"split=test: has no cases; give {fix}"):

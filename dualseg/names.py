@@ -53,10 +53,11 @@ def check_folder_name(key: str, name: str) -> None:
 
 def shortened(name: str, longest: int) -> str:
     """A name of at most `longest` bytes; a longer one keeps its beginning, and gets a digest of the whole."""
-    if len(name.encode()) <= longest:
+    encoded = name.encode(errors="surrogateescape")  # of a file's name that is no text
+    if len(encoded) <= longest:
         return name
-    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
-    return f"{name.encode()[: longest - 9].decode(errors='ignore')}-{digest}"
+    digest = hashlib.sha256(encoded).hexdigest()[:8]
+    return f"{encoded[: longest - 9].decode(errors='ignore')}-{digest}"
 
 
 def check_network_names(where: str, networks: Any) -> None:

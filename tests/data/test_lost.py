@@ -111,9 +111,11 @@ def test_an_empty_label_is_one_that_is_empty_in_its_file(root):
     label[21:23, 21:23, 19] = 2
     save(path, label, np.diag([0.5, 0.5, 0.5, 1]))
     split = Split(("b",), (), (), ("a",))
-    assert not check_dataset(Folder(root, spacing=[2, 2, 2]), split).found
+    seen = check_dataset(Folder(root, spacing=[2, 2, 2]), split)
+    assert not seen.found and not [note for note in seen.notes if "marks no voxel" in note]
     save(path, 0 * label, np.diag([0.5, 0.5, 0.5, 1]))
-    assert [f.kind for f in check_dataset(Folder(root, spacing=[2, 2, 2]), split).found] == ["empty label"]
+    seen = check_dataset(Folder(root, spacing=[2, 2, 2]), split)
+    assert not seen.found and [note for note in seen.notes if "1 of 2 labels marks no voxel as foreground: a" in note]
 
 
 def test_of_many_warnings_of_one_kind_some_are_shown():

@@ -13,7 +13,7 @@ from dualseg.training import provenance
 @pytest.fixture
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A checkout with one commit, from which the module seems to be imported."""
-    module = tmp_path / "dualseg" / "runs" / "provenance.py"
+    module = tmp_path / "dualseg" / "training" / "provenance.py"
     module.parent.mkdir(parents=True)
     module.touch()
     (tmp_path / ".gitignore").write_text("__pycache__/\n")
@@ -41,7 +41,7 @@ def test_a_new_file_of_the_code_is_uncommitted(checkout: Path, name: str) -> Non
     assert dirty() is True
 
 
-@pytest.mark.parametrize("name", ["notes.txt", "runs/a/config.yaml", "dualseg/runs/__pycache__/provenance.pyc"])
+@pytest.mark.parametrize("name", ["notes.txt", "runs/a/config.yaml", "dualseg/training/__pycache__/provenance.pyc"])
 def test_other_new_files_are_no_code(checkout: Path, name: str) -> None:
     (checkout / name).parent.mkdir(parents=True, exist_ok=True)
     (checkout / name).touch()

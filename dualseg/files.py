@@ -84,7 +84,7 @@ def _make(path: Path, folder: bool) -> tuple[Path, int]:
 
 def _end_of(name: str) -> str:
     """What the temporary file of a file by this name ends in: with the longest names there is no room for all of it."""
-    return name.encode()[-(LONGEST_NAME - len(".01234567.tmp.")) :].decode(errors="ignore")
+    return os.fsencode(name)[-(LONGEST_NAME - len(".01234567.tmp.")) :].decode(errors="ignore")
 
 
 def is_temporary(path: Path) -> bool:

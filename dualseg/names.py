@@ -1,6 +1,7 @@
 """How names may look that become folders, files, lines of tables and programs of others. No torch here."""
 
 import hashlib
+import os
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
@@ -53,7 +54,7 @@ def check_folder_name(key: str, name: str) -> None:
 
 def shortened(name: str, longest: int) -> str:
     """A name of at most `longest` bytes; a longer one keeps its beginning, and gets a digest of the whole."""
-    encoded = name.encode(errors="surrogateescape")  # of a file's name that is no text
+    encoded = os.fsencode(name)  # a file's name need not be text
     if len(encoded) <= longest:
         return name
     digest = hashlib.sha256(encoded).hexdigest()[:8]

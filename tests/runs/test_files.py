@@ -128,6 +128,16 @@ def test_the_next_export_removes_what_a_killed_one_left_beside_it(tmp_path) -> N
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 
+def test_a_name_that_is_no_text_is_written(tmp_path) -> None:
+    path = tmp_path / os.fsdecode(b"a\xffb.txt")
+    try:
+        path.touch()
+    except OSError:
+        pytest.skip("this file system has no such names")
+    write_text(path, "new")
+    assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
+
+
 def test_a_temporary_file_that_is_swept_before_its_lock_is_made_anew(tmp_path, monkeypatch) -> None:
     real, calls = os.open, []
 

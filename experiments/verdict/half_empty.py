@@ -15,7 +15,6 @@ what is there is not run again.
 """
 
 import argparse
-import csv
 import json
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from rows import add, rows_of
 
 from dualseg.data.nifti import write_nifti
 from dualseg.training.curves import read_curves
@@ -57,8 +57,8 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", choices=[*ROWS], default=[*ROWS])
     given = parser.parse_args()
     for row in given.rows:
-        if row not in done():
-            add(trained(given.hippocampus.resolve(), given.work.resolve(), row))
+        if row not in {one["row"] for one in rows_of(TABLE)}:
+            add(TABLE, COLUMNS, trained(given.hippocampus.resolve(), given.work.resolve(), row))
 
 
 def write_set(source: Path, root: Path, kind: str) -> list[str]:
@@ -91,14 +91,6 @@ def emptied(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return np.pad(slab, ((len(image) - SLICES, 0), (0, 0), (0, 0)), mode="symmetric"), scan.affine
 
 
-def done() -> set[str]:
-    """The rows that are there."""
-    if not TABLE.is_file():
-        return set()
-    with TABLE.open() as file:
-        return {row["row"] for row in csv.DictReader(file)}
-
-
 def trained(source: Path, work: Path, row: str) -> dict[str, object]:
     """The row of one training."""
     kind, words = ROWS[row]
@@ -124,17 +116,6 @@ def trained(source: Path, work: Path, row: str) -> dict[str, object]:
         "held": opened.count(0.0) if opened else "",
         "words": " ".join(words),
     }
-
-
-def add(row: dict[str, object]) -> None:
-    """Append a row, and print it."""
-    new = not TABLE.is_file()
-    with TABLE.open("a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
-    print(*(f"{key}={value}" for key, value in row.items() if key != "words"))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ All scans are noisy, so that labels alone leave something to be gained.
 """
 
 import argparse
-import csv
 import json
 import subprocess
 import sys
@@ -22,6 +21,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from rows import add, rows_of
 
 from dualseg.data.nifti import write_nifti
 from dualseg.data.phantom import make_phantom
@@ -80,16 +80,9 @@ def main() -> None:
     given = parser.parse_args()
     for repetition in range(given.repetitions):
         for known in given.answers:
-            if (known, str(repetition)) not in done():
-                add(judged(given.work, known, repetition, [*WORDS, *given.words]))
-
-
-def done() -> set[tuple[str, str]]:
-    """(known, repetition) of the rows that are there."""
-    if not TABLE.is_file():
-        return set()
-    with TABLE.open() as file:
-        return {(row["known"], row["repetition"]) for row in csv.DictReader(file)}
+            there = {(row["known"], row["repetition"]) for row in rows_of(TABLE)}
+            if (known, str(repetition)) not in there:
+                add(TABLE, COLUMNS, judged(given.work, known, repetition, [*WORDS, *given.words]))
 
 
 def judged(work: Path, known: str, repetition: int, words: list[str]) -> dict[str, object]:
@@ -112,17 +105,6 @@ def judged(work: Path, known: str, repetition: int, words: list[str]) -> dict[st
         "seconds": round(time.perf_counter() - begun),
         "words": " ".join(words),
     }
-
-
-def add(row: dict[str, object]) -> None:
-    """Append a row, and print it."""
-    new = not TABLE.is_file()
-    with TABLE.open("a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
-    print(*(f"{key}={value}" for key, value in row.items() if key != "words"))
 
 
 if __name__ == "__main__":

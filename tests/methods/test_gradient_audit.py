@@ -239,8 +239,9 @@ def test_command_trains_on_while_a_mask_is_empty(words, command, monkeypatch):
 def test_every_term_of_the_study_on_left_atrium_is_live(la_root, command, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "140")
-    monkeypatch.setattr(dualseg.audit, "BATCHES", 1)
-    # live after 45 iterations (AVX512): audited at once where WARM_UP would be at its third, trained as long at most
+    # live after 45 iterations (AVX512): audited at once where WARM_UP would be at its third, trained as long at most.
+    # The contrast draws one voxel of a batch here, and one sends nothing where a ReLU left its features one active
+    # channel, whose direction cannot turn (seen with AVX2): three batches, as the command takes them.
     monkeypatch.setattr(dualseg.audit, "WARM_UP", (60, 40, 100))
     few = ["data.labeled=2", "data.held_out_test=77", "evaluate_on=[]"]  # volumes; all else is the study's
     outcome = command(dualseg.audit.main, "experiment=la_cpu", f"data.root={la_root}", *few)

@@ -15,7 +15,7 @@ from hydra.utils import instantiate
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from dualseg import audit, check, evaluate, export, predict, prepare, report, train
-from dualseg.command import failures
+from dualseg.command import failures, misspelt
 from dualseg.configuration import conf_dir
 from dualseg.errors import DualsegError, Interrupted
 from dualseg.runs.identity import run_name
@@ -163,7 +163,7 @@ def test_code_of_ones_own_that_cannot_be_imported(tmp_path, monkeypatch, module,
         (tmp_path / f"{module}.py").write_text(text)
     with pytest.raises(HydraException) as raised:
         instantiate({"_target_": f"{module}.Method"})
-    assert said in failures.explain(raised.value)
+    assert said in misspelt.explain(raised.value)
 
 
 @pytest.mark.parametrize("method", [path.stem for path in (conf_dir() / "method").glob("*.yaml")])
@@ -323,12 +323,12 @@ def test_what_hydra_wraps_is_unwrapped():
             "root: missing"
         )
     except InstantiationException as error:
-        assert failures.explain(error) == "root: missing"
+        assert misspelt.explain(error) == "root: missing"
 
 
 def test_other_hydra_errors_fit_on_one_line():
     error = ConfigCompositionException("first line\n  second line\nSet HYDRA_FULL_ERROR=1 for the full stack trace\n")
-    assert failures.explain(error) == "first line second line"
+    assert misspelt.explain(error) == "first line second line"
 
 
 def test_the_configuration_is_found_in_the_checkout():

@@ -7,19 +7,27 @@ import json
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import h5py
 import numpy as np
 from documentation import ROOT
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.singleton import Singleton
 from raw_files import ball, lps_affine, write_brats, write_la, write_nifti_label, write_series
 
+import dualseg.train
+from dualseg.configuration import conf_dir
 from dualseg.data import Phantom
 from dualseg.data.brats2019 import MODALITIES
 from dualseg.data.h5 import shipped_list
 from dualseg.data.left_atrium import case_list
 from dualseg.data.nifti import write_nifti
 from dualseg.studies.study import read_study
+from dualseg.training.group import Ending
 
 SHAPE = (16, 16, 16)
 NOT_RUN = {  # what a command looks like -> why it is not run here
@@ -170,3 +178,16 @@ def commands_of_make(words: list[str], folder: Path) -> list[list[str]]:
     start, end = r"(?:^|\|\| +)\S*", r" *(?:;|\|\||$)"  # one line may run several of them
     lines = re.findall(rf"{start}(dualseg-\w+ [^;|\n]*?){end}", shown.replace("\\\n", " "), re.MULTILINE)
     return [line.replace('"', "").split() for line in lines]
+
+
+def train_in_this_process(words: Sequence[str], processes: int, log: Path, stop: object) -> Ending:
+    """In place of `run_group`, for the runs of a sweep: to start a process takes longer than these trainings do."""
+    assert processes == 1 and "--config-dir" not in words
+    of_the_sweep = Singleton.get_state()
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        config = compose("train", overrides=[*words])
+        with log.open("w") as file, redirect_stdout(file), redirect_stderr(file):
+            dualseg.train.train(config)
+    Singleton.set_state(of_the_sweep)
+    return Ending(0)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from doc_toys import commands_of_make, toy_words, why_not, write_data
+from doc_toys import commands_of_make, toy_words, train_in_this_process, why_not, write_data
 from documentation import DOCS, commands_of, write_own_files
 
 import dualseg.audit
@@ -36,6 +36,7 @@ def work(home: Path, monkeypatch: pytest.MonkeyPatch, command: Callable[..., Any
     monkeypatch.syspath_prepend(home)
     monkeypatch.setattr(dualseg.audit, "WARM_UP", (2,))
     monkeypatch.setattr(dualseg.audit, "BATCHES", 1)
+    monkeypatch.setattr("dualseg.studies.job.run_group", train_in_this_process)
     spare = home / "runs-of-the-pages"
     if not spare.exists():
         for name, labeled in LABELS.items():

@@ -64,7 +64,7 @@ def _is_to_do(settings: dict[str, Any]) -> bool:
     if rank() == 0:  # which may be writing the folder while another rank looks at it
         recover(folder.path, reading=False)
         folder.claim(settings)
-    if not settings["overwrite"] and folder.finished:
+    if not settings["overwrite"] and folder.finished and not folder.lengthens(settings):
         if rank() == 0:
             _show(folder)
         return False
@@ -119,6 +119,7 @@ def _train(settings: dict[str, Any], folder: Any) -> None:
     from dualseg.runs import cases, code
     from dualseg.runs.folder import iteration_of, noted_checkpoint
     from dualseg.training import assembly, checkpoints, preprocessing, provenance
+    from dualseg.training.longer import check_longer
     from dualseg.training.weights import start_from
 
     own_code = code.code_hashes(settings)  # before it is imported: a file may be edited while the volumes are read
@@ -130,6 +131,8 @@ def _train(settings: dict[str, Any], folder: Any) -> None:
     method = assembly.build_method(settings, data.source)
     if latest is not None:
         checkpoints.check_architecture(latest, dict(method.networks.items()), resume=True)
+        if folder.lengthens(settings):
+            check_longer(method, folder, settings["trainer"]["max_iterations"])
     elif settings["weights"]:
         origin = start_from(settings["weights"], method, settings["weights_as"])
     along = ["validation"] if settings["trainer"]["validate_every"] else []

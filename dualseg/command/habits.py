@@ -4,8 +4,8 @@ _ITERATIONS = "The unit here is the iteration (a batch), and a run is trainer.ma
 _EVALUATIONS = "Give trainer.validate_every=N iterations, or null for no evaluation along the run."
 _SCORED = "The validation cases are data.held_out_validation=N; evaluate_on=[] scores none after the run."
 _RESUME = (
-    "The same command resumes its run by itself; overwrite=true starts anew, and weights=RUN_FOLDER starts another run "
-    "from its networks."
+    "The same command resumes its run by itself; continue=true name=... with a larger trainer.max_iterations trains a "
+    "finished one on, overwrite=true starts anew, and weights=RUN_FOLDER starts another run from its networks."
 )
 _BATCH = "Give batch.labeled=... and batch.unlabeled=..., patches in a batch."
 _RATE = "Write optimizer.lr=..."

@@ -189,6 +189,14 @@ class SegmentationMethod(NetworkEvaluation):
         better."""
         return self.averages
 
+    def follow_length(self) -> Iterator[str]:
+        """Keys of the configuration by which an iteration depends on how long the run is: with one of them a finished
+        run cannot be trained on (`continue=true`)."""
+        ramps = {name: term.ramp for name, term in self.terms.items() if term.enabled}
+        if "start" in ramps.values() and self._ramp_is_share:
+            yield "method.rampup_iterations"
+        yield from (f"method.terms.{name}.ramp" for name, ramp in ramps.items() if ramp == "run")
+
     # What it writes it with
 
     def on(self, *names: str) -> bool:
@@ -221,8 +229,12 @@ class SegmentationMethod(NetworkEvaluation):
     def ramp(self, kind: Literal["none", "start", "run"]) -> float:
         """The ramp of that kind at this time."""
         length = 0.1 if self.rampup_iterations is None else self.rampup_iterations
-        share = isinstance(length, float) and length <= 1
-        return self._time.ramp(kind, int(length * self._time.total if share else length))
+        return self._time.ramp(kind, int(length * self._time.total if self._ramp_is_share else length))
+
+    @property
+    def _ramp_is_share(self) -> bool:
+        length = self.rampup_iterations
+        return length is None or (isinstance(length, float) and length <= 1)
 
     def supervised(self, network: str, view: View, label: Tensor) -> Iterator[LossTerm]:
         """The terms `supervised_ce` and `supervised_dice` of a network's view of labeled patches.

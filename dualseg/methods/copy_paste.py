@@ -1,6 +1,6 @@
 """What methods share that mix labeled and unlabeled patches and label the latter with averaged networks."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -41,6 +41,11 @@ class CopyPaste(SegmentationMethod):
     def pretrains(self, time: Time) -> bool:
         """Whether this iteration is on labeled patches alone."""
         return time.iteration < round(self.pretraining * time.total)
+
+    def follow_length(self) -> Iterator[str]:
+        if self.pretraining > 0:
+            yield "method.pretraining"
+        yield from super().follow_length()
 
     def moving_averages(self, time: Time) -> Mapping[str, Average]:
         if not self.pretrains(time):

@@ -20,6 +20,7 @@ from dualseg.runs.lock import being_written, is_locked
 from dualseg.runs.replaced import holds_no_work, recover, set_aside
 
 CHECKPOINT = re.compile(r"iteration-(\d+)\.ckpt")
+LENGTH = "trainer.max_iterations"
 
 
 class RunFolder:
@@ -91,6 +92,15 @@ class RunFolder:
         """No config.yaml here says that it is another run."""
         return not self.config_file.is_file() or not self._differences(config)
 
+    def lengthens(self, config: Mapping[str, Any]) -> bool:
+        """`config` says continue=true, and differs from the run here by more iterations alone."""
+        return bool(config.get("continue")) and self._is_shorter_than(config)
+
+    def _is_shorter_than(self, config: Mapping[str, Any]) -> bool:
+        different = self._differences(config) if self.config_file.is_file() else {}
+        there, now = different.get(LENGTH, (None, None))
+        return different.keys() == {LENGTH} and isinstance(there, int) and there < now
+
     @property
     def launched(self) -> bool:
         """dualseg-train has opened it: there is a manifest that it, and not dualseg-evaluate, wrote."""
@@ -147,7 +157,7 @@ class RunFolder:
         Raises:
             DualsegError: it belongs to another configuration, to other code of the user's, to other starting weights or
                 to something else, it is finished on other data, another process is writing it, it cannot be written,
-                W&B's part of it cannot, or a folder in it is a link.
+                W&B's part of it cannot, a folder in it is a link, or it is no run to continue.
         """
         parent = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
         if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
@@ -161,13 +171,15 @@ class RunFolder:
                     "of dualseg-train); choose another name=..., or remove it yourself."
                 )
             return
+        if config.get("continue"):
+            self._check_continues(config)
         latest = self.latest_checkpoint()
         if latest is not None and not (self.config_file.is_file() and self.launched):
             raise DualsegError(
                 f"{latest}: a checkpoint without the config.yaml and manifest.json of its run is not resumed; put them "
                 "back, choose another name=..., or start another run from it with weights=FILE."
             )
-        if not self.finished:
+        if not self.finished or self.lengthens(config):
             refuse_links(
                 self.checkpoints,
                 self.curves_file.parent,
@@ -180,16 +192,28 @@ class RunFolder:
                 self._check_wandb()
         if not self.config_file.is_file():
             return
-        if different := self._differences(config):
+        different = self._differences(config)
+        if different and not self.lengthens(config):
             key, (there, now) = next(iter(different.items()))
+            longer = "continue=true to train on, " if self._is_shorter_than(config) else ""
             raise DualsegError(
                 f"{self.path}: holds a run of another configuration ({key}: {there} there, {now} now, {len(different)} "
-                "keys in all); choose name=... or overwrite=true."
+                f"keys in all); choose {longer}name=... or overwrite=true."
             )
         if self.finished:  # one that is not will compare the volumes themselves
             _check_same_roots(self.path, self.config(), config)
         if self.finished or latest is not None:
             self.check_inputs(config)
+
+    def _check_continues(self, config: Mapping[str, Any]) -> None:
+        """Raises: DualsegError where continue=true names no run."""
+        if config["name"] is None:
+            raise DualsegError(
+                "continue=true: give name=..., the folder of the run that is trained on; a name made from the "
+                "configuration is one of its length too."
+            )
+        if self.latest_checkpoint() is None:
+            raise DualsegError(f"{self.path}: continue=true: there is no run with a checkpoint; leave the word out.")
 
     def noted_code(self) -> dict[str, str] | None:
         """Module -> SHA-256 of the user's own code that the run was started with; None where nothing is noted.
@@ -250,7 +274,8 @@ class RunFolder:
     def open(self, config: Mapping[str, Any]) -> None:
         """Make the folder and write config.yaml; `overwrite` sets a former run aside, see dualseg.runs.replaced.
 
-        The config.yaml of a resumed run is written anew: later commands must look where its data lie now.
+        The config.yaml of a resumed run is written anew: later commands must look where its data lie now. Of a finished
+        run that is trained on, metrics.json goes first: from then on it is one that is not finished.
         """
         try:
             if config["overwrite"] and self.launched:
@@ -258,7 +283,10 @@ class RunFolder:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             self.curves_file.parent.mkdir(exist_ok=True)
             sweep_below(self.path)
-            if self._is_of(config):
+            longer = self.lengthens(config)
+            if longer:
+                self.metrics_file.unlink(missing_ok=True)
+            if longer or self._is_of(config):
                 write_text(self.config_file, yaml.safe_dump(dict(config), sort_keys=False))
         except OSError as error:
             raise DualsegError(f"{self.path}: cannot be written ({error}); choose another with output=DIR.") from error

@@ -16,6 +16,7 @@ NOT_IDENTITY = (
     "variant",
     "plan",  # where it lies; what it says stands in its places
     "overwrite",
+    "continue",
     "logger",
     "data.root",
     "data.source.root",

@@ -54,6 +54,8 @@ def sweep(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
     from omegaconf import OmegaConf
 
     config, loader = sweeper.config, sweeper.hydra_context.config_loader
+    if config["continue"]:
+        raise DualsegError("continue=true: trains one run on; leave -m out.")
     overrides = OverridesParser.create(config_loader=loader).parse_overrides(list(arguments))
     if config.sweep is None:
         study, combinations = None, _of_values(overrides)

@@ -66,6 +66,15 @@ class Checkpoints(Callback):
             for number in SIGNALS if requeues else STOPS:
                 self._previous_handlers[number] = signal.signal(number, self._on_signal) or signal.SIG_DFL
 
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if checkpoint["global_step"] < trainer.max_steps:  # of a finished run that is trained on: the epoch is not over
+            loop = checkpoint["loops"]["fit_loop"]
+            loop["epoch_loop.batch_progress"]["is_last_batch"] = False
+            for progress in loop["epoch_progress"].values():
+                progress |= {"processed": 0, "completed": 0}
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._saved_at = trainer.global_step  # a resumed run's checkpoint is there
 

@@ -49,6 +49,7 @@ MOST = 2**31 - 1
 SWITCHES = (
     "augmentation.mix",
     "overwrite",
+    "continue",
     "logger.offline",
     "trainer.channels_last",
     "trainer.progress_bar",

@@ -13,6 +13,7 @@ from dualseg.methods import SegmentationMethod
 from dualseg.runs.folder import RunFolder
 from dualseg.training import assembly, provenance
 from dualseg.training.settings import resolve
+from dualseg.training.trainer import build_trainer
 
 
 def training(
@@ -39,4 +40,4 @@ def training(
     run.open(config)
     facts = {"dataset": config["data"]["name"], "fingerprint": data.fingerprint(), **data.cases_used}
     provenance.start(run.manifest_file, provenance.describe(config["seed"], facts), resumed_at=0)
-    return run, data, method, assembly.build_trainer(config, run, resumed_at=0, resume_command="")
+    return run, data, method, build_trainer(config, run, resumed_at=0, resume_command="")

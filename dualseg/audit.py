@@ -23,7 +23,8 @@ def audit_config(config: Any) -> None:
     Raises:
         DualsegError: a term that is on sends no gradient where it should (exit code 2).
     """
-    from dualseg.training.settings import check_data, check_weights, resolve
+    from dualseg.training.dataset import check_data
+    from dualseg.training.settings import check_weights, resolve
 
     settings = resolve(config)
     check_weights(settings)

@@ -53,7 +53,8 @@ def check_config(config: Any, options: CheckOptions) -> None:
     """
     from dualseg.data.checking import check_dataset, findings_table
     from dualseg.machine import MemoryLimit
-    from dualseg.training.settings import resolve, source_and_split
+    from dualseg.training.dataset import source_and_split
+    from dualseg.training.settings import resolve
 
     page = options.page
     settings = resolve(config, planning=False)

@@ -139,14 +139,14 @@ def _evaluate(
 
     from dualseg.data.checking.doubts import warnings
     from dualseg.machine import MemoryLimit
-    from dualseg.training import assembly, provenance
-    from dualseg.training.callbacks import ScoredVolumes
+    from dualseg.training import assembly, provenance, trained
+    from dualseg.training.case_callbacks import ScoredVolumes
 
     assembly.use_threads(settings)
     data = assembly.build_evaluation_data({**plain, "batch": {"labeled": 1, "unlabeled": 0}}, source)
-    evaluation = assembly.build_evaluation(settings, folders, source, trust)
+    evaluation = trained.build_evaluation(settings, folders, source, trust)
     scored = ScoredVolumes(seen)
-    trainer = assembly.build_evaluator(settings, target, scored)
+    trainer = trained.build_evaluator(settings, target, scored)
     data.check_memory(
         MemoryLimit.of("memory", settings["data"]["memory"]),
         training=False,

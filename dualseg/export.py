@@ -66,7 +66,7 @@ def export(options: ExportOptions) -> Path:
     from dualseg.exporting.bundle import write_bundle
     from dualseg.exporting.networks import describe
     from dualseg.prediction.options import PredictionOptions as Prediction
-    from dualseg.training.assembly import build_predictor
+    from dualseg.training.trained import build_predictor
 
     # as dualseg-predict has them, unless it is told otherwise
     cpu = torch.device("cpu")

@@ -26,7 +26,8 @@ def plan_config(config: Any) -> None:
 
     from dualseg.errors import DualsegError
     from dualseg.planning.plan_file import lines, read
-    from dualseg.training.settings import resolve, source_and_split
+    from dualseg.training.dataset import source_and_split
+    from dualseg.training.settings import resolve
 
     settings = resolve(config)
     path = settings.get("plan")

@@ -101,11 +101,11 @@ def _predict(
         print(f"{len(scans) - len(todo)} of {len(scans)} scans are predicted already")
     if todo:
         from dualseg.prediction.scan_loop import begin, device_of, predict_scans
-        from dualseg.training import assembly
+        from dualseg.training.trained import build_predictor
 
         device = device_of(options.device)
         record.check_device(str(device))
-        predictor = assembly.build_predictor(runs, sources, trust, options.overlap, options.mirror, device)
+        predictor = build_predictor(runs, sources, trust, options.overlap, options.mirror, device)
         folder.open()
         page = new_page() if options.report else None
         begin(record, by, predictor, found)

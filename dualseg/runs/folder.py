@@ -21,6 +21,7 @@ from dualseg.runs.replaced import holds_no_work, recover, set_aside
 
 CHECKPOINT = re.compile(r"iteration-(\d+)\.ckpt")
 LENGTH = "trainer.max_iterations"
+VERDICT = "verdict.json"  # of a study that gives one, and in the runs that it is of
 
 
 class RunFolder:
@@ -38,6 +39,7 @@ class RunFolder:
         self.plan_file = self.path / "plan.yaml"
         self.metrics_file = self.path / "metrics.json"
         self.cases_file = self.path / "cases.csv"
+        self.verdict_file = self.path / VERDICT
         self.curves_file = self.path / "logs" / "curves.csv"
         self.wandb = self.path / "logs" / "wandb"
         self.checkpoints = self.path / "checkpoints"
@@ -92,14 +94,16 @@ class RunFolder:
         """No config.yaml here says that it is another run."""
         return not self.config_file.is_file() or not self._differences(config)
 
-    def lengthens(self, config: Mapping[str, Any]) -> bool:
-        """`config` says continue=true, and differs from the run here by more iterations alone."""
-        return bool(config.get("continue")) and self._is_shorter_than(config)
+    def changes_length(self, config: Mapping[str, Any]) -> bool:
+        """`config` says continue=true, and is of the run here but for the iterations, of which it wants more than the
+        run has behind it."""
+        return bool(config.get("continue")) and self._is_of_another_length(config)
 
-    def _is_shorter_than(self, config: Mapping[str, Any]) -> bool:
-        different = self._differences(config) if self.config_file.is_file() else {}
-        there, now = different.get(LENGTH, (None, None))
-        return different.keys() == {LENGTH} and isinstance(there, int) and there < now
+    def _is_of_another_length(self, config: Mapping[str, Any]) -> bool:
+        latest = self.latest_checkpoint()
+        if latest is None or not self.config_file.is_file() or self._differences(config).keys() != {LENGTH}:
+            return False
+        return bool(config["trainer"]["max_iterations"] > iteration_of(latest))
 
     @property
     def launched(self) -> bool:
@@ -164,6 +168,8 @@ class RunFolder:
             raise DualsegError(f"output={config['output']}: {parent} is not writable; choose another with output=DIR.")
         if is_locked(self.path):
             raise being_written(self.path)
+        if config.get("continue"):
+            self._check_continues(config)
         if config["overwrite"]:
             if not (self.launched or (holds_no_work(self.path) and self._is_of(config))):
                 raise DualsegError(
@@ -171,15 +177,13 @@ class RunFolder:
                     "of dualseg-train); choose another name=..., or remove it yourself."
                 )
             return
-        if config.get("continue"):
-            self._check_continues(config)
         latest = self.latest_checkpoint()
         if latest is not None and not (self.config_file.is_file() and self.launched):
             raise DualsegError(
                 f"{latest}: a checkpoint without the config.yaml and manifest.json of its run is not resumed; put them "
                 "back, choose another name=..., or start another run from it with weights=FILE."
             )
-        if not self.finished or self.lengthens(config):
+        if not self.finished or self.changes_length(config):
             refuse_links(
                 self.checkpoints,
                 self.curves_file.parent,
@@ -193,9 +197,9 @@ class RunFolder:
         if not self.config_file.is_file():
             return
         different = self._differences(config)
-        if different and not self.lengthens(config):
+        if different and not self.changes_length(config):
             key, (there, now) = next(iter(different.items()))
-            longer = "continue=true to train on, " if self._is_shorter_than(config) else ""
+            longer = "continue=true to train on, " if self._is_of_another_length(config) else ""
             raise DualsegError(
                 f"{self.path}: holds a run of another configuration ({key}: {there} there, {now} now, {len(different)} "
                 f"keys in all); choose {longer}name=... or overwrite=true."
@@ -207,13 +211,22 @@ class RunFolder:
 
     def _check_continues(self, config: Mapping[str, Any]) -> None:
         """Raises: DualsegError where continue=true names no run."""
+        if config["overwrite"]:
+            raise DualsegError(
+                "overwrite=true continue=true: the one starts anew, the other goes on; give one of them."
+            )
         if config["name"] is None:
             raise DualsegError(
                 "continue=true: give name=..., the folder of the run that is trained on; a name made from the "
                 "configuration is one of its length too."
             )
-        if self.latest_checkpoint() is None:
-            raise DualsegError(f"{self.path}: continue=true: there is no run with a checkpoint; leave the word out.")
+        if self.latest_checkpoint() is None or not self.config_file.is_file():
+            raise DualsegError(f"{self.path}: continue=true: there is no run with a checkpoint; leave it out.")
+        if self.path.name == run_name(self.config()):
+            raise DualsegError(
+                f"{self.path}: continue=true: the folder is named after its configuration, length included, by which "
+                f"commands and studies find it. Start another run from its networks: weights={self.path} name=..."
+            )
 
     def noted_code(self) -> dict[str, str] | None:
         """Module -> SHA-256 of the user's own code that the run was started with; None where nothing is noted.
@@ -274,8 +287,8 @@ class RunFolder:
     def open(self, config: Mapping[str, Any]) -> None:
         """Make the folder and write config.yaml; `overwrite` sets a former run aside, see dualseg.runs.replaced.
 
-        The config.yaml of a resumed run is written anew: later commands must look where its data lie now. Of a finished
-        run that is trained on, metrics.json goes first: from then on it is one that is not finished.
+        The config.yaml of a resumed run is written anew: later commands must look where its data lie now. The results
+        of a finished run that is trained on move into evaluations/.
         """
         try:
             if config["overwrite"] and self.launched:
@@ -283,13 +296,24 @@ class RunFolder:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             self.curves_file.parent.mkdir(exist_ok=True)
             sweep_below(self.path)
-            longer = self.lengthens(config)
-            if longer:
-                self.metrics_file.unlink(missing_ok=True)
+            longer = self.changes_length(config)
+            if longer and self.finished:
+                self._keep_results()
             if longer or self._is_of(config):
                 write_text(self.config_file, yaml.safe_dump(dict(config), sort_keys=False))
         except OSError as error:
             raise DualsegError(f"{self.path}: cannot be written ({error}); choose another with output=DIR.") from error
+
+    def _keep_results(self) -> None:
+        """Move what the run has found into evaluations/NNN-iteration-NNNNNN. metrics.json goes first: from then on the
+        run is not finished, and a kill leaves one that goes on."""
+        kept = self.new_evaluation(f"iteration-{iteration_of(self.checkpoint()):06d}")
+        kept.path.mkdir(parents=True)
+        for file in (self.config_file, self.manifest_file):
+            shutil.copy(file, kept.path)
+        for path in (self.metrics_file, self.cases_file, self.slices, self.components, self.verdict_file):
+            if path.exists():
+                path.rename(kept.path / path.name)
 
     def remove_if_bare(self) -> None:
         """Remove the folder of a run that failed early, unless it holds a checkpoint or a point of a curve."""

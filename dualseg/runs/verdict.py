@@ -10,10 +10,9 @@ from typing import Any
 from dualseg.errors import DualsegError
 from dualseg.files import read_object, write_json
 from dualseg.names import check_folder_name
-from dualseg.runs.folder import RunFolder
+from dualseg.runs.folder import VERDICT, RunFolder
 
 LEAST_CASES = 6  # with fewer no sign-flip test reaches 5 %: 2 / 2**5 is more. A bootstrap of 2 of one sign excludes 0
-VERDICT = "verdict.json"  # of a study that gives one, and in the runs that it is of
 NOT_VERIFIED = "not verified: no verdict on its unlabeled scans, see dualseg-train -m sweep=verdict"
 
 
@@ -51,7 +50,7 @@ def classes_to_clean(runs: Iterable[RunFolder]) -> list[str]:
 
 def carry(folder: RunFolder, verdict: Mapping[str, Any]) -> None:
     """Keep in a run folder what the verdict on its training says, so that it goes wherever the folder goes."""
-    write_json(folder.path / VERDICT, {key: verdict[key] for key in ("short", "sentence")})
+    write_json(folder.verdict_file, {key: verdict[key] for key in ("short", "sentence")})
 
 
 def carry_from_study(folder: RunFolder, labeled: int) -> None:
@@ -115,7 +114,7 @@ def verification(folder: RunFolder) -> str | None:
     """
     if not folder.config().get("batch", {}).get("unlabeled"):
         return None
-    file = folder.path / VERDICT
+    file = folder.verdict_file
     if not file.is_file():
         return NOT_VERIFIED
     short = read_object(file).get("short")

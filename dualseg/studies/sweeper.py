@@ -20,7 +20,8 @@ from dualseg.studies.members import ensemble_folder, ensemble_problem
 from dualseg.studies.monitor import Monitor
 from dualseg.studies.study import Study, study_of
 from dualseg.studies.timing import plan
-from dualseg.training.settings import check_data, check_same_cases, resolve
+from dualseg.training.dataset import check_data, check_same_cases
+from dualseg.training.settings import resolve
 
 FOR_THE_SWEEP = ("sweep", "launcher", "dry")  # words that are no run's own
 OF_A_STUDY = ("study", "scale", "variant")  # words that a study's rows bring themselves

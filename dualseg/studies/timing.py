@@ -4,17 +4,17 @@ import csv
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from statistics import mean, stdev
 from typing import Any
 
 from dualseg.errors import DualsegError
 from dualseg.files import read_json
-from dualseg.runs.folder import RunFolder
+from dualseg.runs.folder import RunFolder, iteration_of
 from dualseg.studies.index import STATES, Job, State, Sweep, dice_of, iterations_done
 from dualseg.studies.members import ensemble_folder, ensemble_problem
-from dualseg.training.settings import source_and_split
+from dualseg.training.dataset import source_and_split
 
 _FOLD = re.compile(r"(data\.(source\.)?)?fold[= ]\d+")  # in the label of a run
 
@@ -114,8 +114,13 @@ def plan_of_run(settings: Mapping[str, Any]) -> str:
     split = source_and_split(settings)[1]
     cases = ", ".join(f"{len(getattr(split, role))} {role}" for role in ("labeled", "unlabeled", "validation", "test"))
     note = _note(sweep, job, "to do")  # iterations behind it
+    state: str = sweep.state(job)
+    if folder.changes_length(settings):
+        behind = iteration_of(folder.checkpoint())
+        state, note = f"to be trained on from iteration {behind:,}", ""
+        job = replace(job, run=f"{job.run}, longer", iterations=job.iterations - behind)  # nothing of it is done
     lines = [
-        f"{folder.path}: {sweep.state(job)}{f', {note}' if note else ''}",
+        f"{folder.path}: {state}{f', {note}' if note else ''}",
         f"{job.iterations:,} iterations; cases: {cases}",
         time_left(sweep, [job], measured_rates(sweep, [job], settings["scale"])).replace(" one after the other", ""),
     ]

@@ -1,4 +1,4 @@
-"""continue=true: a finished run is trained on, where a longer run would have begun in the very same way."""
+"""continue=true: a run is trained on to another length, where one of that length would have begun in the same way."""
 
 from collections.abc import Iterator
 
@@ -8,12 +8,12 @@ from dualseg.runs.folder import RunFolder
 
 
 def check_longer(method: SegmentationMethod, folder: RunFolder, iterations: int) -> None:
-    """What the finished run has done until now is what one of `iterations` would have done.
+    """What the run has done until now is what one of `iterations` would have done.
 
     Args:
-        method: of the longer run.
-        folder: of the finished one.
-        iterations: more than it has.
+        method: of the run at that length.
+        folder: of the run.
+        iterations: more than it has behind it.
 
     Raises:
         DualsegError: the learning rate or the objective follows the length of the run.

@@ -30,7 +30,11 @@ def command_line() -> str:
 
 def resume_command() -> str:
     """`command_line` without overwrite=true, which would empty the folder that is to be resumed."""
-    return " ".join(word for word in command_line().split(" ") if not re.match(r"\+{0,2}overwrite=", word))
+    return _without(command_line(), "overwrite")
+
+
+def _without(command: str, key: str) -> str:
+    return " ".join(word for word in command.split(" ") if not re.match(rf"\+{{0,2}}{key}=", word))
 
 
 def now() -> str:
@@ -158,16 +162,20 @@ def check_same_data(path: Path, data: Mapping[str, Any]) -> None:
         )
 
 
-def start(path: Path, description: dict[str, Any], resumed_at: int) -> None:
+def start(path: Path, description: dict[str, Any], resumed_at: int, of_another_length: bool = False) -> None:
     """Write manifest.json; a resumed run keeps its first start and lists where each later one went on.
 
-    What the version that started it has not noted is added.
+    What the version that started it has not noted is added. A run `of_another_length` than it had until now
+    (continue=true) ends as this command without the word would have it end, and is not finished any more.
     """
     if resumed_at and path.is_file():
         earlier = read_json(path)
         resumed = {"iteration": resumed_at, "started": description["started"], "git": description["git"]}
         data = {**description["data"], **earlier["data"]}
+        command = description["command"]
         description = {**description, **earlier, "data": data, "resumed": [*earlier["resumed"], resumed]}
+        if of_another_length:
+            description |= {"command": _without(command, "continue"), "finished": None, "seconds": None}
     write_json(path, description)
 
 

@@ -2,8 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,17 +12,14 @@ import yaml
 from dualseg.arguments import at_least, fraction, is_number, one_of, sizes, switch, triples
 from dualseg.command.habits import advice_on
 from dualseg.configuration import conf_dir
-from dualseg.data.checks import check_batch, check_mirror_axes, check_mix
-from dualseg.data.splits import Split, split_source
-from dualseg.data.volumes import VolumeSource
+from dualseg.data.checks import check_mirror_axes, check_mix
 from dualseg.errors import DualsegError, nearest
-from dualseg.files import read_object
 from dualseg.machine import bytes_of
 from dualseg.names import check_folder_name, check_network_names, check_printable
 from dualseg.planning.configuration import left_to_plan, planned, unplanned
 from dualseg.planning.topology import DIVISOR, divisor_of
-from dualseg.runs.folder import RunFolder
 from dualseg.runs.identity import flatten
+from dualseg.training.dataset import source_and_split
 
 WHOLE = {  # whole numbers and their least value; where the configuration leaves one null, null is fine
     "seed": 0,
@@ -334,80 +330,3 @@ def check_weights(settings: Mapping[str, Any]) -> None:
             raise DualsegError(f"weights_as={parts}: says what of weights=RUN_FOLDER goes where; give that as well.")
         if not isinstance(parts, dict) or not parts or not all(isinstance(v, str) for kv in parts.items() for v in kv):
             raise DualsegError(f"weights_as={parts}: give what goes where, for example {{b: a, a.encoder: a.encoder}}.")
-
-
-@contextmanager
-def naming_keys_of(group: str, settings: Mapping[str, Any]) -> Iterator[None]:
-    """Name the key of `group` that what is built from its `settings` does not take: Hydra lets +group.key=... pass.
-
-    Raises:
-        DualsegError: in place of the TypeError about such an argument, Python's own or wrapped by Hydra.
-    """
-    from hydra.errors import InstantiationException
-
-    try:
-        yield
-    except (TypeError, InstantiationException) as error:
-        found = re.search(r"(?:unexpected keyword argument|multiple values for keyword argument) '(\w+)'", str(error))
-        if found is None or found[1] not in settings:
-            raise
-        key = f"{group}.{found[1]}"
-        raise DualsegError(f"{key}: no such configuration key; leave it out.{advice_on(key)}") from error
-
-
-def source_and_split(settings: Mapping[str, Any]) -> tuple[VolumeSource, Split]:
-    """The dataset and which of its cases are labeled, unlabeled, validation and test; no volume is read.
-
-    Raises:
-        DualsegError: the first thing that is wrong, within an InstantiationException where the dataset says so.
-    """
-    from hydra.utils import instantiate
-
-    data = settings["data"]
-    with naming_keys_of("data.source", data["source"]):
-        source = instantiate(data["source"])
-    return source, split_source(source, data)
-
-
-def check_same_cases(folder: RunFolder, settings: Mapping[str, Any]) -> None:
-    """A finished run trained and was validated on the files and cases that `settings` would take now.
-
-    Raises:
-        DualsegError: it did not: cases were labeled, added or left out since, or it is of another folder.
-    """
-    noted_root, now = folder.config().get("data", {}).get("root"), Path(settings["data"]["root"])
-    root = Path(str(noted_root))
-    fix = "give overwrite=true to train anew, or another output=..."
-    if noted_root is not None and root.resolve() != now.resolve():
-        raise DualsegError(f"{folder.path}: finished, but of the data in {root}, not {now}; {fix}.")
-    _, split = source_and_split(settings)
-    noted = read_object(folder.manifest_file).get("data", {}).get("cases", {})
-    roles = ["labeled", "validation", *(["unlabeled"] if settings["batch"]["unlabeled"] else [])]
-    for role in roles:
-        if role in noted and sorted(noted[role]) != sorted(getattr(split, role)):
-            raise DualsegError(f"{folder.path}: finished, but with other {role} cases than {now} has now; {fix}.")
-
-
-def check_data(settings: Mapping[str, Any]) -> None:
-    """The dataset is there, without faults that show before a volume is read, and can be split as asked.
-
-    Raises:
-        DualsegError: as `source_and_split` and `check_source`.
-    """
-    source, _ = source_and_split(settings)
-    check_source(settings, source)
-
-
-def check_source(settings: Mapping[str, Any], source: VolumeSource) -> None:
-    """The source of `data` has no faults that show before a volume is read, and can be split as asked.
-
-    Raises:
-        DualsegError: such a fault; the split cannot serve the batch or the validation.
-    """
-    split = split_source(source, settings["data"])
-    source.check_cases()
-    check_batch(settings["batch"]["labeled"], settings["batch"]["unlabeled"], split)
-    every = settings["trainer"]["validate_every"]
-    if every and not split.validation:
-        fix = "give data.held_out_validation=N, or leave it null"
-        raise DualsegError(f"trainer.validate_every={every}: there is no validation case; {fix}.")

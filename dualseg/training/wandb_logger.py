@@ -14,8 +14,8 @@ from pytorch_lightning.loggers.logger import Logger, rank_zero_experiment
 from pytorch_lightning.utilities import rank_zero_only
 
 from dualseg.errors import DualsegError
-from dualseg.files import read_json
-from dualseg.runs.folder import RunFolder
+from dualseg.files import read_json, read_object
+from dualseg.runs.folder import LENGTH, RunFolder
 from dualseg.runs.identity import identity
 from dualseg.training.curves import read_curves
 
@@ -161,8 +161,13 @@ def _explained() -> Iterator[None]:
 
 
 def run_id(folder: RunFolder, config: Mapping[str, Any]) -> str:
-    """The W&B run of a folder and a configuration: the same at every launch, on one machine."""
-    content = json.dumps([str(folder.path.absolute()), identity(config)], sort_keys=True)
+    """The W&B run of a folder and a configuration: the same at every launch, on one machine.
+
+    A run that was trained on (continue=true) keeps that of its first length.
+    """
+    manifest = read_object(folder.manifest_file) if folder.manifest_file.is_file() else {}
+    first = {LENGTH: manifest["iterations"]} if "iterations" in manifest else {}
+    content = json.dumps([str(folder.path.absolute()), identity(config) | first], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 

@@ -181,7 +181,7 @@ def test_ranks_share_evaluation_volumes_without_repeats(world_size):
 def test_more_ranks_than_evaluation_volumes_are_refused_on_every_rank(rank):
     data = module(Counted(), held_out_validation=4)
     data.trainer = trainer(rank, 5)
-    with pytest.raises(DualsegError, match=r"trainer\.devices: 5 processes for 4 volumes .* dualseg-evaluate"):
+    with pytest.raises(DualsegError, match=r"trainer\.devices: 5 processes .*4 volumes .* dualseg-evaluate"):
         data.val_dataloader()
 
 
@@ -321,9 +321,7 @@ def test_spacing_of_an_oblique_affine_is_the_length_of_its_columns():
 
 @pytest.mark.parametrize("patch", [(0, 16, 16), (-16, 16, 16), (16, 16), (16.0, 16, 16)])
 def test_patches_that_are_none_are_refused(patch):
-    with pytest.raises(
-        DualsegError, match=r"data\.patch_size=.*three whole numbers above 0, for example \[112,112,80\]"
-    ):
+    with pytest.raises(DualsegError, match=r"data\.patch_size=.*three whole numbers.*\[112,112,80\]"):
         module(Counted(), patch)
 
 
@@ -339,7 +337,7 @@ def test_impossible_batches_are_refused(labeled, unlabeled):
 
 
 def test_a_method_that_needs_unlabeled_volumes_and_gets_none_is_refused():
-    with pytest.raises(DualsegError, match=r"data\.labeled=8: leaves no unlabeled volume.*2 per batch; lower"):
+    with pytest.raises(DualsegError, match=r"data\.labeled=8: .*no unlabeled.* 2 per .*method=supervised"):
         module(Counted(), labeled=None)
     module(Counted(), labeled=None, unlabeled_per_batch=0)
 

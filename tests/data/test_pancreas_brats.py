@@ -151,17 +151,17 @@ def test_volumes_are_those_of_the_files(name, request):
     assert volume.image.shape == (1, *SHAPE) and volume.spacing == (1.0, 1.0, 1.0)
     assert source.where(source.train_cases[0], "label") == f"{path}: label"
     path.write_bytes(path.read_bytes()[:2500])
-    with pytest.raises(DualsegError, match=rf"{path}: cannot be read .*Truncated\? Copy or unpack it again"):
+    with pytest.raises(DualsegError, match=rf"{path}: cannot be read .*Truncated\?"):
         source.read_image(source.train_cases[0])
     with h5py.File(path, "w") as h5:
         h5["image"] = np.zeros(SHAPE)
-    with pytest.raises(DualsegError, match=rf"{path}: has no dataset 'label', only \['image'\]"):
+    with pytest.raises(DualsegError, match=rf"{path}: .*no dataset 'label'.* \['image'\]"):
         source.read_label(source.train_cases[0])
 
 
 def test_a_missing_case_is_refused_and_two_of_them_are_known_to_be(pancreas):
     source = PancreasCT(pancreas)
-    with pytest.raises(DualsegError, match=r"image0006_norm\.h5: missing, but image0006 is in the list.*Put the file"):
+    with pytest.raises(DualsegError, match=r"image0006_norm\.h5: missing.* image0006 .*data\.root"):
         source.read_image("image0006")
     for case in NOT_IN_DOWNLOAD:
         with pytest.raises(
@@ -195,7 +195,7 @@ def test_two_networks_train_on_pancreas_and_a_run_remembers_its_split(pancreas, 
     }
     # by the lists of the other split, cases 1, 4 and 5 would be test cases, which this run has trained on
     other = command(evaluate.main, f"run={run}", "data.source.split=mcnet")
-    other.complains("3 of the cases to evaluate were trained on, image0004 for one")
+    other.complains("3 of the cases", "trained on, image0004 ")
 
 
 def test_two_networks_train_on_brats_and_its_own_validation_list_is_scored(brats, command, tmp_path):

@@ -218,7 +218,7 @@ def test_another_dataset_in_the_root_is_refused(tmp_path, change):
     request = {"train": 2, "test": 1, "shape": SMALL, "seed": 0}
     Phantom(tmp_path, **request)
     before = files(tmp_path)
-    with pytest.raises(DualsegError, match=r"dataset\.json.*choose another data\.root, or delete"):
+    with pytest.raises(DualsegError, match=r"dataset\.json: holds .*another data\.root"):
         Phantom(tmp_path, **{**request, **change})
     assert files(tmp_path) == before
 

@@ -125,7 +125,7 @@ UNLIKE = [
 def test_an_unlike_scan_is_named_with_what_is_unlike(source, image, part):
     source.scans["p05"] = image
     findings = source.check()
-    assert f"1 of 12 unlabeled scans is unlike every labeled one in {part}: p05." in findings.notes
+    assert any(note.startswith("1 of 12 ") and note.endswith(f" in {part}: p05.") for note in findings.notes)
     assert all("p05." in note for note in findings.notes), "and no other"
     first = findings.pool[0]
     assert first.case == "p05" and first.parts[part] > 1 > findings.pool[1].distance
@@ -146,8 +146,7 @@ def test_where_labeled_scans_differ_a_pool_may_too(source, times, unlike):
     for number, case in enumerate(source.split.labeled):
         source.scans[case] = Image(3**number * source.scans[case].array, source.scans[case].affine)
     source.scans["p05"] = Image(times * source.scans["l07"].array[:, ::-1], source.scans["l07"].affine)
-    said = "1 of 12 unlabeled scans is unlike every labeled one in intensity: p05."
-    assert (said in source.check().notes) == unlike
+    assert any(note.startswith("1 of 12 ") and "intensity: p05." in note for note in source.check().notes) == unlike
 
 
 def test_every_channel_counts(source):
@@ -165,7 +164,8 @@ def test_every_channel_counts(source):
     (finding,) = source.check().found
     assert finding.case == "p05" and "test case t01" in finding.text
     source.scans["p03"] = both(scan(503), brighter(scan(504)))
-    assert source.check().notes == ["1 of 12 unlabeled scans is unlike every labeled one in intensity: p03."]
+    (note,) = source.check().notes
+    assert note.startswith("1 of 12 ") and note.endswith(" in intensity: p03.")
 
 
 def test_many_are_counted_and_a_few_named(source):
@@ -173,9 +173,7 @@ def test_many_are_counted_and_a_few_named(source):
         case = f"p{number:02d}"
         source.scans[case] = Image((4 + number) * source.scans[case].array, source.scans[case].affine)
     (note,) = source.check().notes
-    assert note.startswith(
-        "5 of 12 unlabeled scans are unlike every labeled one in intensity: p04, p03, p02 and 2 more."
-    )
+    assert note.startswith("5 of 12 ") and note.endswith(" in intensity: p04, p03, p02 and 2 more.")
 
 
 def test_of_few_labeled_scans_the_pool_says_what_is_usual(source):
@@ -184,8 +182,8 @@ def test_of_few_labeled_scans_the_pool_says_what_is_usual(source):
     assert source.check().notes == []
     source.scans["p05"] = brighter(scan(77))
     first, second = source.check().notes
-    assert first == "1 of 18 unlabeled scans is unlike every labeled one in intensity: p05."
-    assert second.startswith("With 2 labeled scans, unlike means")
+    assert first.startswith("1 of 18 ") and first.endswith(" in intensity: p05.")
+    assert second.startswith("With 2 labeled scans, ")
 
 
 def test_an_unlabeled_or_a_labeled_pool_alone_is_not_compared(source):
@@ -259,7 +257,8 @@ def test_a_copy_of_a_labeled_scan_in_the_pool_is_worth_knowing_and_leaks_nothing
     source.scans["l02"], source.scans["p05"] = scan(500), COPIES["finer"](500)
     findings = source.check()
     assert findings.found == []
-    assert findings.notes == ["1 unlabeled scan shows the same image as a labeled one: p05 as l02."]
+    (note,) = findings.notes
+    assert note.startswith("1 unlabeled scan ") and note.endswith(": p05 as l02.")
 
 
 def test_a_copy_is_told_once_beside_the_test_scan(source):
@@ -381,6 +380,5 @@ def test_a_patient_on_both_sides_is_a_note(source):
     )
     findings = source.check()
     assert findings.found == []
-    assert findings.notes == [
-        "By the names, 1 patient seems to be both trained on and held out: P7_t1 (unlabeled) and P7_t2 (test)."
-    ], "neither two visits in training, nor a test image numbered anew"
+    (note,) = findings.notes  # neither of two visits in training, nor of a test image numbered anew
+    assert "1 patient " in note and note.endswith(": P7_t1 (unlabeled) and P7_t2 (test).")

@@ -95,7 +95,7 @@ def test_impossible_counts_are_refused(arguments, message):
 
 
 def test_a_dataset_without_training_cases_is_refused():
-    with pytest.raises(DualsegError, match=r"leaves 0 labeled volumes of 0 training cases"):
+    with pytest.raises(DualsegError, match=r"leaves 0 labeled .* 0 training cases"):
         split_cases((), TEST)
 
 
@@ -114,7 +114,7 @@ def test_a_case_listed_twice_is_refused_by_name(train, test):
 @pytest.mark.parametrize("train, test", [(["a", "site/b"], ["t"]), (["a", "b"], ["site/b"]), (["a", "site\\b"], ())])
 def test_a_case_whose_name_is_a_path_is_refused_by_name(train, test):
     """The report would not read the slices that are stored under it."""
-    with pytest.raises(DualsegError, match=r"^site[/\\]b: .*no path separator.*other names"):
+    with pytest.raises(DualsegError, match=r"^site[/\\]b: .*no path separator"):
         split_cases(train, test)
 
 

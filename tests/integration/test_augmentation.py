@@ -62,6 +62,6 @@ def test_a_line_says_that_left_and_right_stay_apart(trained, monkeypatch):
     monkeypatch.setattr(Phantom, "class_names", ("background", "left_atrium"))
     _, outcome = trained("sided", "trainer.max_iterations=1")
     (note,) = [line for line in outcome.err.splitlines() if line.startswith("note: ")]
-    assert "not mirrored from right to left" in note and "left_atrium" in note
+    assert "not mirrored" in note and "left_atrium" in note and "mirror_axes=[0,1,2]" in note
     _, outcome = trained("all", "trainer.max_iterations=1", "data.augmentation.mirror_axes=[0,1,2]")
     assert "note: " not in outcome.err

@@ -76,7 +76,7 @@ def test_data_root_not_given(command, runs):
 @pytest.mark.parametrize("case", [LABELED, UNLABELED])
 def test_a_listed_case_is_missing(la_fails, small_la, case):
     shutil.rmtree(small_la / case)
-    la_fails().complains(small_la / case / "mri_norm2.h5", "missing, but", "in the list of cases", "data.root")
+    la_fails().complains(small_la / case / "mri_norm2.h5", f"missing, but {case} ", "data.root")
 
 
 @pytest.mark.parametrize("case", [LABELED, UNLABELED])
@@ -90,7 +90,7 @@ def test_an_h5_file_is_truncated(la_fails, small_la, case):
 def test_a_nifti_file_is_truncated(phantom_fails, phantom_copy, kind, case):
     path = phantom_copy / kind / f"phantom_00{case}.nii.gz"
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    phantom_fails().complains(path, "cannot be read as NIfTI", "copy or convert the file again")
+    phantom_fails().complains(path, "cannot be read as NIfTI", "copy or convert")
 
 
 def test_a_file_is_something_else(phantom_fails, phantom_copy):
@@ -117,7 +117,7 @@ def change(path, key, function):
 def test_image_and_label_of_different_shape(la_fails, small_la):
     path = small_la / LABELED / "mri_norm2.h5"
     change(path, "label", lambda label: label[1:])
-    la_fails().complains(path, "label has shape (35, 34, 32), its image (36, 34, 32)", "same grid")
+    la_fails().complains(path, "label has shape (35, 34, 32), ", "image (36, 34, 32)", "same grid")
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -125,7 +125,7 @@ def test_image_and_label_of_different_shape(la_fails, small_la):
 def test_an_image_is_not_finite(la_fails, small_la, value, case):
     path = small_la / case / "mri_norm2.h5"
     change(path, "image", lambda image: np.where(np.arange(image.size).reshape(image.shape) < 2, value, image))
-    la_fails().complains(path, "image holds 2 NaN or infinite voxels", "repair the file or take the case out")
+    la_fails().complains(path, "image holds 2 NaN", "repair the file")
 
 
 @pytest.mark.parametrize("value", [2, 255])
@@ -291,14 +291,14 @@ def test_devices_and_strategies_that_do_not_fit(command, tiny, phantom, runs, wo
     ["data.foo", "data.seed", "data.source.foo", "method.foo", "networks.b.foo", "optimizer.foo", "lr_schedule.foo"],
 )
 def test_a_key_that_was_forced_in_with_a_plus(command, tiny, phantom, runs, key):
-    command(train.main, *tiny(phantom.root, runs), f"+{key}=1").complains(f"{key}: no such configuration key; leave it")
+    command(train.main, *tiny(phantom.root, runs), f"+{key}=1").complains(f"{key}: no such", "key; leave it out")
     assert not runs.exists()
 
 
 @pytest.mark.parametrize("key", ["foo", "trainer.max_iteration", "batch.foo", "inference.foo"])
 def test_a_forced_key_that_nothing_reads(command, tiny, phantom, runs, key):
     """Nothing is instantiated from these: the key would make another run folder of the same run."""
-    command(train.main, *tiny(phantom.root, runs), f"+{key}=1").complains(f"{key}: no such configuration key, nothing")
+    command(train.main, *tiny(phantom.root, runs), f"+{key}=1").complains(f"{key}: no such", "nothing reads it")
     assert not runs.exists()
 
 
@@ -388,7 +388,7 @@ def test_weights_of_another_architecture(command, tiny, phantom, run, tmp_path):
     other = command(train.main, *words, "networks=vnet_vnet")
     other.complains(file, "another architecture", "network a", "absent")
     single = command(train.main, *words, "method=supervised")
-    single.complains(file, "holds the networks ['a', 'b'], the configuration ['a']")
+    single.complains(file, "networks ['a', 'b'], ", "configuration ['a']")
     assert not (tmp_path / "new").exists()
 
 
@@ -650,7 +650,7 @@ def test_a_loss_that_is_not_finite(command, tiny, phantom, runs, monkeypatch):
     monkeypatch.setattr(dualseg.methods.base, "supervised_ce", poisoned)
     words = [*tiny(phantom.root, runs), "trainer.max_iterations=4", "trainer.checkpoint_every=1"]
     outcome = command(train.main, *words)
-    message = outcome.complains("loss not finite at iteration 2", "a/supervised_ce", "Lower optimizer.lr")
+    message = outcome.complains("loss not finite", "iteration 2: ", "a/supervised_ce", "Lower optimizer.lr")
     assert "b/supervised_ce" not in message
     assert message.count("phantom_00") == 4, "the cases of the batch are named"
     run = only_run(runs)
@@ -675,7 +675,7 @@ def test_weights_that_are_not_finite_do_not_push_out_the_last_good_checkpoint(
     monkeypatch.setattr(torch.optim.SGD, "step", overflow)
     words = [*tiny(phantom.root, runs), "trainer.max_iterations=4", "trainer.checkpoint_every=1"]
     outcome = command(train.main, *words)
-    outcome.complains("weights not finite after iteration 2", "networks.a.", "last good checkpoint is kept")
+    outcome.complains("weights not finite", "iteration 2: ", "networks.a.", "checkpoint is kept")
     assert saved_iterations(only_run(runs)) == [1]
 
 

@@ -28,6 +28,7 @@ from dualseg.runs.lock import is_locked
 from dualseg.training import assembly
 from dualseg.training.checkpoints import network_states, read_checkpoint
 from dualseg.training.curves import read_curves
+from dualseg.training.trainer import build_trainer
 
 pytestmark = pytest.mark.timeout(1500)  # a minute and a half of work, but on a busy machine
 HERE = Path(__file__).resolve().parent
@@ -155,14 +156,14 @@ def test_ctrl_c_then_a_killed_rank(words, cwd) -> None:
         wait_for(lambda: long.latest_checkpoint() is not None, process)
         # of the same run, at the same time
         second = subprocess.run(process.args, cwd=cwd, env=ENV, capture_output=True, text=True, timeout=600)
-        assert_refused(second.returncode, second.stderr, "runs/long: is being written by process", "wait for it")
+        assert_refused(second.returncode, second.stderr, "runs/long: ", "written by process", "name=")
         assert is_locked(long.path)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=300)
     assert process.returncode == 130, err
     stopped_at = iteration_of(long.checkpoint())
     assert out.count("Ctrl-C: finishing") == 1
-    assert err.count(f"stopped after iteration {stopped_at}; a checkpoint is written. To go on: ") == 1
+    assert err.count(f"stopped after iteration {stopped_at}; ") == err.count("To go on: ") == 1
     assert "Traceback" not in err
     assert not is_locked(long.path)
 
@@ -176,7 +177,8 @@ def test_ctrl_c_then_a_killed_rank(words, cwd) -> None:
     assert process.returncode == 137, err
     assert f"Resuming runs/long from iteration {stopped_at}" in out
     assert err.count("error: ") == 1
-    assert "error: rank 1 of 2 was killed by SIGKILL" in err
+    (message,) = [line for line in err.splitlines() if "error: " in line]
+    assert "error: rank 1 of 2 " in message and "SIGKILL" in message
     assert "Traceback" not in err
     assert not is_locked(long.path)
     assert iteration_of(long.checkpoint()) > stopped_at
@@ -184,7 +186,7 @@ def test_ctrl_c_then_a_killed_rank(words, cwd) -> None:
 
 def test_what_all_ranks_complain_of_is_said_once(words, cwd) -> None:
     code, _, err = run(cwd, *words, "trainer.max_iterations=1", "batch.unlabeled=3", "name=uneven", "evaluate_on=[]")
-    assert_refused(code, err, "batch.unlabeled=3 cannot be dealt out evenly to 2 processes")
+    assert_refused(code, err, "batch.unlabeled=3 ", "evenly to 2 processes")
     assert not (cwd / "runs" / "uneven").exists()
 
 
@@ -209,7 +211,7 @@ def settings(two: RunFolder) -> dict[str, Any]:
 
 def built(settings: dict[str, Any], **trainer: Any) -> Any:
     changed = {**settings, "trainer": {**settings["trainer"], **trainer}}
-    return assembly.build_trainer(changed, RunFolder("nowhere"), 0, "")
+    return build_trainer(changed, RunFolder("nowhere"), 0, "")
 
 
 @pytest.fixture

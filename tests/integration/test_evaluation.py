@@ -134,7 +134,7 @@ def test_a_trained_volume_is_not_scored_under_another_name(command, home, role):
     else:
         outcome = command(evaluate.main, f"run={home}/run", f"data.root={site}", f"output={home}/out", "data.name=new")
         assert not (home / "out" / "metrics.json").exists()
-    outcome.complains(twin, "same voxels as b01 of site1", "leave one of the two out")
+    outcome.complains(twin, "same voxels as b01 of site1", "leave one")
 
 
 def test_a_stopped_evaluation_is_known_by_its_manifest(command, home, monkeypatch):
@@ -162,7 +162,7 @@ def test_weights_are_not_scored_on_what_they_were_trained_on_before(command, hom
     words = [*WORDS, f"data.root={home}/site1", f"output={home}", "name=next", "trainer.max_iterations=1"]
     weights = shutil.copy(home / "run" / "checkpoints" / "iteration-000030.ckpt", home / "copied.ckpt")
     words.append(f"weights={weights}")
-    command(train.main, *words).complains("2 of the cases to evaluate were trained on, b02", "weights=")
+    command(train.main, *words).complains("2 of the cases", "trained on, b02 ", "weights=")
     assert not (home / "next").exists()
     split(home / "site1", ["b03", "b00"], [], ["b04", "b05"])
     (home / "site1" / "labelsTr" / "b01.nii.gz").unlink()

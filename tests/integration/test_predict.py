@@ -14,7 +14,7 @@ from dualseg.data import Phantom
 from dualseg.data.reading import VolumeReader
 from dualseg.runs.folder import RunFolder
 from dualseg.runs.trusted import Trust
-from dualseg.training import assembly
+from dualseg.training.trained import build_evaluation
 
 
 @pytest.mark.parametrize("downsample", [1, 2])
@@ -32,7 +32,7 @@ def test_predictions_are_those_that_an_evaluation_scores(command, tiny, phantom:
     assert command(dualseg.predict.main, *words).code == 0
     predicted = np.asarray(nib.load(tmp_path / "out" / "probabilities" / "scan.nii.gz").dataobj)
     volume = VolumeReader(phantom, downsample).read_evaluation(case, 0)
-    evaluation = assembly.build_evaluation(run.config(), [run], phantom, Trust()).eval()
+    evaluation = build_evaluation(run.config(), [run], phantom, Trust()).eval()
     with torch.no_grad():
         evaluated = evaluation.probabilities(volume.image, volume.label.shape)["ensemble"].movedim(0, -1).numpy()
     np.testing.assert_allclose(predicted, evaluated, atol=2e-4)

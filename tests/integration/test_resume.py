@@ -198,7 +198,7 @@ def test_killed_twice_and_interrupted_once_a_run_ends_bit_identical(
     assert "Resuming" in out
     third = iteration_of(run.checkpoint())
     assert third >= 9
-    assert f"stopped after iteration {third}; a checkpoint is written. To go on: python -m dualseg.train" in err
+    assert f"stopped after iteration {third}; " in err and "To go on: python -m dualseg.train" in err
     assert err.rstrip().endswith("name=stopped")
     assert "Traceback" not in err
     assert not run.finished
@@ -339,7 +339,7 @@ def test_an_overwriting_run_that_is_killed_before_its_first_checkpoint_leaves_th
     assert process.returncode == -signal.SIGKILL and out.startswith("Training"), err
     assert former.latest_checkpoint() is None
     outcome = command(dualseg.evaluate.main, f"run={former.path}", f"output={former.path.parent / 'scores'}")
-    assert outcome.code == 0 and "holds its former run again" in outcome.err
+    assert outcome.code == 0 and "former run again" in outcome.err
     after = content(former.path)
     assert before.items() <= after.items()
     assert {path.name for path in former.path.parent.iterdir()} == {"former", "scores"}

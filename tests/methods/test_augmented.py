@@ -71,7 +71,7 @@ def test_images_and_labels_are_those_of_the_augmentation():
 
 
 def test_one_labeled_patch_cannot_be_mixed():
-    with pytest.raises(DualsegError, match=r"batch\.labeled=1: augmentation\.mix=true .*at least 2, or augmentation"):
+    with pytest.raises(DualsegError, match=r"batch\.labeled=1: augmentation\.mix=true .*at least 2, .*mix=false"):
         seen(augmentation=Augmentation(mix=True), labeled_per_batch=1)
 
 

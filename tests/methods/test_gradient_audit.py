@@ -215,7 +215,7 @@ def test_command_fails_on_a_red_row(words, command, monkeypatch):
     monkeypatch.setenv("COLUMNS", "140")
     monkeypatch.setattr(dualseg.audit, "WARM_UP", (1,))
     outcome = command(dualseg.audit.main, *words)
-    outcome.complains("cosine (a), cosine (b)", "on, but the gradient does not go where it should")
+    outcome.complains("cosine (a), cosine (b): on, but the gradient")
     assert sum("cosine" in line and "ON, BUT SENDS NOTHING" in line for line in outcome.out.splitlines()) == 2
 
 
@@ -231,7 +231,7 @@ def test_command_trains_on_while_a_mask_is_empty(words, command, monkeypatch):
     monkeypatch.setattr("dualseg.methods.audit.audit", lambda *_: [AuditRow("contrast", "a", {}, 3, "empty")])
     monkeypatch.setattr(dualseg.audit, "WARM_UP", (1, 2))
     outcome = command(dualseg.audit.main, *words)
-    assert "Never audited: contrast, no voxel of its mask in batches after 3 iterations" in outcome.out
+    assert "Never audited: contrast, " in outcome.out and "after 3 iterations" in outcome.out
     assert "weights=RUN_FOLDER" in outcome.out
 
 

@@ -15,6 +15,7 @@ from dualseg.configuration import conf_dir
 from dualseg.runs.folder import RunFolder
 from dualseg.training import assembly
 from dualseg.training.settings import resolve
+from dualseg.training.trainer import build_trainer
 from dualseg.views import largest_component
 
 aten = torch.ops.aten
@@ -116,5 +117,5 @@ def test_an_iteration_between_two_points_of_the_curves(method, tmp_path, phantom
         watched.append(batch_idx)
 
     module.training_step = watching
-    assembly.build_trainer(settings, folder, 0, "").fit(module, data)
+    build_trainer(settings, folder, 0, "").fit(module, data)
     assert watched == [1, 2]

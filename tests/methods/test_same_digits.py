@@ -19,6 +19,7 @@ from dualseg.data.phantom import Phantom
 from dualseg.runs.folder import RunFolder
 from dualseg.training import assembly
 from dualseg.training.settings import resolve
+from dualseg.training.trainer import build_trainer
 
 DIGITS = Path(__file__).with_name("digits.json")
 SHAPE = (40, 36, 32)
@@ -62,7 +63,7 @@ def train(run: str, data: Path, output: Path) -> dict[str, str | float]:
         source.setup("fit")
         folder = RunFolder.of(settings)
         folder.open(settings)
-        assembly.build_trainer(settings, folder, 0, "").fit(method, source)
+        build_trainer(settings, folder, 0, "").fit(method, source)
     finally:
         torch.set_num_threads(threads)
     digest = hashlib.sha256()

@@ -174,7 +174,7 @@ def test_impossible_settings_are_named():
         ((key, value),) = setting.items()
         with pytest.raises(DualsegError, match=rf"method\.{key}={value}: "):
             stored_method(SSLContrastive, outputs(2), **setting)
-    with pytest.raises(DualsegError, match=r"method\.fusion=union is defined for 2 classes"):
+    with pytest.raises(DualsegError, match=r"method\.fusion=union .*2 classes"):
         stored_method(SSLContrastive, outputs(3))
-    with pytest.raises(DualsegError, match=r"method\.terms\.cosine: no such loss term"):
+    with pytest.raises(DualsegError, match=r"method\.terms\.cosine: no such"):
         stored_method(SSLContrastive, outputs(2), terms={"cosine": {"weight": 1.0}})

@@ -63,7 +63,7 @@ def test_order_of_cases_and_repeats_change_nothing():
 def test_one_index_for_two_cases_is_refused():
     metric = scored([0])
     metric.update(*labels(1), None, 0)
-    with pytest.raises(ValueError, match="case 0 was scored twice with different results"):
+    with pytest.raises(ValueError, match=r"case 0 .*scored twice"):
         metric.compute()
 
 
@@ -132,5 +132,5 @@ def test_regions_are_scored_as_the_unions_of_their_classes() -> None:
 
 @pytest.mark.parametrize("labels", [(), (0, 1), (4,)])
 def test_a_region_of_no_classes_is_refused(labels: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"must be made of the labels 1\.\.3"):
+    with pytest.raises(ValueError, match=r"regions .*whole.* labels 1\.\.3"):
         SegmentationScores(["a", "b", "c"], regions={"whole": labels})

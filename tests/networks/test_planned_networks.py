@@ -284,7 +284,7 @@ def test_channels_last_and_autocast(kind: Network) -> None:
 @pytest.mark.parametrize("training", [True, False])
 def test_one_voxel_at_the_coarsest_stage(kind: Network, training: bool) -> None:
     network = build(kind).train(training)
-    with pytest.raises(DualsegError, match=r"patch of \(8, 7, 2\) voxels: .* \(8, 8, 2\) leave one voxel"):
+    with pytest.raises(DualsegError, match=r"patch of \(8, 7, 2\) .* \(8, 8, 2\) .*one voxel"):
         network(torch.randn(2, 2, 8, 7, 2))
     network(torch.randn(2, 2, 8, 8, 3))
 
@@ -315,5 +315,5 @@ def test_blocks_and_kernels_that_only_one_of_them_refuses() -> None:
         build(ResidualEncoderUNet, blocks=[1, 2])
     with pytest.raises(DualsegError, match=r"blocks=.*whole number above 0"):
         build(ResidualEncoderUNet, blocks=[1, 2, 0, 2, 2])
-    with pytest.raises(DualsegError, match=r"kernels: .* too small for a stride of"):
+    with pytest.raises(DualsegError, match=r"kernels: .* too small .*stride"):
         build(PlainUNet, strides=[[1, 1, 1], [3, 1, 1], [3, 1, 1], [1, 1, 1], [1, 1, 1]])

@@ -70,7 +70,7 @@ def test_what_may_be_a_scan_and_is_not_read_counts_as_one_that_failed(predict, t
     unread = {name: row for name, row in rows.items() if name != "one"}
     assert {*unread} == {".eight", "seven.nii.bz2", "six.mgz", "sub_nine.vtk", "unread-001", "unread-002"}
     assert {row["status"] for row in unread.values()} == {"failed"}
-    assert "is of a kind that is not read" in rows["six.mgz"]["problem"] and "is hidden" in rows[".eight"]["problem"]
+    assert "not read" in rows["six.mgz"]["problem"] and "is hidden" in rows[".eight"]["problem"]
     # as of DICOM, names of files that may be those of patients are on the console alone
     assert f"unread-001 is {folder / 'sub' / 'DOE^JANE'}" in outcome.out
     assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file() and b"DOE" in path.read_bytes()]

@@ -111,7 +111,7 @@ def test_a_finished_prediction_is_not_touched(predict, watch, scans, out) -> Non
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
     watch.seen.clear()
     outcome = predict(*words)
-    assert outcome.code == 0 and watch.seen == [] and "3 of 3 scans are predicted already" in outcome.out
+    assert outcome.code == 0 and watch.seen == [] and "3 of 3 scans are predicted" in outcome.out
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()} == before
 
 
@@ -281,7 +281,7 @@ def test_another_version_goes_on_and_says_so(predict, watch, scans, out, monkeyp
     known = Rising.scan_record  # a newer version knows more of a run than the run has recorded
     monkeypatch.setattr(Rising, "scan_record", lambda self: {**known(self), "new": None})
     outcome = predict(f"input={scans}")
-    assert outcome.code == 0 and "1 scans were predicted with torch 1.0" in outcome.err
+    assert outcome.code == 0 and "1 scans " in outcome.err and "with torch 1.0" in outcome.err
     (again,) = json.loads((out / "prediction.json").read_text())["resumed"]
     assert again["versions"]["torch"] == torch.__version__
 
@@ -305,7 +305,7 @@ def test_a_record_that_is_no_such_one(predict, watch, scans, out, tmp_path, chan
 def test_of_two_predictions_at_once_the_second_is_refused(predict, scans, out, monkeypatch) -> None:
     monkeypatch.setattr(lock, "PATIENCE", 0.1)
     with lock.writing(out):
-        predict(f"input={scans}").complains("is being written by process", str(os.getpid()), "output=")
+        predict(f"input={scans}").complains(f"written by process {os.getpid()} ", "output=")
     assert not out.exists()
 
 

@@ -90,12 +90,13 @@ def fails(predict, tmp_path, *words, **kinds) -> str:
 
 
 def test_inputs_that_are_not_there(predict, tmp_path) -> None:
-    assert "input=/none: no such file or folder" in fails(predict, tmp_path, "input=/none")
+    assert "input=/none: no such file" in fails(predict, tmp_path, "input=/none")
     (tmp_path / "empty").mkdir()
     assert "holds neither .nii.gz" in fails(predict, tmp_path, f"input={tmp_path / 'empty'}")
     (tmp_path / "empty" / "scan.mgz").write_bytes(b"\0")
     assert "files not read: 1 (scan.mgz)" in fails(predict, tmp_path, f"input={tmp_path / 'empty'}")
-    assert "scan.mgz: is of a kind that is not read" in fails(predict, tmp_path, f"input={tmp_path / 'empty/scan.mgz'}")
+    message = fails(predict, tmp_path, f"input={tmp_path / 'empty/scan.mgz'}")
+    assert "scan.mgz: " in message and "not read" in message
 
 
 def test_no_run_folder_and_one_given_twice(predict, tmp_path, run, scan) -> None:
@@ -107,7 +108,7 @@ def test_no_run_folder_and_one_given_twice(predict, tmp_path, run, scan) -> None
 
 def test_a_class_that_the_run_does_not_have(predict, tmp_path, scan) -> None:
     message = fails(predict, tmp_path, f"input={scan}", "keep_largest=liver")
-    assert "keep_largest=liver: no such class; choose from bright, dark, all or none" in message
+    assert "keep_largest=liver: no such class" in message and "bright, dark, all or none" in message
 
 
 def test_runs_of_other_classes(predict, tmp_path, run, scan) -> None:

@@ -145,7 +145,7 @@ def test_other_code_is_neither_shown_nor_resumed(run, modules):
     run.claim(settings)
     file = modules(own_network="width = 2\n") / "own_network.py"
     for state in ("finished", "stopped"):
-        with pytest.raises(DualsegError, match=f"{file} changed since this run was started.*overwrite=true"):
+        with pytest.raises(DualsegError, match=f"{file} changed .*overwrite=true"):
             run.claim(settings)
         run.claim({**settings, "overwrite": True})
         if state == "finished":

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from dualseg.training.callbacks import ComponentWriter
+from dualseg.training.case_callbacks import ComponentWriter
 
 
 def by_hand(prediction: np.ndarray, reference: np.ndarray) -> list[float]:

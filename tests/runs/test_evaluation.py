@@ -77,7 +77,7 @@ def test_what_a_run_was_trained_on_is_what_it_recorded_and_not_what_the_split_sa
     """By today's split it was trained on c0 to c3."""
     run, data = folder(config(), record("mine_v2", "c0 gone", "c7")), config()["data"]
     check_unseen([run], data, SOURCE, ["c1", "c2", "c3", "v0", "t0"], Trust())
-    with pytest.raises(DualsegError, match=r"2 of the cases to evaluate were trained on, c7 for one.*manifest\.json"):
+    with pytest.raises(DualsegError, match=r"2 of .*trained on, c7 .*manifest\.json"):
         check_unseen([run], data, SOURCE, ["c1", "c7", "c0"], Trust())
 
 
@@ -163,7 +163,7 @@ def test_a_damaged_record_is_not_taken_for_none(folder, damage):
 )
 def test_of_an_older_run_trained_cases_are_refused_whatever_the_class_is_called(run, folder):
     data = config(held_out_test=1)["data"]
-    with pytest.raises(DualsegError, match=r"1 of the cases to evaluate were trained on, c3"):
+    with pytest.raises(DualsegError, match=r"1 of .*trained on, c3"):
         check_unseen([folder(run)], data, SOURCE, ["c3"], Trust())
     check_unseen([folder(run)], data, SOURCE, ["t0"], Trust())
 
@@ -185,7 +185,7 @@ def test_an_older_run_has_seen_the_cases_of_its_own_split_wherever_the_data_lie_
     run["data"]["source"]["split"], now["data"]["source"]["split"] = "mcf_fold0", "mcnet"
     now["data"]["root"] = now["data"]["source"]["root"] = str(tmp_path)
     source = PancreasCT(tmp_path, "mcnet")
-    with pytest.raises(DualsegError, match=r"17 of the cases to evaluate were trained on, image0050 for one"):
+    with pytest.raises(DualsegError, match=r"17 of .*trained on, image0050"):
         check_unseen([folder(run)], now["data"], source, source.test_cases, Trust())
     check_unseen([folder(run)], now["data"], source, ["image0067", "image0073", "image0074"], Trust())
 
@@ -271,7 +271,7 @@ def test_nothing_stays_of_an_evaluation_that_fails(run, written):
 
 def test_a_given_folder_has_one_writer(run, tmp_path):
     output = str(tmp_path / "both")
-    refused = pytest.raises(DualsegError, match=rf"both: is being written by process {os.getpid()} on .*output=")
+    refused = pytest.raises(DualsegError, match=rf"both: .*process {os.getpid()} on .*output=")
     with writing_evaluation(run, "test", output), refused, writing_evaluation(run, "test", output):
         pytest.fail("two writers")
 
@@ -366,7 +366,7 @@ def test_networks_see_volumes_as_in_training():
 
 def test_runs_on_other_kinds_of_datasets_are_no_ensemble():
     settings_of_evaluation([config(), config(target="moved.MyDataset")], {})
-    with pytest.raises(DualsegError, match=r"data\.source: MyDataset in one run, Theirs in another"):
+    with pytest.raises(DualsegError, match=r"data\.source: MyDataset .*Theirs .*ensemble"):
         settings_of_evaluation([config(), config(target="my_dataset.Theirs")], {})
 
 

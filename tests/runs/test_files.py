@@ -42,7 +42,7 @@ def test_json_of_any_unicode_encoding_is_read(tmp_path, encoding) -> None:
 def test_json_of_another_encoding_is_answered_with_the_one_to_use(tmp_path) -> None:
     path = tmp_path / "dataset.json"
     path.write_bytes('{"name": "Müller"}'.encode("cp1252"))
-    with pytest.raises(DualsegError, match=r"dataset\.json: is no text in UTF-8 .* save it in that encoding"):
+    with pytest.raises(DualsegError, match=r"dataset\.json: .* UTF-8 .*save it"):
         read_json(path)
 
 

@@ -139,7 +139,7 @@ def test_no_part_of_a_made_name_leaves_the_folder_of_runs(resolved, key):
 
 @pytest.mark.parametrize("name", ["../x", "a b", "1st"])
 def test_files_are_named_after_networks(resolved, name):
-    with pytest.raises(DualsegError, match=r"networks: .*is no name of a network"):
+    with pytest.raises(DualsegError, match=r"networks: .*no name"):
         resolved({"method.name": "mine", "networks": {name: {"architecture": "vnet"}}})
 
 
@@ -193,7 +193,7 @@ def test_another_configuration_is_turned_away(settings):
     folder = launched(settings)
     other = copy.deepcopy(settings)
     other["optimizer"]["lr"] = 0.5
-    with pytest.raises(DualsegError, match=r"optimizer\.lr: 0\.01 there, 0\.5 now, 1 keys in all.*overwrite=true"):
+    with pytest.raises(DualsegError, match=r"optimizer\.lr: 0\.01 there, 0\.5 now, 1 keys .*overwrite=true"):
         folder.claim(other)
     del other["optimizer"]["lr"]
     with pytest.raises(DualsegError, match=r"optimizer\.lr: 0\.01 there, absent now"):
@@ -230,7 +230,7 @@ def test_an_evaluation_is_no_run_folder_to_empty(settings, tmp_path):
     settings |= {"output": str(tmp_path), "name": "both", "overwrite": True}
     folder = RunFolder.of(settings)
     write_json(folder.manifest_file, {"dualseg": "0", "evaluated": {}})
-    with pytest.raises(DualsegError, match=r"both: overwrite=true empties run folders alone"):
+    with pytest.raises(DualsegError, match=r"both: overwrite=true .*no manifest\.json"):
         folder.claim(settings)
 
 
@@ -298,12 +298,12 @@ def test_latest_checkpoint_counts_and_ignores_strangers(settings):
         (folder.checkpoints / f"{name}.ckpt").touch()
     assert folder.checkpoint().name == "iteration-1000000.ckpt"
     assert iteration_of(folder.checkpoint()) == 1_000_000
-    with pytest.raises(DualsegError, match=r"last\.ckpt: not a checkpoint of a run folder"):
+    with pytest.raises(DualsegError, match=r"last\.ckpt: not a checkpoint"):
         iteration_of(folder.checkpoints / "last.ckpt")
 
 
 def test_existing_needs_a_configuration(tmp_path, settings):
-    with pytest.raises(DualsegError, match=r"no run folder \(it has no config\.yaml\)"):
+    with pytest.raises(DualsegError, match=r"no run folder .*config\.yaml"):
         RunFolder.existing(tmp_path)
     folder = RunFolder.of(settings)
     folder.open(settings)

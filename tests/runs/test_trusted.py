@@ -334,7 +334,7 @@ def test_training_needs_no_word_and_builds_nothing_of_a_folder_that_is_there(
     change(**{"networks.a": LIVE[0], "data.source": LIVE[1], "optimizer": LIVE[2]})
     write_json(run.manifest_file, {"dualseg": __version__})
     words = [f"data.root={phantom.root}", f"output={tmp_path}", "name=run"]
-    command(dualseg.train.main, *words).complains("holds a run of another configuration")
+    command(dualseg.train.main, *words).complains("another configuration (", "overwrite=true")
     assert not canary.exists()
 
 
@@ -368,7 +368,7 @@ def test_a_network_that_is_far_larger_than_its_checkpoint_is_refused(channels, c
 
 def test_buffers_count_as_parameters_do() -> None:
     norm = payload("torch.nn.BatchNorm3d", num_features=10**8, affine=False)
-    with pytest.raises(DualsegError, match=r"networks\.a.* has parameters of more than 2\d\d MB"):
+    with pytest.raises(DualsegError, match=r"networks\.a.* more than 2\d\d MB"):
         Trust().network(payload("dualseg.networks.VNet", base_channels=2, norm=norm), "networks.a", 10**6)
 
 
@@ -450,7 +450,7 @@ def test_a_few_lines_that_unfold_into_a_billion_values(run) -> None:
 def test_lists_and_mappings_in_one_another_without_end(run, text) -> None:
     """libyaml's loader would end the process with a segmentation fault."""
     run.config_file.write_text(text)
-    with pytest.raises(DualsegError, match=f"{run.config_file}: cannot be read .*100 lists and mappings"):
+    with pytest.raises(DualsegError, match=f"{run.config_file}: cannot be read .*100 lists"):
         run.config()
 
 

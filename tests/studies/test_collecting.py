@@ -111,7 +111,7 @@ def test_of_an_evaluation_the_ensemble_alone_is_a_row(tmp_path: Path, study_run:
     assert rows.run["evaluated"] == "v r" and rows.run["fingerprint"] == "f00d"
     assert rows.run["uncommitted"] == "yes" and rows.run["revision"] == "0123abc v r"
     shutil.rmtree(tmp_path / "r")
-    with pytest.raises(DualsegError, match="evaluated /elsewhere/runs/r, which is not there"):
+    with pytest.raises(DualsegError, match=r"evaluated /elsewhere/runs/r, .*not there"):
         read_run("la_x", member(tmp_path / "pair", "pair"))
 
 
@@ -179,7 +179,8 @@ def test_rows_of_other_machines_stay_and_those_of_the_same_run_are_replaced(
     tables, replaced = StudyTables.read(tmp_path).updated([again, other])
     dice = tables.results[tables.results["network"] == "a"].set_index("run")["dice"].to_dict()
     assert dice == {"renamed": "0.900000", "r2": "0.900000", "r10": "0.750000"}
-    assert replaced == ["full, scale=cpu, seed 0: renamed takes the place of r0"]
+    (told,) = replaced
+    assert told.startswith("full, scale=cpu, seed 0: renamed ") and told.endswith(" r0")
     assert set(tables.cases["run"]) == set(tables.runs["run"]) == {"renamed", "r2", "r10"}
     assert len(tables.cases) == 18
 

@@ -67,5 +67,5 @@ def test_sweeps_of_one_study_that_start_at_the_same_moment_lose_no_run(tmp_path,
 def test_a_sweep_that_another_one_keeps_writing_is_refused(tmp_path, monkeypatch):
     target = Sweep(tmp_path / "sweeps" / "toy")
     monkeypatch.setattr(index, "WRITING", 0.1)
-    with writing(target.path), pytest.raises(DualsegError, match=r"is being written by .* give the same command again"):
+    with writing(target.path), pytest.raises(DualsegError, match=r"written by .* same command"):
         target.write([JOB], "toy", "cpu")

@@ -128,8 +128,8 @@ def test_status_tells_the_mean_over_folds(tmp_path: Path, study_run: Callable[..
     for job, dice in zip(jobs[:4], (0.7, 0.8, 0.9, 0.5), strict=True):  # of dual one fold, which has no deviation
         study_run(tmp_path / job.run, {"a": [dice]}, changes={"variant": None, "data.fold": job.fold})
     sweep.write(jobs, None, None)
-    told = [line for line in status(sweep).splitlines() if "over 3 folds" in line or "standard deviation" in line]
-    assert told == ["method=cps: Dice 80.00 ± 10.00 %, mean and standard deviation over 3 folds"]
+    (told,) = [line for line in status(sweep).splitlines() if " folds" in line or "±" in line]
+    assert told.startswith("method=cps: Dice 80.00 ± 10.00 %") and told.endswith(" 3 folds")
 
 
 def test_loose_evaluations_are_named_by_their_folder(tmp_path: Path, study_run: Callable[..., Path]) -> None:

@@ -185,7 +185,7 @@ def test_a_job_that_is_requeued_is_waited_for(programs, tmp_path, monkeypatch):
 
 
 def test_a_refused_array_takes_the_others_back(programs, tmp_path):
-    with pytest.raises(DualsegError, match=r"sbatch refuses 1 x 3 GPUs .*invalid partition specified: x.*partition"):
+    with pytest.raises(DualsegError, match=r"sbatch .*1 x 3 GPUs .*invalid partition specified: x.*partition"):
         launch(launcher(tmp_path / "jobs"), [["devices=1"], ["devices=2"], ["devices=3"], ["devices=2"]], 0)
     assert (programs / "scancel.said").read_text() == "1 2\n"
 

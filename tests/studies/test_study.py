@@ -18,7 +18,8 @@ from dualseg.methods import DualNetwork
 from dualseg.runs.identity import identity
 from dualseg.studies.index import Job
 from dualseg.studies.study import read_study, study_names, study_of
-from dualseg.training.settings import check_data, resolve
+from dualseg.training.dataset import check_data
+from dualseg.training.settings import resolve
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDIES = [
@@ -200,13 +201,13 @@ def test_a_row_is_compared_with_the_supervised_one_of_as_many_labels(name):
 
 
 def test_an_unknown_study_is_refused_with_the_nearest():
-    with pytest.raises(DualsegError, match=r"la_ablations: no such study .*Did you mean la_ablation\?"):
+    with pytest.raises(DualsegError, match=r"la_ablations: no such study .* la_ablation\?"):
         read_study("la_ablations")
 
 
 def test_an_unknown_scale_is_refused():
     study = read_study("la_main")
-    with pytest.raises(DualsegError, match=r"scale=huge: the study la_main has cpu, full"):
+    with pytest.raises(DualsegError, match=r"scale=huge: .*la_main has cpu, full"):
         study.words("dual_described_8", "huge")
 
 
@@ -219,7 +220,7 @@ def test_a_variant_is_compared_with_several():
     assert study.pairs == [("a", "b"), ("a", "c"), ("b", "c")]
     assert study_of("toy", study.definition()).pairs == study.pairs
     assert study_of("toy", {**content, "against": "c"}).pairs == [("a", "c"), ("b", "c")]
-    with pytest.raises(DualsegError, match=r"bb is none of its variants"):
+    with pytest.raises(DualsegError, match=r"sweep toy: bb is none"):
         study_of("toy", {**content, "against": {"a": ["c", "bb"]}})
 
 
@@ -233,7 +234,7 @@ def test_a_variant_is_compared_with_several():
     ],
 )
 def test_a_reference_to_no_variant_is_refused_with_the_nearest(reference):
-    with pytest.raises(DualsegError, match=r"sweep mine: ones is none of its variants\. Did you mean one\?"):
+    with pytest.raises(DualsegError, match=r"sweep mine: ones is none .* one\?"):
         study_of("mine", {**SWEEP, **reference})
 
 
@@ -253,7 +254,7 @@ def test_notes_are_a_list():
     words = study_of("mine", {**SWEEP, "variants": variants, "against": {}}).words("one", "cpu")
     assert {"weights_as={b:a,a.encoder:a.encoder}", "trainer.devices=[0,1]"} <= set(words)
     assert study_of("mine", {**SWEEP, "notes": ["one is\n odd."]}).notes == ("one is odd",)
-    with pytest.raises(DualsegError, match="sweep mine: notes: give a list of sentences"):
+    with pytest.raises(DualsegError, match=r"sweep mine: notes: .*list"):
         study_of("mine", {**SWEEP, "notes": "one is odd"})
 
 

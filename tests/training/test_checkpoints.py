@@ -19,7 +19,6 @@ from dualseg import signals
 from dualseg.errors import DualsegError, Interrupted
 from dualseg.methods import DualNetwork
 from dualseg.runs.folder import RunFolder, iteration_of
-from dualseg.training.assembly import build_trainer
 from dualseg.training.callbacks import RunTime
 from dualseg.training.checkpoints import (
     RESUMES,
@@ -30,6 +29,7 @@ from dualseg.training.checkpoints import (
     read_checkpoint,
 )
 from dualseg.training.curves import read_curves
+from dualseg.training.trainer import build_trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*not resumable")
 ITERATIONS = 12
@@ -233,7 +233,7 @@ def test_a_signal_that_comes_twice_at_a_time_is_one(tmp_path, handlers):
     """As `timeout` sends it: to its command, and to the process group."""
     run = Run(tmp_path / "run", validate_every=None).at(lambda trainer: trainer.global_step == 5, number=signal.SIGTERM)
     run.at(lambda trainer: trainer.global_step == 5, number=signal.SIGTERM)
-    with pytest.raises(Interrupted, match="after iteration 5; a checkpoint is written"):
+    with pytest.raises(Interrupted, match="after iteration 5; a checkpoint"):
         run.fit()
 
 

@@ -51,7 +51,7 @@ def test_of_a_pair_a_method_of_one_network_has_the_first(method: str) -> None:
 
 
 def test_a_plan_has_no_other_keys() -> None:
-    with pytest.raises(DualsegError, match=r"plan\.strdes: no such configuration key.*plan\.strides"):
+    with pytest.raises(DualsegError, match=r"plan\.strdes: no such .*plan\.strides"):
         resolved(*PLAN, *patched(48, 48, 12), "+plan.strdes=2")
 
 
@@ -95,7 +95,7 @@ def test_strides_of_other_networks_are_their_own_matter() -> None:
 
 @pytest.mark.parametrize("strides", ["2", "[[1,1],[2,2],[2,2]]", "[[1,1,1],[2,0,2],[2,2,2]]", "[]"])
 def test_strides_that_are_none(strides: str) -> None:
-    with pytest.raises(DualsegError, match=r"networks\.a\.strides=.*three whole numbers above 0 for each stage"):
+    with pytest.raises(DualsegError, match=r"networks\.a\.strides=.*three whole numbers "):
         resolved(*PLAN, f"plan.strides={strides}")
 
 
@@ -103,7 +103,7 @@ def test_a_run_folder_with_a_patch_that_its_networks_cannot_divide() -> None:
     settings = resolved(*PLAN, *patched(48, 48, 12))
     check_for_scans(settings, Path("config.yaml"))
     settings["data"]["patch_size"] = [48, 47, 12]
-    with pytest.raises(DualsegError, match=r"config\.yaml: data\.patch_size=\[48, 47, 12\]: .*multiples of 6, 4 and 1"):
+    with pytest.raises(DualsegError, match=r"config\.yaml: data\.patch_size=\[48, 47, 12\]: .*6, 4 and 1,"):
         check_for_scans(settings, Path("config.yaml"))
 
 

@@ -53,7 +53,7 @@ def test_a_run_from_other_weights_is_neither_shown_nor_resumed(first, tmp_path, 
 def test_a_run_whose_origin_was_trained_on_started_from_other_weights(first, tmp_path):
     folder, settings = run_from(first, tmp_path)
     (first / "checkpoints" / "iteration-000003.ckpt").write_bytes(b"later weights")
-    with pytest.raises(DualsegError, match=r"started from iteration-000001\.ckpt of .*iteration-000003\.ckpt is ano"):
+    with pytest.raises(DualsegError, match=r"from iteration-000001\.ckpt of .*iteration-000003\.ckpt .*overwrite=true"):
         folder.claim(settings)
 
 

@@ -52,7 +52,7 @@ def test_the_uncertain_first_and_nobody_named(page: str) -> None:
     assert state["scans"][0]["reasons"] == ["networks disagree"]
     assert "sure <b>" not in page and "sure &lt;b&gt;" in page
     assert "see summary.csv: failed" in page and "Mrs Doe" not in page
-    assert "8-bit display copies, of at most 10 MB a scan" in page
+    assert "8-bit display copies, of at most 10 MB" in page
     assert re.search(r"8-bit display copy of 0\.\d\d MB", state["scans"][0]["copy"])
     text = re.findall(r'id="label-2">(.*?)</script>', page)[0]
     np.testing.assert_array_equal(np.asarray(decoded(text).dataobj), ball()[1])

@@ -16,9 +16,9 @@ from dualseg.configuration import conf_dir
 from dualseg.errors import DualsegError
 from dualseg.runs.folder import RunFolder
 from dualseg.runs.identity import run_name
-from dualseg.training import assembly
 from dualseg.training.settings import resolve
 from dualseg.training.tensorboard_logger import TensorBoardLogger
+from dualseg.training.trainer import build_callbacks, build_logger, build_trainer
 
 
 class Listener(pl.Callback):
@@ -44,7 +44,7 @@ def settings(*words: str) -> dict[str, Any]:
 
 
 def trainer(folder: Path, *words: str) -> pl.Trainer:
-    return assembly.build_trainer(settings(*words), RunFolder(folder), 0, "again")
+    return build_trainer(settings(*words), RunFolder(folder), 0, "again")
 
 
 def named(kind: type) -> str:
@@ -80,17 +80,17 @@ def test_callbacks_of_the_user_s_own_run_beside_the_others(tmp_path):
 )
 def test_what_is_no_callback_is_refused(own, words):
     with pytest.raises(DualsegError, match=words):
-        assembly.build_callbacks(own)
+        build_callbacks(own)
 
 
 def test_a_logger_gets_what_it_takes(tmp_path):
     folder = RunFolder(tmp_path)
-    csv = assembly.build_logger({"_target_": "pytorch_lightning.loggers.CSVLogger", "name": "mine"}, folder, 3)
+    csv = build_logger({"_target_": "pytorch_lightning.loggers.CSVLogger", "name": "mine"}, folder, 3)
     assert isinstance(csv, CSVLogger) and Path(csv.root_dir) == tmp_path / "logs" / "mine"
-    own = assembly.build_logger({"_target_": named(Logger), "level": "high"}, folder, 3)
+    own = build_logger({"_target_": named(Logger), "level": "high"}, folder, 3)
     assert own.known == (3, "high")
     elsewhere = {"_target_": "pytorch_lightning.loggers.CSVLogger", "save_dir": "elsewhere"}
-    assert Path(assembly.build_logger(elsewhere, folder, 3).root_dir).parent == Path("elsewhere")
+    assert Path(build_logger(elsewhere, folder, 3).root_dir).parent == Path("elsewhere")
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_a_logger_gets_what_it_takes(tmp_path):
 )
 def test_what_a_logger_does_not_take_is_refused(own, words, tmp_path):
     with pytest.raises(DualsegError, match=words):
-        assembly.build_logger(own, RunFolder(tmp_path), 0)
+        build_logger(own, RunFolder(tmp_path), 0)
 
 
 def test_a_logger_that_cannot_be_imported(command, tiny, phantom, tmp_path):
@@ -113,7 +113,7 @@ def test_a_logger_that_cannot_be_imported(command, tiny, phantom, tmp_path):
 def test_tensorboard_that_is_not_installed_is_named(tmp_path, monkeypatch):
     for package in ("TENSORBOARD", "TENSORBOARDX"):
         monkeypatch.setattr(f"lightning_fabric.loggers.tensorboard._{package}_AVAILABLE", False)
-    with pytest.raises(DualsegError, match=r"logger=tensorboard needs .*: pip install 'dualseg\[tensorboard\]'"):
+    with pytest.raises(DualsegError, match=r"logger=tensorboard .*pip install 'dualseg\[tensorboard\]'"):
         TensorBoardLogger(RunFolder(tmp_path))
 
 

@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 STUDIES := la-main la-label-count la-ablation la-networks la-seed la-baseline la-mix la-mix-ablation la-dual pancreas-main brats-main hippocampus \
   hippocampus-design head-neck
-.PHONY: help demo verdict test test-slurm drill check bench $(STUDIES) reproduce tables clean
+.PHONY: help demo verdict test quick test-slurm drill check bench $(STUDIES) reproduce tables clean
 
 PYTHON ?= python3
 WORKERS ?= 2
@@ -35,6 +35,9 @@ verdict: $(INSTALLED) ## do the unlabeled scans of DATA_ROOT= help? (SEEDS=0,1 L
 # One thread a process: test processes that each start several would slow one another down.
 test: $(INSTALLED) ## run all tests, WORKERS=2 processes at a time
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --max-worker-restart 0
+
+quick: $(INSTALLED) ## the tests that need a moment each: under a minute
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "not slow"
 
 test-slurm: $(INSTALLED) ## a sweep on a real Slurm of one machine, as root (apt-get install slurm-wlm munge); minutes
 	@$(BIN)/python tests/slurm/run.py
@@ -69,14 +72,14 @@ define sweep
 endef
 
 la-main: $(INSTALLED) ## study: the method against its bounds on Left Atrium (LA_ROOT= SCALE=cpu|full SEEDS=0,1 LAUNCHER= DRY=1)
-la-label-count: $(INSTALLED) ## study: how many labels it takes (same words)
-la-ablation: $(INSTALLED) ## study: what each term is worth (same words)
-la-networks: $(INSTALLED) ## study: which pair of networks (same words)
-la-seed: $(INSTALLED) ## study: every method beside supervised training (same words)
-la-baseline: $(INSTALLED) ## study: how strong labels alone are, three networks and augmentations (same words)
-la-mix: $(INSTALLED) ## study: what unlabeled scans add to 2, 4, 8 and 16 labels, test cases (same words)
-la-mix-ablation: $(INSTALLED) ## study: what dual_mix consists of, one factor at a time (same words)
-la-dual: $(INSTALLED) ## study: why the paper's objective collapses, what keeps it (same words)
+la-label-count: $(INSTALLED) ## study: how many labels it takes (same arguments)
+la-ablation: $(INSTALLED) ## study: what each term is worth (same arguments)
+la-networks: $(INSTALLED) ## study: which pair of networks (same arguments)
+la-seed: $(INSTALLED) ## study: every method beside supervised training (same arguments)
+la-baseline: $(INSTALLED) ## study: how strong labels alone are, three networks and augmentations (same arguments)
+la-mix: $(INSTALLED) ## study: what unlabeled scans add to 2, 4, 8 and 16 labels, test cases (same arguments)
+la-mix-ablation: $(INSTALLED) ## study: what dual_mix consists of, one factor at a time (same arguments)
+la-dual: $(INSTALLED) ## study: why the paper's objective collapses, what keeps it (same arguments)
 hippocampus: $(INSTALLED) ## study: supervised at full resolution, 10 and 140 labels (same words, HIPPOCAMPUS_ROOT=)
 hippocampus-design: $(INSTALLED) ## study: where the recipe of data=folder is chosen (same words, HIPPOCAMPUS_ROOT=)
 head-neck: $(INSTALLED) ## study: five small organs of CT, foreground sampling (same words, HEAD_NECK_ROOT=)

@@ -30,6 +30,18 @@ SHARED_LA = ROOT.parent / "shared" / "la2018"
 SHAPE = (40, 36, 32)
 LA_SHAPE = (36, 34, 32)
 
+# Folders and files whose tests train, start processes or read many files: what `-m "not slow"` leaves out
+SLOW = {
+    "integration", "drill", "exporting", "studies", "preparation", "prediction", "test_averages", "test_bars",
+    "test_checkpoints", "test_commands", "test_contrast", "test_damage", "test_datamodule", "test_deep_supervision",
+    "test_defaults", "test_dicom_damage", "test_dicom_volumes", "test_dual_isbi", "test_dual_objective",
+    "test_extra_terms", "test_folder", "test_gradient_audit", "test_guard", "test_habits", "test_left_atrium",
+    "test_loading", "test_main", "test_memory", "test_metrics_segmentation", "test_networks", "test_no_waiting",
+    "test_pancreas_brats", "test_phantom", "test_plans", "test_pool", "test_precision", "test_processes",
+    "test_replaced", "test_run_folder", "test_run_report", "test_same_digits", "test_sampling", "test_settings",
+    "test_signals", "test_sliding_window", "test_trainer", "test_trusted",
+}  # fmt: skip
+
 # The modules are there to stay: without this a twentieth of all time goes into looking for garbage among them.
 gc.freeze()
 gc.set_threshold(50_000, 20, 100)
@@ -52,6 +64,12 @@ def parse_once() -> None:
 
 
 parse_once()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if SLOW & {item.path.stem, *item.path.relative_to(ROOT / "tests").parts[:-1]}:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Whether a run's pseudo-labels have won over its labels, which no loss shows. No torch: sweeps and tables ask too."""
+"""Whether a run's pseudo-labels collapsed or flooded, which no loss shows. No torch: sweeps and tables ask too."""
 
 import re
 from collections.abc import Mapping
@@ -36,7 +36,7 @@ def collapse(path: Path) -> str | None:
         return _held_back(rows["guard"], rows["pseudo_share"])
     if not rows["foreground"]:
         lost = _outside(_at_the_end(rows["pseudo_share"]))
-        return f"the pseudo-labels have won over the labels: at the end they have {_told(lost)}" if lost else None
+        return f"collapse: at the end they have {_told(lost)}" if lost else None
     shares = _at_the_end(rows["foreground"])
     labels = shares.pop("labels", 0.0)
     # others were never near: the run was too short
@@ -46,7 +46,7 @@ def collapse(path: Path) -> str | None:
         return None
     found = " and ".join(f"{name} {100 * shares[name]:.1f} %" for name in unlike)
     return (
-        f"the pseudo-labels have won over the labels: at the end network {found} of the unlabeled voxels are "
+        f"collapse: at the end network {found} of the unlabeled voxels are "
         f"foreground, of the labeled ones {100 * labels:.1f} %"
     )
 

@@ -1,4 +1,4 @@
-"""The run folder: where everything of one run lies (design.md, "A run folder"). No torch here: it must answer fast."""
+"""The run folder: where everything of one run lies (docs/run-folder.md). No torch here: it must answer fast."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Scores -> metrics.json and cases.csv; their contract is design.md's."""
+"""Scores -> metrics.json and cases.csv; their contract is docs/run-folder.md."""
 
 import csv
 import io

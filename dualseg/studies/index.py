@@ -231,7 +231,7 @@ class Sweep:
             gone = [job for job in before if job.run not in own]
             before = [job for job in before if job.run in own]
             if gone:
-                replaced.append(f"{len(gone)} runs of other words are no part of it any more; their folders stay")
+                replaced.append(f"{len(gone)} runs of other arguments are no part of it any more; their folders stay")
         for job in before:
             new = rows.get((job.variant, job.seed, job.fold), job)
             if new.run == job.run:

@@ -102,7 +102,7 @@ def test_training_says_what_it_does(trained, run):
     assert "Warning" not in trained.stderr
 
 
-def test_the_run_folder_is_as_design_md_says(run):
+def test_the_run_folder_is_as_its_page_says(run):
     assert run.path.name.startswith("phantom-dual-described-resnet34-vnet-2labels-seed0-")
     files = {str(path.relative_to(run.path)) for path in run.path.rglob("*") if path.is_file()}
     assert files == {

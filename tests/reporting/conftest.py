@@ -1,4 +1,4 @@
-"""A synthetic run folder: blobs for volumes, random numbers for scores, everything the layout of design.md names."""
+"""A synthetic run folder: blobs for volumes, random numbers for scores, everything that docs/run-folder.md names."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""metrics.json, cases.csv, manifest.json and the results table: the contracts of design.md."""
+"""metrics.json, cases.csv, manifest.json and the results table: the contracts of docs/run-folder.md."""
 
 import csv
 import json

@@ -115,14 +115,14 @@ def test_a_study_may_give_each_variant_a_reference_of_its_own(members: list[Memb
     assert "full - less +3.00" in Page(tmp_path / "report.html").source
 
 
-def test_runs_whose_pseudo_labels_have_won_are_named(members: list[Member], tmp_path: Path) -> None:
+def test_runs_whose_pseudo_labels_collapsed_are_named(members: list[Member], tmp_path: Path) -> None:
     shares = {"a": 0.01, "labels": 0.2}
     rows = [f"{i},foreground/{n},{v if i > 450 else 0.2}" for i in range(10, 501, 10) for n, v in shares.items()]
     member = members[0]
     member.folder.curves_file.parent.mkdir(exist_ok=True)
     member.folder.curves_file.write_text("\n".join(["iteration,name,value", *rows, ""]))
     contents = write_study(STUDY, members, tmp_path)
-    (told,) = [remark for remark in contents.remarks if "have won" in remark]
+    (told,) = [remark for remark in contents.remarks if "collapse: " in remark]
     row = f"{member.variant}, scale=cpu, seed {member.seed}"
     assert told.startswith(f"{row}: ")
     assert "network a 1.0 % of the unlabeled" in told and told.endswith("labeled ones 20.0 %")

@@ -80,11 +80,11 @@ la-baseline: $(INSTALLED) ## study: how strong labels alone are, three networks 
 la-mix: $(INSTALLED) ## study: what unlabeled scans add to 2, 4, 8 and 16 labels, test cases (same arguments)
 la-mix-ablation: $(INSTALLED) ## study: what dual_mix consists of, one factor at a time (same arguments)
 la-dual: $(INSTALLED) ## study: why the paper's objective collapses, what keeps it (same arguments)
-hippocampus: $(INSTALLED) ## study: supervised at full resolution, 10 and 140 labels (same words, HIPPOCAMPUS_ROOT=)
-hippocampus-design: $(INSTALLED) ## study: where the recipe of data=folder is chosen (same words, HIPPOCAMPUS_ROOT=)
-head-neck: $(INSTALLED) ## study: five small organs of CT, foreground sampling (same words, HEAD_NECK_ROOT=)
-pancreas-main: $(INSTALLED) ## study: Pancreas-CT at 10 and 20 % of the labels (same words, PANCREAS_ROOT=)
-brats-main: $(INSTALLED) ## study: BraTS-2019 at 10 and 20 % of the labels (same words, BRATS_ROOT=)
+hippocampus: $(INSTALLED) ## study: supervised at full resolution, 10 and 140 labels (same arguments, HIPPOCAMPUS_ROOT=)
+hippocampus-design: $(INSTALLED) ## study: where the recipe of data=folder is chosen (same arguments, HIPPOCAMPUS_ROOT=)
+head-neck: $(INSTALLED) ## study: five small organs of CT, foreground sampling (same arguments, HEAD_NECK_ROOT=)
+pancreas-main: $(INSTALLED) ## study: Pancreas-CT at 10 and 20 % of the labels (same arguments, PANCREAS_ROOT=)
+brats-main: $(INSTALLED) ## study: BraTS-2019 at 10 and 20 % of the labels (same arguments, BRATS_ROOT=)
 
 $(STUDIES):
 	$(call sweep,$@)

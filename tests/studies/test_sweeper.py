@@ -535,7 +535,7 @@ def test_other_folds_make_another_verdict_of_which_the_earlier_runs_are_no_part(
     words = ("sweep=verdict", "data.labeled=3", "seed=0", "experiment=small")
     assert train(*words).code == 0
     outcome = train(*words, "data.folds=2")
-    assert outcome.code == 0 and "9 runs of other words " in outcome.out
+    assert outcome.code == 0 and "9 runs of other arguments " in outcome.out
     assert {job.fold for job in Sweep(reported[0]).jobs()} == {0, 1} and len(Sweep(reported[0]).jobs()) == 6
     again = train(*words, "data.folds=2", "trainer.log_every=1")
     assert again.code == 0 and "no part" not in again.out

@@ -17,7 +17,7 @@ from folder_layouts import save
 from dualseg import evaluate, predict, train
 from dualseg.metrics.functional import scores
 from dualseg.runs.folder import checkpoint_of
-from dualseg.training import callbacks
+from dualseg.training import case_callbacks
 from dualseg.training.checkpoints import read_checkpoint
 
 ONE = {"channel_names": {"0": "MRI"}, "labels": {"background": 0, "ball": 1}}
@@ -146,7 +146,7 @@ def test_a_stopped_evaluation_is_known_by_its_manifest(command, home, monkeypatc
         signal.raise_signal(signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr(callbacks, "display_slices", stop)
+        patch.setattr(case_callbacks, "display_slices", stop)
         assert command(evaluate.main, *words).code == 130
     assert {path.name for path in (home / "out").iterdir()} - {".lock", "slices"} == {"manifest.json"}
     assert command(evaluate.main, *words).code == 0

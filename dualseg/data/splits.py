@@ -94,9 +94,9 @@ def split_cases(
         key, count = f"data.labeled={labeled}", len(cases) if labeled is None else labeled
     if not 1 <= count <= len(cases):
         kind = "training cases that have labels" if unlabeled_cases else "training cases"
-        others = " Those of the fold, validation and test are not among them." if count > len(cases) else ""
+        hint = " Those of the fold, validation and test are not among them." if count > len(cases) else ""
         raise DualsegError(
-            f"{key}: leaves {count} labeled volumes of {len(cases)} {kind}; give between 1 and {len(cases)}.{others}"
+            f"{key}: leaves {count} labeled volumes of {len(cases)} {kind}; give between 1 and {len(cases)}.{hint}"
         )
     if not isinstance(draw, int) or draw < 0:
         raise DualsegError(f"data.draw={draw}: give 0 for the order of the list, or the number of a draw.")

@@ -36,7 +36,7 @@ verdict: $(INSTALLED) ## do the unlabeled scans of DATA_ROOT= help? (SEEDS=0,1 L
 test: $(INSTALLED) ## run all tests, WORKERS=2 processes at a time
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --max-worker-restart 0
 
-quick: $(INSTALLED) ## the tests that need a moment each: under a minute
+quick: $(INSTALLED) ## the tests that need a moment each: about a minute
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "not slow"
 
 test-slurm: $(INSTALLED) ## a sweep on a real Slurm of one machine, as root (apt-get install slurm-wlm munge); minutes

@@ -135,7 +135,7 @@ class SegmentationMethod(NetworkEvaluation):
         self.extras = {name: term for name, term in (terms or {}).items() if isinstance(term, ExtraTerm)}
         own = {name: term for name, term in (terms or {}).items() if not isinstance(term, ExtraTerm)}
         self.terms = configured(self.TERMS, own, {name: extra.setting for name, extra in self.extras.items()})
-        self.rampup_iterations = rampup_iterations
+        self.rampup_iterations = 0.1 if rampup_iterations is None else rampup_iterations
         self.seed = seed
         if augmentation is not None and self.mixes:  # once is enough
             augmentation = Augmentation(augmentation.intensity) if augmentation.intensity else None
@@ -228,13 +228,12 @@ class SegmentationMethod(NetworkEvaluation):
 
     def ramp(self, kind: Literal["none", "start", "run"]) -> float:
         """The ramp of that kind at this time."""
-        length = 0.1 if self.rampup_iterations is None else self.rampup_iterations
+        length = self.rampup_iterations
         return self._time.ramp(kind, int(length * self._time.total if self._ramp_is_share else length))
 
     @property
     def _ramp_is_share(self) -> bool:
-        length = self.rampup_iterations
-        return length is None or (isinstance(length, float) and length <= 1)
+        return isinstance(self.rampup_iterations, float) and self.rampup_iterations <= 1
 
     def supervised(self, network: str, view: View, label: Tensor) -> Iterator[LossTerm]:
         """The terms `supervised_ce` and `supervised_dice` of a network's view of labeled patches.

@@ -166,7 +166,7 @@ def start(path: Path, description: dict[str, Any], resumed_at: int, of_another_l
     """Write manifest.json; a resumed run keeps its first start and lists where each later one went on.
 
     What the version that started it has not noted is added. A run `of_another_length` than it had until now
-    (continue=true) ends as this command without the word would have it end, and is not finished any more.
+    (continue=true) ends as this command without continue=true would have it end, and is not finished any more.
     """
     if resumed_at and path.is_file():
         earlier = read_json(path)

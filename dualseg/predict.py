@@ -43,7 +43,7 @@ def predict(options: PredictionOptions) -> Path:
         options = replace(options, keep_largest=kept)
         print(f"Largest component alone: {', '.join(kept)}")
     for said in dict.fromkeys(filter(None, map(verification, runs))):
-        print(f"Unlabeled scans: {said}")
+        print(f"Gain from unlabeled scans in training: {said}")
     if len({run.path.resolve() for run in runs}) < len(runs):
         raise DualsegError("run: the same run folder is given twice.")
     trust = Trust(options.trust)

@@ -1,5 +1,6 @@
 """`dualseg-train`: from a configuration to a finished run folder; started again, it resumes."""
 
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -56,6 +57,7 @@ def train(config: Any) -> None:
 def _is_to_do(settings: dict[str, Any]) -> bool:
     """Check, before torch is imported, what can be checked, and show the result of a run that is finished."""
     from dualseg.processes import rank
+    from dualseg.runs.claim import check_claim
     from dualseg.runs.folder import RunFolder
     from dualseg.runs.replaced import recover
     from dualseg.training.dataset import check_data
@@ -64,7 +66,7 @@ def _is_to_do(settings: dict[str, Any]) -> bool:
     folder = RunFolder.of(settings)
     if rank() == 0:  # which may be writing the folder while another rank looks at it
         recover(folder.path, reading=False)
-        folder.claim(settings)
+        check_claim(folder, settings)
     # `changes_length` first: after it, rank 0 may be opening the folder
     if not (settings["overwrite"] or folder.changes_length(settings)) and folder.finished:
         if rank() == 0:
@@ -279,9 +281,13 @@ def _write(folder: Any, trainer: Any, method: Any, data: Any) -> None:
 
 
 def _show(folder: Any) -> None:
+    """Print the results, and the two commands that are next."""
     from dualseg.runs.tables import results_of
 
+    path = shlex.quote(str(folder.path))
     print(f"Finished: {folder.path}\n{results_of(folder)}")
+    print(f"Its page:  dualseg-report run {path}")
+    print(f"New scans: dualseg-predict run={path} input=SCANS output=DIR")
 
 
 def main() -> None:

@@ -111,7 +111,7 @@ def configured(
 def progress(terms: Sequence[LossTerm], settings: Mapping[str, Term]) -> dict[str, float]:
     """What the progress bar shows of a batch: the loss, its labeled and unlabeled part, Dice of the labeled.
 
-    That Dice is the loss term's soft one, averaged over the networks; `dice` beside it is the last validation's.
+    `train_dice` is the loss term's soft one, averaged over the networks; `dice` beside it is the last validation's.
     """
     parts: dict[str, list[float]] = {}
     for term in terms:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, cast
 
 from dualseg.errors import DualsegError
-from dualseg.files import read_object
 from dualseg.processes import rank
 from dualseg.runs.folder import RunFolder
 
@@ -28,7 +27,7 @@ def trained_on(run: RunFolder) -> list[Record]:
     """
     if not run.manifest_file.is_file():
         return []
-    manifest = read_object(run.manifest_file)
+    manifest = run.manifest()
     own, before = manifest.get("data"), manifest.get("started_from", [])
     if not isinstance(own, dict) or "cases" not in own or "evaluated" in manifest:
         return []

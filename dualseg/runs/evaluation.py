@@ -13,7 +13,7 @@ from dualseg.data.split_file import place_of
 from dualseg.data.splits import split_source
 from dualseg.data.volumes import VolumeSource
 from dualseg.errors import DualsegError, nearest
-from dualseg.files import is_temporary, read_object, refuse_links, sha256_of, sweep_below, write_text
+from dualseg.files import is_temporary, refuse_links, sha256_of, sweep_below, write_text
 from dualseg.record import Roles
 from dualseg.runs.cases import images_of, refuse_trained, trained_on
 from dualseg.runs.code import code_hashes, user_code
@@ -243,7 +243,7 @@ def _is_unfinished(target: RunFolder) -> bool:
         return True
     own = {target.manifest_file, target.config_file, target.cases_file, target.slices}
     with suppress(DualsegError):
-        return target.manifest_file in content <= own and "evaluated" in read_object(target.manifest_file)
+        return target.manifest_file in content <= own and "evaluated" in target.manifest()
     return False
 
 
@@ -260,7 +260,7 @@ def _code_of(run: RunFolder) -> dict[str, str]:
 
 def data_of(run: RunFolder) -> dict[str, Any]:
     """On which data a run was trained: name, place and fingerprint."""
-    noted = read_object(run.manifest_file).get("data") if run.manifest_file.is_file() else None
+    noted = run.noted("data")
     data = run.config()["data"]
     fingerprint = noted.get("fingerprint") if isinstance(noted, dict) else None
     return {"dataset": data["name"], "root": data["root"], "fingerprint": fingerprint}

@@ -10,14 +10,12 @@ from typing import Any
 import yaml
 
 from dualseg.errors import DualsegError
-from dualseg.files import read_object, refuse_links, sha256_of, sweep_below, write_json, write_text
+from dualseg.files import read_object, sha256_of, sweep_below, write_json, write_text
 from dualseg.names import check_folder_name
-from dualseg.runs.code import changed_code
 from dualseg.runs.config_file import read_config
 from dualseg.runs.defaults import with_defaults
-from dualseg.runs.identity import flatten, identity, run_name
-from dualseg.runs.lock import being_written, is_locked
-from dualseg.runs.replaced import holds_no_work, recover, set_aside
+from dualseg.runs.identity import identity, run_name
+from dualseg.runs.replaced import recover, set_aside
 
 CHECKPOINT = re.compile(r"iteration-(\d+)\.ckpt")
 LENGTH = "trainer.max_iterations"
@@ -80,7 +78,23 @@ class RunFolder:
         """
         return with_defaults(read_config(self.config_file))
 
-    def _differences(self, config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    def manifest(self) -> dict[str, Any]:
+        """What manifest.json holds. Raises: DualsegError where it is missing or damaged."""
+        return read_object(self.manifest_file)
+
+    def noted(self, key: str) -> Any:
+        """What manifest.json says under a key; None where there is no such file or key.
+
+        Raises:
+            DualsegError: it is damaged.
+        """
+        return self.manifest().get(key) if self.manifest_file.is_file() else None
+
+    def metrics(self) -> dict[str, Any]:
+        """What metrics.json holds. Raises: DualsegError where it is missing or damaged."""
+        return read_object(self.metrics_file)
+
+    def differences(self, config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
         """Key -> its values here and in `config`, of those that make it another run."""
         stored, ours = read_config(self.config_file), identity(config)
         # as it is stored: `config` may lack a key on purpose, ~key, and then its class has another default
@@ -90,18 +104,18 @@ class RunFolder:
         }
         return {key: (there, now) for key, (there, now) in values.items() if there != now}
 
-    def _is_of(self, config: Mapping[str, Any]) -> bool:
+    def is_of(self, config: Mapping[str, Any]) -> bool:
         """No config.yaml here says that it is another run."""
-        return not self.config_file.is_file() or not self._differences(config)
+        return not self.config_file.is_file() or not self.differences(config)
 
     def changes_length(self, config: Mapping[str, Any]) -> bool:
         """`config` says continue=true, and is of the run here but for the iterations, of which it wants more than the
         run has behind it."""
-        return bool(config.get("continue")) and self._is_of_another_length(config)
+        return bool(config.get("continue")) and self.is_of_another_length(config)
 
-    def _is_of_another_length(self, config: Mapping[str, Any]) -> bool:
+    def is_of_another_length(self, config: Mapping[str, Any]) -> bool:
         latest = self.latest_checkpoint()
-        if latest is None or not self.config_file.is_file() or self._differences(config).keys() != {LENGTH}:
+        if latest is None or not self.config_file.is_file() or self.differences(config).keys() != {LENGTH}:
             return False
         return bool(config["trainer"]["max_iterations"] > iteration_of(latest))
 
@@ -110,20 +124,20 @@ class RunFolder:
         """dualseg-train has opened it: there is a manifest that it, and not dualseg-evaluate, wrote."""
         if not self.manifest_file.is_file():
             return False
-        manifest = read_object(self.manifest_file)
+        manifest = self.manifest()
         return "dualseg" in manifest and "evaluated" not in manifest
 
     def resumes_in_slurm(self, config: Mapping[str, Any]) -> bool:
         """Slurm started this job again, with the same arguments, and it has a checkpoint of this run here."""
         if int(os.environ.get("SLURM_RESTART_COUNT") or 0) == 0 or not self.launched or not self.latest_checkpoint():
             return False
-        job = read_object(self.manifest_file).get("slurm_job")
-        return job is not None and job == os.environ.get("SLURM_JOB_ID") and not self._differences(config)
+        job = self.noted("slurm_job")
+        return job is not None and job == os.environ.get("SLURM_JOB_ID") and not self.differences(config)
 
     @property
     def finished(self) -> bool:
         """Training and evaluation are complete: metrics.json is written last."""
-        return self.metrics_file.is_file() and read_object(self.metrics_file).get("status") == "finished"
+        return self.metrics_file.is_file() and self.metrics().get("status") == "finished"
 
     def damage(self) -> str | None:
         """What is missing or cannot be read, without which it is neither resumed nor collected, and the fix, or None.
@@ -134,7 +148,7 @@ class RunFolder:
             if self.config_file.is_file():
                 self.config()
             if self.manifest_file.is_file():
-                read_object(self.manifest_file)
+                self.manifest()
             if self.finished:
                 for path in (self.config_file, self.manifest_file, self.cases_file):
                     if not path.is_file():
@@ -155,134 +169,16 @@ class RunFolder:
             raise DualsegError(f"{self.checkpoints}: holds no checkpoint; train the run first.")
         return latest
 
-    def claim(self, config: Mapping[str, Any]) -> None:
-        """Check, before anything is computed, that this folder can take the run; writes nothing.
-
-        Raises:
-            DualsegError: it belongs to another configuration, to other code of the user's, to other starting weights or
-                to something else, it is finished on other data, another process is writing it, it cannot be written,
-                W&B's part of it cannot, a folder in it is a link, or it is no run to continue.
-        """
-        parent = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
-        if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-            raise DualsegError(f"output={config['output']}: {parent} is not writable; choose another with output=DIR.")
-        if is_locked(self.path):
-            raise being_written(self.path)
-        if config.get("continue"):
-            self._check_continues(config)
-        if config["overwrite"]:
-            if not (self.launched or (holds_no_work(self.path) and self._is_of(config))):
-                raise DualsegError(
-                    f"{self.path}: overwrite=true empties run folders alone, and this is none (it has no manifest.json "
-                    "of dualseg-train); choose another name=..., or remove it yourself."
-                )
-            return
-        latest = self.latest_checkpoint()
-        if latest is not None and not (self.config_file.is_file() and self.launched):
-            raise DualsegError(
-                f"{latest}: a checkpoint without the config.yaml and manifest.json of its run is not resumed; put them "
-                "back, choose another name=..., or start another run from it with weights=FILE."
-            )
-        if not self.finished or self.changes_length(config):
-            refuse_links(
-                self.checkpoints,
-                self.curves_file.parent,
-                self.wandb,
-                self.wandb / "artifacts",
-                self.slices,
-                self.components,
-            )
-            if config["logger"]:
-                self._check_wandb()
-        if not self.config_file.is_file():
-            return
-        different = self._differences(config)
-        if different and not self.changes_length(config):
-            key, (there, now) = next(iter(different.items()))
-            longer = "continue=true to train on, " if self._is_of_another_length(config) else ""
-            raise DualsegError(
-                f"{self.path}: holds a run of another configuration ({key}: {there} there, {now} now, {len(different)} "
-                f"keys in all); choose {longer}name=... or overwrite=true."
-            )
-        if self.finished:  # one that is not will compare the volumes themselves
-            _check_same_roots(self.path, self.config(), config)
-        if self.finished or latest is not None:
-            self.check_inputs(config)
-
-    def _check_continues(self, config: Mapping[str, Any]) -> None:
-        """Raises: DualsegError where continue=true names no run."""
-        if config["overwrite"]:
-            raise DualsegError(
-                "overwrite=true continue=true: the one starts anew, the other goes on; give one of them."
-            )
-        if config["name"] is None:
-            raise DualsegError(
-                "continue=true: give name=..., the folder of the run that is trained on; a name made from the "
-                "configuration is one of its length too."
-            )
-        if self.latest_checkpoint() is None or not self.config_file.is_file():
-            raise DualsegError(f"{self.path}: continue=true: there is no run with a checkpoint; leave it out.")
-        if self.path.name == run_name(self.config()):
-            raise DualsegError(
-                f"{self.path}: continue=true: the folder is named after its configuration, length included, by which "
-                f"commands and studies find it. Start another run from its networks: weights={self.path} name=..."
-            )
-
     def noted_code(self) -> dict[str, str] | None:
         """Module -> SHA-256 of the user's own code that the run was started with; None where nothing is noted.
 
         Raises:
             DualsegError: manifest.json is damaged.
         """
-        noted = read_object(self.manifest_file).get("code") if self.manifest_file.is_file() else None
+        noted = self.noted("code")
         if noted is not None and not isinstance(noted, dict):
             raise DualsegError(f"{self.manifest_file}: 'code' is no mapping of modules; restore it from a copy.")
         return noted
-
-    def check_inputs(self, config: Mapping[str, Any]) -> None:
-        """The user's own code, and the weights to start from, that `config` names are those of the run here.
-
-        Raises:
-            DualsegError: they are not. Where an older version has noted none, or the weights are gone, that cannot be
-                known.
-        """
-        self._check_code(config)
-        self._check_weights(config)
-
-    def _check_code(self, config: Mapping[str, Any]) -> None:
-        noted = self.noted_code()
-        changed = [] if noted is None else changed_code(config, noted)
-        if changed:
-            more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
-            raise DualsegError(
-                f"{self.path}: {changed[0]}{more} changed since this run was started, or is not found, so its results "
-                "are of other code; put the former file back, choose name=..., or give overwrite=true to start anew."
-            )
-
-    def _check_weights(self, config: Mapping[str, Any]) -> None:
-        weights = config.get("weights")
-        noted = read_object(self.manifest_file).get("weights") if self.manifest_file.is_file() else None
-        if not weights or noted is None:
-            return
-        try:
-            checkpoint = checkpoint_of(weights)
-        except DualsegError:  # a run folder without one
-            return
-        if checkpoint.is_file() and noted_checkpoint(checkpoint)["sha256"] != noted["sha256"]:
-            raise DualsegError(
-                f"{self.path}: started from {noted['checkpoint']} of weights={weights}, and {checkpoint} is another "
-                "file now, so its results are of other starting weights; put the former file back, choose name=..., or "
-                "give overwrite=true to start anew."
-            )
-
-    def _check_wandb(self) -> None:
-        """Raises: DualsegError where W&B would write into the temporary folder of the machine instead, in silence."""
-        for folder in (self.wandb.parent, self.wandb):
-            if folder.exists() and not (folder.is_dir() and os.access(folder, os.R_OK | os.W_OK | os.X_OK)):
-                raise DualsegError(
-                    f"{folder}: not a folder that can be written, so W&B cannot log there; correct its permissions, or "
-                    "leave logger=wandb out."
-                )
 
     def open(self, config: Mapping[str, Any]) -> None:
         """Make the folder and write config.yaml; `overwrite` sets a former run aside, see dualseg.runs.replaced.
@@ -299,7 +195,7 @@ class RunFolder:
             longer = self.changes_length(config)
             if longer and self.finished:
                 self._keep_results()
-            if longer or self._is_of(config):
+            if longer or self.is_of(config):
                 write_text(self.config_file, yaml.safe_dump(dict(config), sort_keys=False))
         except OSError as error:
             raise DualsegError(f"{self.path}: cannot be written ({error}); choose another with output=DIR.") from error
@@ -329,17 +225,6 @@ class RunFolder:
     def finish(self, metrics: Mapping[str, Any]) -> None:
         """Write metrics.json: from now on the run is finished."""
         write_json(self.metrics_file, metrics)
-
-
-def _check_same_roots(path: Path, earlier: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-    """Raises: DualsegError where the finished run at `path` read its data elsewhere than `config` does."""
-    for key in ("data.root", "data.source.root"):
-        there, now = flatten(earlier).get(key), flatten(config).get(key)
-        if Path(str(there)).expanduser().resolve() != Path(str(now)).expanduser().resolve():
-            raise DualsegError(
-                f"{path}: finished, but with {key}={there}, not {now}, so its scores may be of other data; give "
-                f"{key}={there} to see them, name=... for another run, or overwrite=true to start anew."
-            )
 
 
 def checkpoint_of(weights: str) -> Path:

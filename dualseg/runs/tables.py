@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from statistics import mean, median
 from typing import Any
 
-from dualseg.files import read_json
 from dualseg.record import record_of
 from dualseg.runs.folder import RunFolder
 from dualseg.runs.identity import flatten
@@ -28,7 +27,7 @@ def results_of(folder: RunFolder) -> str:
         DualsegError: a file of the folder is damaged.
     """
     rows = read_rows(folder.cases_file, case_row)[0] if folder.cases_file.is_file() else []
-    metrics = read_json(folder.metrics_file)
+    metrics = folder.metrics()
     networks = {network for stage in STAGES for network in metrics.get(stage, {})}
     standing = [f"{record_of(metrics.get('record'), networks)} stands for the run."] if len(networks) > 1 else []
     return "\n".join([results_table(metrics, folder.config(), rows), *standing, *absences(rows)])
@@ -80,7 +79,8 @@ def absences(rows: Sequence[CaseRow]) -> list[str]:
     said = []
     for (split, name, cases), by in networks.items():
         if cases:
-            said.append(f"{split}: {name} found in 0 of {cases} cases that contain it ({', '.join(by)}).")
+            where = f"{split}: {name} found in 0 of {cases} cases that contain it ({', '.join(by)})"
+            said.append(f"{where}; a longer training (trainer.max_iterations) or more labels of it may find it.")
         else:
             said.append(f"{split}: no case contains {name}; its Dice is the share of cases where none is predicted.")
     return said

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from dualseg.errors import DualsegError
-from dualseg.files import read_object
 from dualseg.record import ENSEMBLE, averages_of, record_of
 from dualseg.runs.collapse import collapse
 from dualseg.runs.folder import RunFolder
@@ -76,9 +75,9 @@ def read_run(study: str, member: Member) -> RunRows:
         DualsegError: a file of the folder, or of one that was evaluated, is missing, cut off or contradicts another.
     """
     folder = member.folder
-    config, metrics, manifest = folder.config(), read_object(folder.metrics_file), read_object(folder.manifest_file)
+    config, metrics, manifest = folder.config(), folder.metrics(), folder.manifest()
     trained = [_trained(folder, path) for path in config.get("evaluated", {})]
-    facts = read_object(trained[0].manifest_file) if trained else manifest  # how many labels, which data
+    facts = trained[0].manifest() if trained else manifest  # how many labels, which data
     networks = {
         f"{index}.{name}": _need(network, folder.config_file, "architecture")
         for index, source in enumerate([run.config() for run in trained] or [config])
@@ -129,7 +128,7 @@ def read_run(study: str, member: Member) -> RunRows:
     ]
     settings = identity({key: value for key, value in config.items() if key != "evaluated"})
     run = {**own, **_provenance(folder, manifest, trained), "distance_unit": distance_unit(config)}
-    for manifest_of in [read_object(one.manifest_file) for one in trained] or [manifest]:
+    for manifest_of in [one.manifest() for one in trained] or [manifest]:
         settings |= {f"code.{module}": sha256 for module, sha256 in manifest_of.get("code", {}).items()}
     run["configuration"] = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     run["fingerprint"] = _need(facts, data_file, "data", "fingerprint")
@@ -191,7 +190,7 @@ def _provenance(folder: RunFolder, manifest: Mapping[str, Any], trained: Sequenc
     path, hardware = folder.manifest_file, _need(manifest, folder.manifest_file, "hardware")
     launches = _launches(manifest, path)
     for run in trained:
-        launches += _launches(read_object(run.manifest_file), run.manifest_file)
+        launches += _launches(run.manifest(), run.manifest_file)
     known = [git["dirty"] for git in launches if git["dirty"] is not None]
     return {
         "evaluated": " ".join(run.path.name for run in trained),

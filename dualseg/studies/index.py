@@ -282,7 +282,7 @@ class Sweep:
 def dice_of(folder: RunFolder) -> float | None:
     """Dice, 0..1, of what stands for a finished run, on its test cases, else on its validation cases; None: unknown."""
     try:
-        metrics = read_json(folder.metrics_file)
+        metrics = folder.metrics()
     except DualsegError:
         return None
     scores = metrics.get("test") or metrics.get("validation", {})

@@ -9,7 +9,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from dualseg.errors import DualsegError
-from dualseg.files import read_json
 from dualseg.runs.collapse import collapse
 from dualseg.studies.index import Job, State, Sweep, dice_of, iterations_done
 from dualseg.studies.timing import duration, measured_rates, overview, seconds_left
@@ -88,7 +87,7 @@ class Monitor:
         if state == "damaged":
             return f"{start}: {folder.damage()}"
         try:
-            seconds = read_json(folder.manifest_file)["seconds"]
+            seconds = folder.manifest()["seconds"]
         except (DualsegError, KeyError):
             return start
         score = dice_of(folder)

@@ -11,6 +11,7 @@ from typing import Any, cast
 from dualseg.command.overrides import quoted
 from dualseg.errors import DualsegError, nearest
 from dualseg.processes import processes_of, python_of
+from dualseg.runs.claim import check_inputs
 from dualseg.runs.folder import RunFolder
 from dualseg.runs.identity import decides
 from dualseg.runs.lock import is_locked
@@ -82,7 +83,7 @@ def sweep(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
     if not config.overwrite:  # what is finished is not started again, and would show results of other code or weights
         for job, own in zip(jobs, settings, strict=True):
             if target.state(job) == "done":
-                target.run_folder(job).check_inputs(own)
+                check_inputs(target.run_folder(job), own)
                 if study and study.verdict:
                     check_same_cases(target.run_folder(job), own)
     waiting = [job for job in jobs if config.overwrite or target.state(job) not in ("done", "damaged")]

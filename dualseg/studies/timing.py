@@ -46,7 +46,7 @@ def measured_rates(sweep: Sweep, jobs: Iterable[Job], scale: str | None) -> dict
     for job in jobs:
         folder = sweep.run_folder(job)
         try:
-            seconds = read_json(folder.manifest_file)["seconds"] if folder.finished else None
+            seconds = folder.manifest()["seconds"] if folder.finished else None
         except (DualsegError, KeyError):
             continue
         if seconds:

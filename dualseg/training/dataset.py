@@ -8,7 +8,6 @@ from dualseg.data.checks import check_batch
 from dualseg.data.splits import Split, split_source
 from dualseg.data.volumes import VolumeSource
 from dualseg.errors import DualsegError
-from dualseg.files import read_object
 from dualseg.runs.folder import RunFolder
 from dualseg.training.instantiating import naming_keys_of
 
@@ -39,7 +38,7 @@ def check_same_cases(folder: RunFolder, settings: Mapping[str, Any]) -> None:
     if noted_root is not None and root.resolve() != now.resolve():
         raise DualsegError(f"{folder.path}: finished, but of the data in {root}, not {now}; {fix}.")
     _, split = source_and_split(settings)
-    noted = read_object(folder.manifest_file).get("data", {}).get("cases", {})
+    noted = folder.manifest().get("data", {}).get("cases", {})
     roles = ["labeled", "validation", *(["unlabeled"] if settings["batch"]["unlabeled"] else [])]
     for role in roles:
         if role in noted and sorted(noted[role]) != sorted(getattr(split, role)):

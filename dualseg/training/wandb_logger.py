@@ -14,7 +14,6 @@ from pytorch_lightning.loggers.logger import Logger, rank_zero_experiment
 from pytorch_lightning.utilities import rank_zero_only
 
 from dualseg.errors import DualsegError
-from dualseg.files import read_json, read_object
 from dualseg.runs.folder import LENGTH, RunFolder
 from dualseg.runs.identity import identity
 from dualseg.training.curves import read_curves
@@ -100,7 +99,7 @@ class WandbLogger(Logger):
     def _start(self) -> Any:
         import wandb
 
-        config, data = self.folder.config(), read_json(self.folder.manifest_file)["data"]
+        config, data = self.folder.config(), self.folder.manifest()["data"]
         # else the files of tables wait for `wandb sync` in the home folder
         os.environ["WANDB_DATA_DIR"] = str(self.folder.wandb.absolute())
         former = [*self.folder.wandb.glob("offline-run-*"), *self.folder.wandb.glob("artifacts")]
@@ -165,8 +164,8 @@ def run_id(folder: RunFolder, config: Mapping[str, Any]) -> str:
 
     A run that was trained on (continue=true) keeps that of its first length.
     """
-    manifest = read_object(folder.manifest_file) if folder.manifest_file.is_file() else {}
-    first = {LENGTH: manifest["iterations"]} if "iterations" in manifest else {}
+    iterations = folder.noted("iterations")
+    first = {} if iterations is None else {LENGTH: iterations}
     content = json.dumps([str(folder.path.absolute()), identity(config) | first], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 

@@ -97,7 +97,9 @@ def test_training_says_what_it_does(trained, run):
     assert lines[0] == f"Training runs/{run.path.name}"
     assert lines[1] == f"Finished: runs/{run.path.name}"
     assert [line.split()[:2] for line in lines[3:9]] == [[s, n] for s in ("validation", "test") for n in NETWORKS]
-    assert lines[9:] == ["ensemble stands for the run."]
+    assert lines[9] == "ensemble stands for the run."
+    for line, command in zip(lines[10:], ("dualseg-report run ", "dualseg-predict run="), strict=True):
+        assert f"{command}runs/{run.path.name}" in line
     assert "Traceback" not in trained.stderr
     assert "Warning" not in trained.stderr
 

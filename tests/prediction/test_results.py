@@ -363,4 +363,4 @@ def test_what_a_run_carries_of_a_verdict_is_said(text, predict, run, tmp_path, s
     if text:
         (run / "verdict.json").write_text(json.dumps({"short": text}))
     outcome = predict(f"input={scan}")
-    assert outcome.code == 0 and f"Unlabeled scans: {text or 'not verified'}" in outcome.out
+    assert outcome.code == 0 and f"unlabeled scans in training: {text or 'not verified'}" in outcome.out

@@ -12,6 +12,7 @@ import yaml
 
 from dualseg.errors import DualsegError
 from dualseg.files import write_json
+from dualseg.runs.claim import check_claim
 from dualseg.runs.code import changed_code, code_hashes, user_code
 from dualseg.runs.evaluation import checkpoints_of
 from dualseg.runs.folder import RunFolder
@@ -142,22 +143,22 @@ def run(modules, tmp_path) -> RunFolder:
 
 def test_other_code_is_neither_shown_nor_resumed(run, modules):
     settings = run.config()
-    run.claim(settings)
+    check_claim(run, settings)
     file = modules(own_network="width = 2\n") / "own_network.py"
     for state in ("finished", "stopped"):
         with pytest.raises(DualsegError, match=f"{file} changed .*overwrite=true"):
-            run.claim(settings)
-        run.claim({**settings, "overwrite": True})
+            check_claim(run, settings)
+        check_claim(run, {**settings, "overwrite": True})
         if state == "finished":
             run.metrics_file.unlink()
     (run.checkpoints / "iteration-000002.ckpt").unlink()
-    run.claim(settings)  # nothing of the former code is left
+    check_claim(run, settings)  # nothing of the former code is left
 
 
 def test_a_run_that_noted_no_code_is_taken_as_it_is(run, modules):
     write_json(run.manifest_file, {"dualseg": "0"})
     modules(own_network="width = 2\n")
-    run.claim(run.config())
+    check_claim(run, run.config())
 
 
 def test_what_is_made_of_a_run_says_that_its_code_has_changed(run, modules, capsys):

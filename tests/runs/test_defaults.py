@@ -12,6 +12,7 @@ from dualseg.configuration import conf_dir
 from dualseg.errors import DualsegError
 from dualseg.files import write_json
 from dualseg.runs import identity as run_identity
+from dualseg.runs.claim import check_claim
 from dualseg.runs.defaults import with_defaults
 from dualseg.runs.folder import RunFolder
 from dualseg.runs.identity import ADDED, flatten, identity, run_name
@@ -109,7 +110,7 @@ def older(tmp_path: Path) -> tuple[RunFolder, dict[str, Any]]:
 def test_an_older_run_is_resumed_under_the_defaults(older):
     run, config = older
     assert run.config() == config
-    run.claim(config)
+    check_claim(run, config)
     run.open(config)
     assert yaml.safe_load(run.config_file.read_text()) == config, "from now on it says them"
 
@@ -118,7 +119,7 @@ def test_an_older_run_is_none_of_another_value(older):
     run, config = older
     config["inference"]["distance_unit"] = "mm"
     with pytest.raises(DualsegError, match=r"inference\.distance_unit: voxel .*mm .*1 keys"):
-        run.claim(config)
+        check_claim(run, config)
 
 
 def test_what_an_option_gives_a_newer_key_is_no_default_of_older_runs():
@@ -135,9 +136,9 @@ def test_a_key_that_is_left_out_on_purpose_is_no_default(older):
     """~optimizer.lr: torch has another one."""
     run, config = older
     with pytest.raises(DualsegError, match=r"optimizer\.lr: 0\.01 there, absent now"):
-        run.claim(without(config, "optimizer.lr"))
+        check_claim(run, without(config, "optimizer.lr"))
     run.config_file.write_text(yaml.safe_dump(without(config, "optimizer.lr")))
-    run.claim(without(config, "optimizer.lr"))
+    check_claim(run, without(config, "optimizer.lr"))
 
 
 def test_a_key_of_a_newer_version_changes_no_name_where_it_has_its_default(older, monkeypatch):
@@ -148,7 +149,7 @@ def test_a_key_of_a_newer_version_changes_no_name_where_it_has_its_default(older
     newer["trainer"]["compile"] = False
     newer["networks"]["a"]["norm"] = newer["networks"]["b"]["norm"] = "batch"
     assert run_name(newer) == run_name(config)
-    RunFolder.of(newer).claim(newer)
+    check_claim(RunFolder.of(newer), newer)
     assert RunFolder.of(newer).path == run.path
     for key, value in (("compile", True), ("new", False)):
         assert run_name({**newer, "trainer": {**newer["trainer"], key: value}}) != run_name(config)

@@ -13,6 +13,7 @@ import pytest
 
 import dualseg.runs.lock as lock
 from dualseg.errors import DualsegError
+from dualseg.runs.claim import check_claim
 from dualseg.runs.folder import RunFolder
 from dualseg.runs.lock import LOCK, is_locked, writing
 
@@ -190,7 +191,7 @@ CONFIG = {"output": "runs", "overwrite": False, "seed": 0, "data": {"root": "x"}
 def test_claiming_a_locked_folder_is_refused(tmp_path) -> None:
     for overwrite in (False, True):
         with writing(tmp_path / "run"), pytest.raises(DualsegError, match="written by process"):
-            RunFolder(tmp_path / "run").claim({**CONFIG, "overwrite": overwrite})
+            check_claim(RunFolder(tmp_path / "run"), {**CONFIG, "overwrite": overwrite})
 
 
 def test_overwriting_leaves_the_lock(tmp_path) -> None:
@@ -208,7 +209,7 @@ def test_overwriting_leaves_the_lock(tmp_path) -> None:
 
 def test_a_lock_that_a_killed_run_left_behind_is_no_content(tmp_path) -> None:
     (tmp_path / LOCK).touch()
-    RunFolder(tmp_path).claim({**CONFIG, "overwrite": True})
+    check_claim(RunFolder(tmp_path), {**CONFIG, "overwrite": True})
 
 
 def test_a_bare_folder_goes_with_its_lock(tmp_path) -> None:

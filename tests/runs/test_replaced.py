@@ -13,6 +13,7 @@ import yaml
 from dualseg.errors import DualsegError
 from dualseg.files import write_json
 from dualseg.runs import replaced
+from dualseg.runs.claim import check_claim
 from dualseg.runs.folder import RunFolder
 from dualseg.runs.lock import LOCK, is_locked, writing
 from dualseg.runs.replaced import drop, place_of, recover, set_aside, settle
@@ -123,7 +124,7 @@ def test_killed_before_its_first_checkpoint_the_same_command_goes_on(tmp_path, t
         recover(folder.path, reading=False)
         if there_was_one:
             assert content(folder.path) == FORMER, step
-        folder.claim(settings)
+        check_claim(folder, settings)
         begin(folder, settings)
         assert yaml.safe_load(folder.config_file.read_text()) == settings
         if there_was_one:

@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 from dualseg.configuration import conf_dir
 from dualseg.errors import DualsegError
 from dualseg.files import read_json, replacing, write_json, write_text
+from dualseg.runs.claim import check_claim
 from dualseg.runs.folder import RunFolder, iteration_of
 from dualseg.runs.identity import ADDED, NOT_IDENTITY, flatten, identity, run_name
 from dualseg.train import train
@@ -153,7 +154,7 @@ def launched(settings: dict[str, Any]) -> RunFolder:
 
 def test_opening_writes_the_configuration(settings):
     folder = RunFolder.of(settings)
-    folder.claim(settings)
+    check_claim(folder, settings)
     assert not folder.path.exists(), "claim writes nothing"
     folder.open(settings)
     assert {p.name for p in folder.path.iterdir()} == {"config.yaml", "checkpoints", "logs"}
@@ -164,7 +165,7 @@ def test_a_resumed_run_says_where_its_data_lie_now(settings):
     settings["name"] = "mine"
     folder = launched(settings)
     moved = composed(f"output={settings['output']}", "name=mine", "data.root=/moved", "trainer.log_every=3")
-    folder.claim(moved)
+    check_claim(folder, moved)
     folder.open(moved)
     assert folder.config() == moved
     assert folder.config()["data"]["source"]["root"] == "/moved"
@@ -177,15 +178,15 @@ def test_a_finished_run_is_of_the_data_it_read(settings, tmp_path, key):
     folder = launched(settings)
     other = copy.deepcopy(settings)
     (other["data"] if key == "data.root" else other["data"]["source"])["root"] = str(tmp_path / "second")
-    folder.claim(other)
+    check_claim(folder, other)
     folder.finish({"status": "finished"})
     with pytest.raises(DualsegError) as refused:
-        folder.claim(other)
+        check_claim(folder, other)
     ways = (f"{key}={tmp_path / 'first'}", f"not {tmp_path / 'second'}", "name=...", "overwrite=true")
     assert all(words in str(refused.value) for words in ways), refused.value
-    folder.claim({**other, "overwrite": True})
+    check_claim(folder, {**other, "overwrite": True})
     (tmp_path / "second").symlink_to(tmp_path / "first")
-    folder.claim(other)  # the same folder by another name
+    check_claim(folder, other)  # the same folder by another name
 
 
 def test_another_configuration_is_turned_away(settings):
@@ -194,11 +195,11 @@ def test_another_configuration_is_turned_away(settings):
     other = copy.deepcopy(settings)
     other["optimizer"]["lr"] = 0.5
     with pytest.raises(DualsegError, match=r"optimizer\.lr: 0\.01 there, 0\.5 now, 1 keys .*overwrite=true"):
-        folder.claim(other)
+        check_claim(folder, other)
     del other["optimizer"]["lr"]
     with pytest.raises(DualsegError, match=r"optimizer\.lr: 0\.01 there, absent now"):
-        folder.claim(other)
-    folder.claim({**other, "overwrite": True})
+        check_claim(folder, other)
+    check_claim(folder, {**other, "overwrite": True})
 
 
 def test_overwriting_empties_the_folder(settings):
@@ -206,7 +207,7 @@ def test_overwriting_empties_the_folder(settings):
     (folder.checkpoints / "iteration-000003.ckpt").touch()
     folder.finish({"status": "finished"})
     assert folder.finished
-    folder.claim({**settings, "overwrite": True})
+    check_claim(folder, {**settings, "overwrite": True})
     folder.open({**settings, "overwrite": True})
     assert not folder.finished
     assert folder.latest_checkpoint() is None
@@ -218,10 +219,10 @@ def test_overwriting_spares_what_is_no_run_folder(settings, tmp_path, name):
     settings |= {"output": str(tmp_path), "name": "thesis", "overwrite": True}
     folder = RunFolder.of(settings)
     folder.path.mkdir()
-    folder.claim(settings)  # empty, there is nothing to lose
+    check_claim(folder, settings)  # empty, there is nothing to lose
     write_text(folder.path / name, "{}")
     with pytest.raises(DualsegError, match=r"thesis: overwrite=true empties run folders alone.*name=\.\.\."):
-        folder.claim(settings)
+        check_claim(folder, settings)
     folder.open(settings)
     assert (folder.path / name).read_text() == "{}"
 
@@ -231,17 +232,17 @@ def test_an_evaluation_is_no_run_folder_to_empty(settings, tmp_path):
     folder = RunFolder.of(settings)
     write_json(folder.manifest_file, {"dualseg": "0", "evaluated": {}})
     with pytest.raises(DualsegError, match=r"both: overwrite=true .*no manifest\.json"):
-        folder.claim(settings)
+        check_claim(folder, settings)
 
 
 @pytest.mark.parametrize("lost", ["config.yaml", "manifest.json"])
 def test_a_checkpoint_of_unknown_origin_is_not_resumed(settings, lost):
     folder = launched(settings)
     (folder.checkpoints / "iteration-000003.ckpt").touch()
-    folder.claim(settings)
+    check_claim(folder, settings)
     (folder.path / lost).unlink()
     with pytest.raises(DualsegError, match=r"iteration-000003\.ckpt: a checkpoint without .*weights=FILE"):
-        folder.claim(settings)
+        check_claim(folder, settings)
 
 
 @pytest.mark.parametrize("name", ["checkpoints", "logs", "logs/wandb", "slices"])
@@ -254,12 +255,12 @@ def test_a_run_is_not_written_through_a_link_in_its_folder(settings, tmp_path, n
         inside.rmdir()
     inside.symlink_to(elsewhere)
     with pytest.raises(DualsegError, match=rf"{inside}: is a link to {elsewhere}, .*remove"):
-        folder.claim(settings)
-    folder.claim({**settings, "overwrite": True})  # which puts it aside
+        check_claim(folder, settings)
+    check_claim(folder, {**settings, "overwrite": True})  # which puts it aside
     inside.unlink()
     folder.path.rename(elsewhere / "run")
     folder.path.symlink_to(elsewhere / "run")
-    folder.claim(settings)
+    check_claim(folder, settings)
 
 
 def test_only_a_bare_folder_is_removed(settings):

@@ -7,6 +7,7 @@ import pytest
 
 from dualseg.errors import DualsegError
 from dualseg.files import write_json
+from dualseg.runs.claim import check_claim
 from dualseg.runs.folder import RunFolder, noted_checkpoint
 
 
@@ -37,37 +38,37 @@ def first(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("given", ["", "checkpoints/iteration-000001.ckpt"])
 def test_a_run_from_other_weights_is_neither_shown_nor_resumed(first, tmp_path, given):
     folder, settings = run_from(first / given, tmp_path)
-    folder.claim(settings)
+    check_claim(folder, settings)
     checkpoint = first / "checkpoints" / "iteration-000001.ckpt"
     checkpoint.write_bytes(b"other weights")
     for state in ("finished", "stopped"):
         with pytest.raises(DualsegError, match=f"weights={first / given}, and {checkpoint} is another file now.*over"):
-            folder.claim(settings)
-        folder.claim({**settings, "overwrite": True})
+            check_claim(folder, settings)
+        check_claim(folder, {**settings, "overwrite": True})
         if state == "finished":
             folder.metrics_file.unlink()
     (folder.checkpoints / "iteration-000002.ckpt").unlink()
-    folder.claim(settings)  # nothing of the former weights is left
+    check_claim(folder, settings)  # nothing of the former weights is left
 
 
 def test_a_run_whose_origin_was_trained_on_started_from_other_weights(first, tmp_path):
     folder, settings = run_from(first, tmp_path)
     (first / "checkpoints" / "iteration-000003.ckpt").write_bytes(b"later weights")
     with pytest.raises(DualsegError, match=r"from iteration-000001\.ckpt of .*iteration-000003\.ckpt .*overwrite=true"):
-        folder.claim(settings)
+        check_claim(folder, settings)
 
 
 def test_where_nothing_can_be_compared_the_run_is_taken_as_it_is(first, tmp_path):
     folder, settings = run_from(first, tmp_path)
     (first / "checkpoints" / "iteration-000001.ckpt").unlink()
-    folder.claim(settings)
+    check_claim(folder, settings)
     (first / "config.yaml").unlink()
-    folder.claim(settings)
+    check_claim(folder, settings)
     lost = tmp_path / "lost.ckpt"
     lost.write_bytes(b"weights")
     folder, settings = run_from(lost, tmp_path / "more")
     lost.unlink()
-    folder.claim(settings)
+    check_claim(folder, settings)
     lost.write_bytes(b"other weights")
     write_json(folder.manifest_file, {"dualseg": "0"})  # of an older version
-    folder.claim(settings)
+    check_claim(folder, settings)

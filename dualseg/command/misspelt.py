@@ -1,4 +1,4 @@
-"""What is wrong with words that Hydra cannot make a configuration of, and the nearest key or option. No torch here."""
+"""What is wrong with arguments that Hydra cannot compose, and the nearest key or option. No torch here."""
 
 import re
 import sys
@@ -42,8 +42,8 @@ def explain(error: BaseException) -> str:
         key = group_key.group(1) or group_key.group(2)
         return f"{key}: no such configuration key.{advice_on(key) or _near_key(key)}"
     if twice := re.match(r"Multiple values for (\S+)\. To override", text):
-        word = next((word for word in sys.argv[1:] if word.startswith(f"+{twice[1]}=")), f"+{twice[1]}=...")
-        return f"{word}: {twice[1]} has an option already; write {word[1:]} without the +."
+        argument = next((one for one in sys.argv[1:] if one.startswith(f"+{twice[1]}=")), f"+{twice[1]}=...")
+        return f"{argument}: {twice[1]} has an option already; write {argument[1:]} without the +."
     return " ".join(line.strip() for line in text.splitlines() if line.strip() and "full stack trace" not in line)
 
 
@@ -72,9 +72,9 @@ def _why_not_imported(target: str, error: BaseException) -> str:
 
 def _own_conf_dirs() -> list[Path]:
     """The folder of --config-dir, where the command line gives one."""
-    words = sys.argv[1:]
-    own = [after for word, after in pairwise(words) if word in ("--config-dir", "-cd")]
-    own += [word.partition("=")[2] for word in words if word.startswith("--config-dir=")]
+    arguments = sys.argv[1:]
+    own = [after for argument, after in pairwise(arguments) if argument in ("--config-dir", "-cd")]
+    own += [argument.partition("=")[2] for argument in arguments if argument.startswith("--config-dir=")]
     return [Path(folder).absolute() for folder in own]
 
 
@@ -84,10 +84,10 @@ def _conf_dirs() -> list[Path]:
 
 
 def _group_choices() -> list[str]:
-    """The words of the command line that choose an option of a group; of several to sweep over, the first."""
+    """The arguments of the command line that choose an option of a group; of several to sweep over, the first."""
     choices = []
-    for word in sys.argv[1:]:
-        group, _, options = word.partition("=")
+    for argument in sys.argv[1:]:
+        group, _, options = argument.partition("=")
         folder = group.lstrip("+").partition("@")[0]
         if options and folder and any((conf / folder).is_dir() for conf in _conf_dirs()):
             choices.append(f"{group}={options if options.startswith('[') else options.partition(',')[0]}")
@@ -124,21 +124,21 @@ def _near_key(key: str) -> str:
 
 def _with_plus(key: str, known: dict[str, Any]) -> str:
     """How to set an argument of code other than dualseg's, for which a file need not name all that it takes."""
-    word = next((word for word in sys.argv[1:] if word.startswith((f"{key}=", f"{key}."))), None)
+    argument = next((argument for argument in sys.argv[1:] if argument.startswith((f"{key}=", f"{key}."))), None)
     node: Any = known
     target = None
     for part in key.split(".")[:-1]:
         node = node.get(part) if isinstance(node, dict) else None
         if isinstance(node, dict):
             target = node.get("_target_", target)
-    return f" If {target} takes it: +{word}" if word and target and not target.startswith("dualseg.") else ""
+    return f" If {target} takes it: +{argument}" if argument and target and not target.startswith("dualseg.") else ""
 
 
 def _near_term() -> str:
     """How to add the term whose keys the command line sets, where it does not."""
-    added = [word for word in sys.argv[1:] if word.startswith("+term=")]
-    for word in sys.argv[1:]:
-        name = re.match(r"method\.terms\.([\w-]+)\.\w+=", word)
+    added = [argument for argument in sys.argv[1:] if argument.startswith("+term=")]
+    for argument in sys.argv[1:]:
+        name = re.match(r"method\.terms\.([\w-]+)\.\w+=", argument)
         known = name and any((conf / "term" / f"{name[1]}.yaml").is_file() for conf in _conf_dirs())
         if name and known and not any(name[1] in choice for choice in added):
             return f" Add +term={name[1]}."

@@ -17,40 +17,40 @@ def quoted(text: str) -> str:
     return "'" + re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text) + "'"
 
 
-def readable(words: Sequence[str], multirun: bool) -> list[str]:
-    """The words, those in quotes that Hydra cannot read, or would read as another path than the one they say.
+def readable(arguments: Sequence[str], multirun: bool) -> list[str]:
+    """The arguments, those in quotes that Hydra cannot read, or would read as another path than the one they say.
 
     Args:
-        words: of a command line.
+        arguments: of a command line.
         multirun: the command is given -m, so that a comma may separate values.
     """
-    after_flag = [False, *(word in ("--config-dir", "-cd") for word in words)]
-    return [word if own else _readable(word, multirun) for word, own in zip(words, after_flag, strict=False)]
+    after_flag = [False, *(argument in ("--config-dir", "-cd") for argument in arguments)]
+    return [one if own else _readable(one, multirun) for one, own in zip(arguments, after_flag, strict=False)]
 
 
-def _readable(word: str, multirun: bool) -> str:
+def _readable(argument: str, multirun: bool) -> str:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
-    key, equals, value = word.partition("=")
+    key, equals, value = argument.partition("=")
     if not equals or not value or key.startswith(("-", "~")):
-        return word
+        return argument
     is_path = key.lstrip("+") in PATH_KEYS
     is_there = is_path and _exists(value)
     parser = OverridesParser.create()
     in_quotes = f"{key}={quoted(value)}"
     try:
-        override = parser.parse_override(word)
+        override = parser.parse_override(argument)
     except HydraException:
         with suppress(HydraException):  # else it is not the value that cannot be read
             parser.parse_override(in_quotes)
-            return in_quotes if is_there or value[0] not in _QUOTED else word
-        return word
+            return in_quotes if is_there or value[0] not in _QUOTED else argument
+        return argument
     if not is_path or value[0] in _QUOTED:
-        return word
+        return argument
     if override.is_sweep_override():
-        return word if multirun and not is_there else in_quotes
-    return in_quotes if is_there and str(override.value()) != value else word
+        return argument if multirun and not is_there else in_quotes
+    return in_quotes if is_there and str(override.value()) != value else argument
 
 
 def _exists(path: str) -> bool:

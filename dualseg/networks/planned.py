@@ -109,7 +109,7 @@ def set_norm(network: nn.Module, norm: Norm) -> None:
     """Give a network that is built with InstanceNorm BatchNorm instead, where `norm` says so; at its default weights.
 
     Raises:
-        DualsegError: another word.
+        DualsegError: another value.
     """
     one_of("norm", norm, ("instance", "batch"))
     if norm == "instance":

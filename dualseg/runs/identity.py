@@ -70,9 +70,9 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def decides(word: str) -> bool:
-    """A word of a command line is about what makes a run the run that it is."""
-    key = word.partition("=")[0]
+def decides(argument: str) -> bool:
+    """An argument of a command line is about what makes a run the run that it is."""
+    key = argument.partition("=")[0]
     return key not in NOT_IDENTITY and not key.startswith(tuple(f"{other}." for other in NOT_IDENTITY))
 
 

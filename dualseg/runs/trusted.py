@@ -336,8 +336,8 @@ def _tensors_of_at_most(most: int, where: str) -> Iterator[None]:
 
 
 def _untrusted(where: str, foreign: list[str], what: str = "") -> DualsegError:
-    words = " ".join(f"trust={target}" for target in foreign)
+    arguments = " ".join(f"trust={target}" for target in foreign)
     return DualsegError(
         f"{where}: is built by {', '.join(foreign)}{what}, which may run any code; a run folder alone does not make "
-        f"dualseg call it. If it is yours, or you know what it does, add {words} to the command."
+        f"dualseg call it. If it is yours, or you know what it does, add {arguments} to the command."
     )

@@ -30,7 +30,7 @@ class Job:
 
     Attributes:
         run: name of its folder within the sweep's output folder.
-        words: of the command line that trains it.
+        arguments: of the command line that trains it.
         label: what tells it from the others, in a few words.
         kind: runs of one kind take as long an iteration: dataset, method, objective, networks.
         iterations: its length.
@@ -41,7 +41,7 @@ class Job:
     """
 
     run: str
-    words: tuple[str, ...]
+    arguments: tuple[str, ...]
     label: str
     kind: str
     iterations: int
@@ -51,14 +51,14 @@ class Job:
     work: float = 0.0
 
     @classmethod
-    def of(cls, settings: Mapping[str, Any], words: Sequence[str], label: str) -> "Job":
-        """The job of a resolved configuration that `words` compose."""
+    def of(cls, settings: Mapping[str, Any], arguments: Sequence[str], label: str) -> "Job":
+        """The job of a resolved configuration that `arguments` compose."""
         networks = "-".join(network["architecture"] for network in settings["networks"].values())
         method = settings["method"]["name"].removesuffix("_gentle")  # other weights take no other time
         parts = (settings["data"]["name"], method, settings.get("objective"), networks)
         return cls(
             run=RunFolder.of(settings).path.name,
-            words=tuple(words),
+            arguments=tuple(arguments),
             label=label,
             kind="-".join(part for part in parts if part),
             iterations=settings["trainer"]["max_iterations"],
@@ -99,13 +99,13 @@ class Sweep:
         self.output = self.path.parent.parent
 
     @classmethod
-    def named(cls, output: str | Path, study: str | None, scale: str | None, words: Sequence[str]) -> "Sweep":
-        """The sweep of a study at a scale, or of a command line's words: the same words find the same sweep again.
+    def named(cls, output: str | Path, study: str | None, scale: str | None, arguments: Sequence[str]) -> "Sweep":
+        """The sweep of a study at a scale, or of arguments: the same ones find the same sweep again.
 
         Raises:
             DualsegError: its name would lead out of <output>/sweeps.
         """
-        digest = hashlib.sha256(json.dumps(sorted(words)).encode()).hexdigest()[:8]
+        digest = hashlib.sha256(json.dumps(sorted(arguments)).encode()).hexdigest()[:8]
         name = f"{study}-{scale}" if study else f"multirun-{digest}"
         check_folder_name("study and scale", name)
         return cls(Path(output).expanduser() / "sweeps" / name)
@@ -175,7 +175,7 @@ class Sweep:
             return []
         content = read_json(self.file)
         try:
-            jobs = [Job(**{**job, "words": tuple(job["words"])}) for job in content["jobs"]]
+            jobs = [_job(**described) for described in content["jobs"]]
             for job in jobs:
                 check_folder_name("run", str(job.run))
         except (DualsegError, KeyError, TypeError) as error:
@@ -194,8 +194,8 @@ class Sweep:
 
         A job of a study takes the place of an earlier one of the same variant, seed and fold, of other settings.
         `definition` says what the study is, for those who collect it where conf/sweep does not have it.
-        `shared`: of a study of folds the words that all its runs have. Jobs of other words go: their folds, labels or
-        lengths are others.
+        `shared`: of a study of folds the arguments that all its runs have. Jobs of others go: their folds, labels or
+        lengths differ.
         Sweeps of the same name that start at the same moment, as in the tasks of a Slurm array, write one after the
         other.
 
@@ -277,6 +277,11 @@ class Sweep:
         if self.failure(job.run) is not None:
             return "failed"
         return "interrupted" if folder.latest_checkpoint() else "to do"
+
+
+def _job(words: Sequence[str] = (), arguments: Sequence[str] = (), **described: Any) -> Job:
+    """As sweep.json describes it; an older version called its arguments words."""
+    return Job(arguments=tuple(arguments or words), **described)
 
 
 def dice_of(folder: RunFolder) -> float | None:

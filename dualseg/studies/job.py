@@ -19,13 +19,13 @@ class Launch:
     Attributes:
         run: name of its folder.
         sweep: where its console output goes, and why it failed.
-        words: of the command line that trains it.
+        arguments: of the command line that trains it.
         processes: how many train it.
     """
 
     run: str
     sweep: Sweep
-    words: tuple[str, ...]
+    arguments: tuple[str, ...]
     processes: int
 
     @classmethod
@@ -40,11 +40,11 @@ class Launch:
 
         settings = resolve(config)
         config_dirs = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
-        words = [word for path in config_dirs for word in ("--config-dir", path)]
-        words += [word for word in hydra.overrides.task if not word.startswith("launcher=")]
-        words.append("trainer.progress_bar=false")
+        arguments = [argument for path in config_dirs for argument in ("--config-dir", path)]
+        arguments += [argument for argument in hydra.overrides.task if not argument.startswith("launcher=")]
+        arguments.append("trainer.progress_bar=false")
         run = RunFolder.of(settings).path.name
-        return cls(run, Sweep(hydra.sweep.dir), tuple(words), processes_of(settings["trainer"]))
+        return cls(run, Sweep(hydra.sweep.dir), tuple(arguments), processes_of(settings["trainer"]))
 
     def __call__(self, stop: Stop | None = None) -> int | None:
         """Run it in fresh processes, so that nothing of it is left to the next one.
@@ -61,7 +61,7 @@ class Launch:
         folder = self.sweep.output / self.run
         if is_locked(folder):
             return None
-        ended = run_group(self.words, self.processes, log=self.sweep.own_log_file(self.run), stop=stop)
+        ended = run_group(self.arguments, self.processes, log=self.sweep.own_log_file(self.run), stop=stop)
         failed = ended.code and (ended.signal is None or ended.code != 128 + ended.signal)
         if failed and not is_locked(folder):  # else the other one was the first of two that started at the same time
             self.sweep.record_failure(self.run, ended.reason or f"exit code {ended.code}")

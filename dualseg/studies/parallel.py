@@ -14,7 +14,7 @@ from dualseg.studies.job import Launch
 
 
 def launch(launcher: Any, job_overrides: Sequence[Sequence[str]]) -> list[Any]:
-    """Run all of `job_overrides`, words of the command line of each run, `hydra.launcher.n_jobs` at a time.
+    """Run all of `job_overrides`, arguments of the command line of each run, `hydra.launcher.n_jobs` at a time.
 
     Args:
         launcher: Hydra's for joblib, set up by Hydra.

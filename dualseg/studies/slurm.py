@@ -78,7 +78,7 @@ def launch(launcher: Any, job_overrides: Sequence[Sequence[str]], initial_job_id
 
     Args:
         launcher: submitit's, set up by Hydra.
-        job_overrides: words of the command line of each run.
+        job_overrides: arguments of the command line of each run.
         initial_job_idx: number of the first.
 
     Returns:

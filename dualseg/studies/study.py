@@ -65,8 +65,8 @@ class Study:
         """How many runs, one after the other, a run of `variant` needs before it."""
         return 1 + self.stage(self.after[variant]) if variant in self.after else 0
 
-    def words(self, variant: str, scale: str | None) -> list[str]:
-        """The words of a command line that make `variant`, its seed and fold excepted."""
+    def arguments(self, variant: str, scale: str | None) -> list[str]:
+        """The arguments of a command line that make `variant`, its seed and fold excepted."""
         changes = [f"{key}={as_word(value)}" for key, value in self.variants[variant].items()]
         labels = [f"study={self.name}", f"variant={variant}"]
         if not self.experiments:

@@ -24,16 +24,16 @@ from dualseg.studies.timing import plan
 from dualseg.training.dataset import check_data, check_same_cases
 from dualseg.training.settings import resolve
 
-FOR_THE_SWEEP = ("sweep", "launcher", "dry")  # words that are no run's own
-OF_A_STUDY = ("study", "scale", "variant")  # words that a study's rows bring themselves
+FOR_THE_SWEEP = ("sweep", "launcher", "dry")  # arguments that are no run's own
+OF_A_STUDY = ("study", "scale", "variant")  # arguments that a study's rows bring themselves
 
 
 @dataclass(frozen=True)
 class Combination:
-    """The words of one run, and what tells it from the others; of a study its variant, and the words beside that's:
+    """The arguments of one run, and what tells it from the others; of a study its variant, and the others it was given:
     all, and those that all of its runs have."""
 
-    words: tuple[str, ...]
+    arguments: tuple[str, ...]
     label: str
     variant: str | None = None
     given: tuple[str, ...] = ()
@@ -42,14 +42,14 @@ class Combination:
 
 
 def sweep(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
-    """Launch those of the runs that `arguments`, the words of a command line, describe that are not finished.
+    """Launch those of the runs that `arguments` describe that are not finished.
 
     Args:
         sweeper: Hydra's, with its configuration, loader and launcher.
         arguments: as Hydra hands them on.
 
     Raises:
-        DualsegError: words that compose no run, or two runs in one folder; nothing is launched then.
+        DualsegError: arguments that compose no run, or two runs in one folder; nothing is launched then.
         SystemExit: a run failed or is damaged; the others are finished, or another process trains them.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -64,18 +64,18 @@ def sweep(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
     else:
         study = study_of(config.study, cast(dict[str, Any], OmegaConf.to_container(config.sweep, resolve=True)))
         combinations = _of_study(study, config.scale, overrides)
-    launcher = [word for word in arguments if word.startswith("launcher=")]  # hydra.launcher.* fits no other one
+    launcher = [one for one in arguments if one.startswith("launcher=")]  # hydra.launcher.* fits no other one
     if study:
         combinations = [_after_its_origin(sweeper, study, config.scale, one, launcher) for one in combinations]
     settings = [_settings(sweeper, combination, launcher) for combination in combinations]
     if study and study.verdict:
         _check_unlabeled(study.verdict["with_unlabeled"], settings)
-    jobs = [Job.of(own, one.words, one.label) for own, one in zip(settings, combinations, strict=True)]
+    jobs = [Job.of(own, one.arguments, one.label) for own, one in zip(settings, combinations, strict=True)]
     _check_folders(jobs, config.output)
     origins = {job.run: one.origin for job, one in zip(jobs, combinations, strict=True)}
-    every_word = sorted({word for combination in combinations for word in combination.words})
+    every_argument = sorted({argument for combination in combinations for argument in combination.arguments})
     of = config.scale if study is None or study.experiments else settings[0]["data"]["name"]
-    target = Sweep.named(config.output, study.name if study else None, of, every_word)
+    target = Sweep.named(config.output, study.name if study else None, of, every_argument)
     if config.dry:
         print(plan(target, jobs, config.scale))
         return []
@@ -92,7 +92,7 @@ def sweep(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
             if job in waiting:
                 processes_of(own["trainer"])
     name, definition = (study.name, study.definition()) if study else (None, None)
-    shared = sorted({word for one in combinations for word in one.shared if decides(word)})
+    shared = sorted({argument for one in combinations for argument in one.shared if decides(argument)})
     for sentence in target.write(jobs, name, config.scale, definition, shared if study and study.folds else None):
         print(sentence)
     for job in waiting:
@@ -104,14 +104,14 @@ def sweep(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
             ready = [job for job in waiting if _stage(study, job) == stage]
             ready = [job for job in ready if not _lacks_its_origin(target, job, origins[job.run])]
             where = f"hydra.sweep.dir={quoted(str(target.path))}"  # by which a job finds its sweep
-            words = [[*job.words, *launcher, where] for job in ready]
-            returned = sweeper.launcher.launch(words, initial_job_idx=0) if ready else []
+            of_jobs = [[*job.arguments, *launcher, where] for job in ready]
+            returned = sweeper.launcher.launch(of_jobs, initial_job_idx=0) if ready else []
             for job, one in zip(ready, returned, strict=True):
                 _note_loss(target, job, one)
     elsewhere = [job.label for job in jobs if target.state(job) == "running"]
     failures = [problem for job in jobs if (problem := _problem(target, job))]
     if study:
-        trust = dict.fromkeys(word for own in settings for word in to_trust(own))  # this command line's own classes
+        trust = dict.fromkeys(name for own in settings for name in to_trust(own))  # this command line's own classes
         failures += evaluate_ensembles(study, config.scale, target, jobs, [*trust])
     if elsewhere:
         print(f"Running elsewhere, left to that: {', '.join(elsewhere)}. How far: dualseg-report status {target.path}")
@@ -127,10 +127,12 @@ def sweep(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
 
 def _of_values(overrides: Sequence[Any]) -> list[Combination]:
     """Every combination of comma-separated values."""
-    words = [_choices(override) for override in overrides if override.get_key_element() not in FOR_THE_SWEEP]
-    several = {choice for choices in words if len(choices) > 1 for choice in choices}
-    found = [tuple(combination) for combination in itertools.product(*words)]
-    return [Combination(c, " ".join(word for word in c if word in several) or "the only run") for c in found]
+    arguments = [_choices(override) for override in overrides if override.get_key_element() not in FOR_THE_SWEEP]
+    several = {choice for choices in arguments if len(choices) > 1 for choice in choices}
+    found = [tuple(combination) for combination in itertools.product(*arguments)]
+    return [
+        Combination(c, " ".join(argument for argument in c if argument in several) or "the only run") for c in found
+    ]
 
 
 def _of_study(study: Study, scale: str | None, overrides: Sequence[Any]) -> list[Combination]:
@@ -145,7 +147,7 @@ def _of_study(study: Study, scale: str | None, overrides: Sequence[Any]) -> list
     for key in ("study", "scale"):
         if len(given.get(key, ())) > 1:
             raise DualsegError(f"{key}: give one value; a sweep is of one {key}, start another one for the other.")
-    variants = [word.partition("=")[2] for word in given.get("variant", ())] or list(study.variants)
+    variants = [argument.partition("=")[2] for argument in given.get("variant", ())] or list(study.variants)
     for variant in variants:
         if variant not in study.variants:
             raise DualsegError(f"variant={variant}: no such row of {study.name}.{nearest(variant, [*study.variants])}")
@@ -164,25 +166,27 @@ def _of_study(study: Study, scale: str | None, overrides: Sequence[Any]) -> list
     rest = [choices[0] for choices in own.values()]
     found = []
     for seed, part, variant in itertools.product(seeds, parts, variants):
-        given_words = (seed, *([part] if part else []), *rest)
+        given_arguments = (seed, *([part] if part else []), *rest)
         label = f"{variant}{part.replace('data.fold=', ' fold ')} {seed.replace('=', ' ')}"
-        words = (*study.words(variant, scale), *given_words)
-        found.append(Combination(words, label, variant, given_words, tuple(rest)))
+        arguments = (*study.arguments(variant, scale), *given_arguments)
+        found.append(Combination(arguments, label, variant, given_arguments, tuple(rest)))
     return found
 
 
 def _parts(study: Study, given: dict[str, list[str]]) -> list[str]:
-    """The words that make the folds of each run of a study, taken out of `given`; `data.folds` is in it then.
+    """The arguments that make the folds of each run of a study, taken out of `given`; `data.folds` is in it then.
 
     Raises:
         DualsegError: data.folds is no whole number.
     """
     if not study.folds:
         return [""]
-    word = given.setdefault("data.folds", [f"data.folds={study.folds}"])[0]
-    number = word.removeprefix("data.folds=")
+    argument = given.setdefault("data.folds", [f"data.folds={study.folds}"])[0]
+    number = argument.removeprefix("data.folds=")
     if not number.isdecimal() or int(number) < 2:
-        raise DualsegError(f"{word}: give the number of parts of the labeled cases, such as data.folds={study.folds}.")
+        raise DualsegError(
+            f"{argument}: give the number of parts of the labeled cases, such as data.folds={study.folds}."
+        )
     parts = given.pop("data.fold", [f"data.fold={fold}" for fold in range(int(number))])
     for part in parts:
         if not part.removeprefix("data.fold=").isdecimal():
@@ -195,15 +199,15 @@ def _parts(study: Study, given: dict[str, list[str]]) -> list[str]:
 def _after_its_origin(
     sweeper: Any, study: Study, scale: str, combination: Combination, launcher: Sequence[str]
 ) -> Combination:
-    """With the word by which the run starts from that of the variant it comes after, where it comes after one."""
+    """With the argument by which the run starts from that of the variant it comes after, where it comes after one."""
     variant = study.after.get(combination.variant or "")
     if variant is None:
         return combination
-    words = (*study.words(variant, scale), *combination.given)
-    first = replace(combination, words=words, variant=variant)
+    arguments = (*study.arguments(variant, scale), *combination.given)
+    first = replace(combination, arguments=arguments, variant=variant)
     first = _after_its_origin(sweeper, study, scale, first, launcher)
     origin = RunFolder.of(_settings(sweeper, first, launcher)).path
-    return replace(combination, words=(*combination.words, f"weights={quoted(str(origin))}"), origin=origin)
+    return replace(combination, arguments=(*combination.arguments, f"weights={quoted(str(origin))}"), origin=origin)
 
 
 def _stage(study: Study | None, job: Job) -> int:
@@ -219,7 +223,7 @@ def _lacks_its_origin(target: Sweep, job: Job, origin: Path | None) -> bool:
 
 
 def _choices(override: Any) -> list[str]:
-    """The words, one value each, of a word of the command line."""
+    """The arguments, one value each, of an argument of the command line."""
     key = override.get_key_element()
     if override.is_sweep_override():
         return [f"{key}={value}" for value in override.sweep_string_iterator()]
@@ -230,8 +234,8 @@ def _settings(sweeper: Any, combination: Combination, launcher: Sequence[str]) -
     """The checked configuration of one run."""
     from omegaconf import open_dict
 
-    words = [*combination.words, *launcher]
-    config = sweeper.hydra_context.config_loader.load_sweep_config(sweeper.config, words)
+    arguments = [*combination.arguments, *launcher]
+    config = sweeper.hydra_context.config_loader.load_sweep_config(sweeper.config, arguments)
     with open_dict(config):
         del config["hydra"]
     settings = resolve(config)
@@ -311,10 +315,10 @@ def evaluate_ensembles(study: Study, scale: str, target: Sweep, jobs: Sequence[J
                 failures.append(f"{row} seed {seed}: {problem}")
             if problem is not None or folder.finished or is_locked(folder.path):  # another sweep evaluates it
                 continue
-            words = [*(f"run={run.path}" for run in runs), f"output={folder.path}", "trainer.progress_bar=false"]
+            arguments = [*(f"run={run.path}" for run in runs), f"output={folder.path}", "trainer.progress_bar=false"]
             log = target.own_log_file(folder.path.name)
             with log.open("a") as file:
-                command = [*python_of("dualseg.evaluate"), *words, *trust]
+                command = [*python_of("dualseg.evaluate"), *arguments, *trust]
                 code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
             print(f"{'done  ' if code == 0 else 'failed'} {row} seed {seed}")
             if code:

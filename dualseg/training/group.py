@@ -41,7 +41,7 @@ class Ending:
     signal: int | None = None
 
 
-def run_group(words: Sequence[str], processes: int, log: Path | None = None, stop: Stop | None = None) -> Ending:
+def run_group(arguments: Sequence[str], processes: int, log: Path | None = None, stop: Stop | None = None) -> Ending:
     """Run `dualseg-train WORDS` as `processes` ranks on this machine, and wait for all of them.
 
     What rank 0 prints goes to the terminal, or into `log`; what another rank says of an error is shown only if it is
@@ -50,7 +50,7 @@ def run_group(words: Sequence[str], processes: int, log: Path | None = None, sto
     kills them; so do `PATIENCE` and a little more, where they are several. If this process dies, they die (`as_rank`).
 
     Args:
-        words: of the command line.
+        arguments: of the command line.
         processes: how many ranks.
         log: where the output is appended, of a run of a sweep; None: the terminal.
         stop: shared by groups that threads wait for; None, in the main thread alone: one of its own.
@@ -74,7 +74,7 @@ def run_group(words: Sequence[str], processes: int, log: Path | None = None, sto
             out, err = (console, console) if number == 0 else (subprocess.DEVNULL, said[number])
             with held_back():
                 process = subprocess.Popen(
-                    [*python_of("dualseg.train"), *words],
+                    [*python_of("dualseg.train"), *arguments],
                     env=_environment(number, processes, port),
                     stdin=subprocess.PIPE,  # nothing is written: it closes when this process dies
                     stdout=out,

@@ -34,7 +34,7 @@ def resume_command() -> str:
 
 
 def _without(command: str, key: str) -> str:
-    return " ".join(word for word in command.split(" ") if not re.match(rf"\+{{0,2}}{key}=", word))
+    return " ".join(argument for argument in command.split(" ") if not re.match(rf"\+{{0,2}}{key}=", argument))
 
 
 def now() -> str:

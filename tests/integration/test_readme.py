@@ -98,7 +98,7 @@ def check_composes(words: Sequence[str], own_files: Path) -> None:
     assert study or variants is None
     if study and study.experiments:
         scale = scale or "cpu"
-    rows = [study.words(variant, scale) for variant in variants or study.variants] if study else [[]]
+    rows = [study.arguments(variant, scale) for variant in variants or study.variants] if study else [[]]
     for row in rows:
         for index in range(max((len(choice) for choice in choices), default=1)):
             with initialize_config_dir(str(conf_dir()), version_base="1.3"):

@@ -14,7 +14,7 @@ from dualseg.studies import index, monitor
 from dualseg.studies.index import Job, Sweep
 from dualseg.studies.monitor import Monitor
 
-JOB = Job(run="x", words=(), label="x", kind="toy", iterations=12, seed=0, variant=None)
+JOB = Job(run="x", arguments=(), label="x", kind="toy", iterations=12, seed=0, variant=None)
 
 
 @pytest.fixture

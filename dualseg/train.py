@@ -124,6 +124,7 @@ def _train(settings: dict[str, Any], folder: Any) -> None:
     from dualseg.runs.folder import iteration_of, noted_checkpoint
     from dualseg.training import assembly, checkpoints, preprocessing, provenance
     from dualseg.training.longer import check_longer
+    from dualseg.training.settings import has_twin
     from dualseg.training.trainer import build_trainer
     from dualseg.training.weights import start_from
 
@@ -183,7 +184,7 @@ def _train(settings: dict[str, Any], folder: Any) -> None:
             print(f"note: {data.augmentation_note}", file=sys.stderr)
         for warning in warnings(data.reader.doubts):
             print(f"warning: {warning}", file=sys.stderr)
-        if "mix_unlabeled" in settings["method"] and not data.split.unlabeled:
+        if has_twin(settings) and not data.split.unlabeled:
             print("note: there are no unlabeled scans: trained on labels alone, by the same recipe", file=sys.stderr)
         if missing := data.classes_without_label():
             named = ", ".join(missing)

@@ -17,6 +17,7 @@ from dualseg.record import record_of
 from dualseg.runs.folder import RunFolder
 from dualseg.runs.lock import LOCK, being_written, holding, is_locked
 from dualseg.runs.replaced import recover
+from dualseg.training.settings import has_twin
 
 WRITING = 60.0  # seconds to wait for other sweeps that write their jobs
 
@@ -82,7 +83,7 @@ def work_of(settings: Mapping[str, Any]) -> float:
     """
     labeled, unlabeled = settings["batch"]["labeled"], settings["batch"]["unlabeled"]
     # labeled patches take the place of the unlabeled ones
-    images = 2 * labeled if "mix_unlabeled" in settings["method"] and not unlabeled else labeled + unlabeled
+    images = 2 * labeled if has_twin(settings) and not unlabeled else labeled + unlabeled
     return images * math.prod(settings["data"]["patch_size"]) / 1e6 * (settings["base_channels"] / 8) ** 1.5
 
 

@@ -132,12 +132,12 @@ def resolve(config: Any, planning: bool = True) -> dict[str, Any]:
         if plain[key] is not None:
             check_folder_name(key, str(plain[key]))
     check(plain)
-    if planning and plain["batch"]["unlabeled"] and _has_twin(plain) and not _has_unlabeled(plain):
+    if planning and plain["batch"]["unlabeled"] and has_twin(plain) and not _has_unlabeled(plain):
         plain["batch"]["unlabeled"] = 0
     return plain
 
 
-def _has_twin(settings: Mapping[str, Any]) -> bool:
+def has_twin(settings: Mapping[str, Any]) -> bool:
     """A method that has labeled patches take the place of the unlabeled ones where there are none: `SoloMix`'s kind."""
     return "mix_unlabeled" in settings["method"]
 
@@ -146,7 +146,7 @@ def _has_unlabeled(settings: Mapping[str, Any]) -> bool:
     """The dataset has unlabeled volumes beside the labeled ones; also where `check_data` will say what is wrong."""
     try:
         return bool(source_and_split(settings)[1].unlabeled)
-    except Exception:
+    except DualsegError:
         return True
 
 

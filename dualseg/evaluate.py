@@ -15,7 +15,7 @@ from dualseg.machine import bytes_of
 if TYPE_CHECKING:
     from dualseg.data.volumes import VolumeSource
     from dualseg.runs.folder import RunFolder
-    from dualseg.runs.trusted import Trust
+    from dualseg.training.trusted import Trust
 
 USAGE = "dualseg-evaluate run=RUN_FOLDER [run=RUN_FOLDER ...] [split=test|validation] [key=value ...]"
 
@@ -67,15 +67,16 @@ def evaluate(
 
     Args:
         split: None: test, or validation where there is no test case.
-        trusted: values of trust=..., see `dualseg.runs.trusted.Trust`.
+        trusted: values of trust=..., see `dualseg.training.trusted.Trust`.
 
     Raises:
         DualsegError: whatever the user can fix.
     """
-    from dualseg.runs.evaluation import places_to_write, settings_of_evaluation, writing_evaluation
+    from dualseg.runs.evaluation import writing_evaluation
     from dualseg.runs.folder import RunFolder
-    from dualseg.runs.trusted import Trust, check_form
+    from dualseg.training.evaluation_settings import places_to_write, settings_of_evaluation
     from dualseg.training.settings import check, check_for_scans
+    from dualseg.training.trusted import Trust, check_form
 
     folders = [RunFolder.existing(run) for run in runs]
     if len({folder.path.resolve() for folder in folders}) < len(folders):
@@ -126,7 +127,8 @@ def _evaluate(
     changes: dict[str, Any],
     trust: "Trust",
 ) -> Path:
-    from dualseg.runs.evaluation import check_unseen, checkpoints_of, data_of, write_evaluation
+    from dualseg.runs.evaluation import checkpoints_of, data_of, write_evaluation
+    from dualseg.training.evaluation_settings import check_unseen
     from dualseg.training.preprocessing import prepare_as_trained
 
     plain = {**settings, "data": _untrained(settings["data"])}

@@ -49,8 +49,8 @@ def export(options: ExportOptions) -> Path:
     from dualseg.exporting.folder import check_output, new_folder
     from dualseg.exporting.packages import check_packages
     from dualseg.runs.folder import RunFolder
-    from dualseg.runs.trusted import Trust
     from dualseg.training.preprocessing import scan_source
+    from dualseg.training.trusted import Trust
 
     run = RunFolder.existing(options.run)
     trust = Trust(options.trust)

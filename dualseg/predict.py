@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from dualseg.data.volumes import VolumeSource
     from dualseg.prediction.outputs import PredictionFolder
     from dualseg.runs.folder import RunFolder
-    from dualseg.runs.trusted import Trust
+    from dualseg.training.trusted import Trust
 
 USAGE = "dualseg-predict run=RUN_FOLDER [run=RUN_FOLDER ...] input=PATH [PATH ...] output=DIR [key=value ...]"
 NOTE = "A scan that fails, or may be one and is not read, does not stop the others; the exit code is then 2."
@@ -32,9 +32,9 @@ def predict(options: PredictionOptions) -> Path:
     from dualseg.prediction.outputs import PredictionFolder
     from dualseg.runs.folder import RunFolder
     from dualseg.runs.lock import writing
-    from dualseg.runs.trusted import Trust
     from dualseg.runs.verdict import recommended, verification
     from dualseg.training.preprocessing import scan_source
+    from dualseg.training.trusted import Trust
 
     named = [recommended(run) for run in options.run]
     runs = [RunFolder.existing(run) for one in named for run in one.runs]

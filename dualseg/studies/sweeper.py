@@ -15,7 +15,6 @@ from dualseg.runs.claim import check_inputs
 from dualseg.runs.folder import RunFolder
 from dualseg.runs.identity import decides
 from dualseg.runs.lock import is_locked
-from dualseg.runs.trusted import to_trust
 from dualseg.studies.index import Job, Sweep
 from dualseg.studies.members import ensemble_folder, ensemble_problem
 from dualseg.studies.monitor import Monitor
@@ -23,6 +22,7 @@ from dualseg.studies.study import Study, study_of
 from dualseg.studies.timing import plan
 from dualseg.training.dataset import check_data, check_same_cases
 from dualseg.training.settings import resolve
+from dualseg.training.trusted import to_trust
 
 FOR_THE_SWEEP = ("sweep", "launcher", "dry")  # arguments that are no run's own
 OF_A_STUDY = ("study", "scale", "variant")  # arguments that a study's rows bring themselves

@@ -9,8 +9,8 @@ from dualseg.data.volumes import VolumeSource
 from dualseg.errors import DualsegError
 from dualseg.files import read_json
 from dualseg.runs.folder import RunFolder
-from dualseg.runs.trusted import Trust
 from dualseg.training.settings import check_for_scans
+from dualseg.training.trusted import Trust
 
 KNOWN_BY_NAME = ("class_names", "channels", "channel_names")  # of a dataset: what no preparation changes
 

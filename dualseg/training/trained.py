@@ -19,10 +19,10 @@ from dualseg.inference.predictor import Member, Predictor
 from dualseg.methods import NetworkEvaluation
 from dualseg.record import ENSEMBLE, Roles, roles_of
 from dualseg.runs.folder import RunFolder
-from dualseg.runs.trusted import Trust
 from dualseg.training.assembly import build_sliding_window, shape_of
 from dualseg.training.case_callbacks import ScoredVolumes, SliceWriter
 from dualseg.training.checkpoints import load_networks, read_checkpoint
+from dualseg.training.trusted import Trust
 
 Config = Mapping[str, Any]
 

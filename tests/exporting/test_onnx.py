@@ -12,9 +12,9 @@ from export_toys import PHANTOM, write_run
 from dualseg.exporting import onnx_files
 from dualseg.networks import SegmentationOutput
 from dualseg.runs.folder import RunFolder
-from dualseg.runs.trusted import Trust
 from dualseg.training.preprocessing import scan_source
 from dualseg.training.trained import trained_networks
+from dualseg.training.trusted import Trust
 
 FOLDER = {
     "class_names": ["background", "liver", "tumour"],

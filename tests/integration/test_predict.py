@@ -13,8 +13,8 @@ import dualseg.train
 from dualseg.data import Phantom
 from dualseg.data.reading import VolumeReader
 from dualseg.runs.folder import RunFolder
-from dualseg.runs.trusted import Trust
 from dualseg.training.trained import build_evaluation
+from dualseg.training.trusted import Trust
 
 
 @pytest.mark.parametrize("downsample", [1, 2])

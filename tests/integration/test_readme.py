@@ -25,9 +25,9 @@ from dualseg.evaluate import EvaluationOptions
 from dualseg.export import ExportOptions
 from dualseg.prediction.options import PredictionOptions
 from dualseg.prepare import PreparationOptions
-from dualseg.runs.evaluation import settings_of_evaluation
 from dualseg.studies.study import read_study
 from dualseg.training.checkpoints import network_states, read_checkpoint
+from dualseg.training.evaluation_settings import settings_of_evaluation
 from dualseg.training.settings import resolve
 
 TINY_PHANTOM = ["+data.source.train=6", "+data.source.test=2", "+data.source.shape=[32,32,16]"]

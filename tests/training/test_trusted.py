@@ -28,11 +28,11 @@ from dualseg.errors import DualsegError
 from dualseg.files import read_json, write_json
 from dualseg.methods.base import CHECKPOINT_FORMAT
 from dualseg.networks import VNet
-from dualseg.runs.evaluation import places_to_write
 from dualseg.runs.folder import RunFolder
-from dualseg.runs.trusted import Trust, targets, to_trust
+from dualseg.training.evaluation_settings import places_to_write
 from dualseg.training.preprocessing import scan_source
 from dualseg.training.settings import resolve
+from dualseg.training.trusted import Trust, targets, to_trust
 
 OWN = """
 from dualseg.data import Phantom

@@ -17,6 +17,7 @@ from dualseg.studies.study_verdict import Verdict
 from dualseg.studies.tidy import StudyTables
 
 LITERATURE_COLUMNS = ("dataset", "method", "labeled", "dice", "jaccard", "hd95", "asd", "source")
+SPLITS = "data.source.splits"
 
 
 @dataclass(frozen=True)
@@ -172,10 +173,11 @@ def _some(names: Sequence[str], shown: int = 3) -> str:
 def _differing(own: pd.DataFrame, settings: Mapping[str, Mapping[str, Any]]) -> str:
     """The keys in which the configurations of one variant's runs differ, and the number of iterations.
 
-    A `data.draw` that is each run's own seed is no difference: that is what a draw a seed looks like.
+    A `data.draw` that is each run's own seed is no difference: that is what a draw a seed looks like. Nor is where the
+    split file lies, as in another checkout of the study's repository: runs on other cases are told by those.
     """
     seeds = {str(run): str(seed) for run, seed in zip(own["run"], own["seed"], strict=True) if run in settings}
-    known = [settings[run] for run in seeds]
+    known = [{**settings[run], SPLITS: Path(str(settings[run].get(SPLITS))).name} for run in seeds]
     keys = dict.fromkeys(key for one in known for key in one)
     found = [
         key

@@ -217,6 +217,18 @@ def test_unlike_runs_of_a_variant_are_said(tmp_path: Path, study_run: Callable[.
     assert row[3] == "10, 2,000"
 
 
+@pytest.mark.parametrize(("file", "said"), [("final.json", False), ("design.json", True)])
+def test_a_split_file_in_another_checkout_is_no_difference(
+    file: str, said: bool, tmp_path: Path, study_run: Callable[..., Path]
+) -> None:
+    found = []
+    for seed, splits in enumerate(("/here/final.json", f"/there/{file}")):
+        folder = study_run(tmp_path / f"r{seed}", {"a": CASES}, seed=seed, changes={"data.source": {"splits": splits}})
+        found.append(Member("full", "cpu", seed, RunFolder(folder)))
+    remarks = " | ".join(write_study(STUDY, found, tmp_path / "out").remarks)
+    assert ("full differ in data.source.splits" in remarks) == said
+
+
 @pytest.mark.parametrize(("draws", "said"), [((0, 1), False), ((0, 2), True), ((1, 0), True)])
 def test_a_draw_of_labels_that_is_the_seed_is_no_difference(
     draws: tuple[int, int], said: bool, tmp_path: Path, study_run: Callable[..., Path]

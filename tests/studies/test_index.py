@@ -13,6 +13,7 @@ from dualseg.runs.replaced import place_of
 from dualseg.studies import index, monitor
 from dualseg.studies.index import Job, Sweep
 from dualseg.studies.monitor import Monitor
+from dualseg.studies.timing import LEAST, measured_rates
 
 JOB = Job(run="x", arguments=(), label="x", kind="toy", iterations=12, seed=0, variant=None)
 
@@ -69,3 +70,9 @@ def test_a_sweep_that_another_one_keeps_writing_is_refused(tmp_path, monkeypatch
     monkeypatch.setattr(index, "WRITING", 0.1)
     with writing(target.path), pytest.raises(DualsegError, match=r"written by .* same command"):
         target.write([JOB], "toy", "cpu")
+
+
+def test_an_iteration_takes_its_time_however_small_the_patch(tmp_path):
+    jobs = [replace(JOB, run=str(work), kind=f"{work}-solo_mix-plain_unet", work=work) for work in (1e-3, 1.0, 2.0)]
+    small, one, two = (rate.seconds for rate in measured_rates(Sweep(tmp_path / "s"), jobs, None).values())
+    assert small == LEAST < one and two == pytest.approx(2 * one)

@@ -32,6 +32,7 @@ def predict(options: PredictionOptions) -> Path:
     from dualseg.prediction.outputs import PredictionFolder
     from dualseg.runs.folder import RunFolder
     from dualseg.runs.lock import writing
+    from dualseg.runs.tables import doubts_of
     from dualseg.runs.verdict import recommended, verification
     from dualseg.training.preprocessing import scan_source
     from dualseg.training.trusted import Trust
@@ -44,6 +45,9 @@ def predict(options: PredictionOptions) -> Path:
         print(f"Largest component alone: {', '.join(kept)}")
     for said in dict.fromkeys(filter(None, map(verification, runs))):
         print(f"Gain from unlabeled scans in training: {said}")
+    for run in runs:
+        if run.finished and (doubts := doubts_of(run)):
+            print(f"warning: {run.path}: {doubts}.", file=sys.stderr)
     if len({run.path.resolve() for run in runs}) < len(runs):
         raise DualsegError("run: the same run folder is given twice.")
     trust = Trust(options.trust)

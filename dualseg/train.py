@@ -90,6 +90,7 @@ def train_here(settings: dict[str, Any]) -> None:
     from dualseg.runs.folder import RunFolder
     from dualseg.runs.lock import writing
     from dualseg.runs.replaced import settle
+    from dualseg.runs.tables import doubts_of
     from dualseg.training.provenance import resume_command
 
     folder = RunFolder.of(settings)
@@ -109,8 +110,9 @@ def train_here(settings: dict[str, Any]) -> None:
                 folder.remove_if_bare()
             raise
     _show(folder)
-    warning = collapse(folder.curves_file)
-    if warning:
+    if warning := doubts_of(folder):
+        print(f"warning: {warning}.", file=sys.stderr)
+    if warning := collapse(folder.curves_file):
         print(f"warning: {warning}. {advice(settings['method'])}", file=sys.stderr)
 
 
@@ -288,7 +290,7 @@ def _show(folder: Any) -> None:
     path = shlex.quote(str(folder.path))
     print(f"Finished: {folder.path}\n{results_of(folder)}")
     print(f"Its page:  dualseg-report run {path}")
-    print(f"New scans: dualseg-predict run={path} input=SCANS output=DIR")
+    print(f"New scans: dualseg-predict run={path} input=SCANS output=DIR report=true")
 
 
 def main() -> None:

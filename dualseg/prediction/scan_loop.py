@@ -80,6 +80,7 @@ def begin(record: PredictionRecord, made_by: Mapping[str, Any], predictor: Predi
                     file=sys.stderr,
                 )
         record.content["resumed"].append({"scans": len(record.kept), **again})
+        record.content["settings"]["report"] = made_by["settings"]["report"]
     record.content["passed_over"] = dict(Counter(file.suffix.lower() for file in found.passed_over))
     record.content["left_out"] = dict(sorted(found.left_out.items()))
     record.write()

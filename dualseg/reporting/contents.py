@@ -12,6 +12,7 @@ import numpy as np
 from dualseg.errors import DualsegError
 from dualseg.files import read_object
 from dualseg.record import ENSEMBLE, record_of
+from dualseg.runs.collapse import collapse
 from dualseg.runs.folder import RunFolder
 from dualseg.runs.reading import PLANES, CaseRow, PlaneSlice, case_row, curve_row, read_rows, read_slices
 from dualseg.runs.verdict import VERDICT, verification
@@ -56,6 +57,11 @@ class RunContents:
             if (file := self.folder.verdict_file).is_file():
                 self.problems[VERDICT] = _reason(error, file)
             return None
+
+    @property
+    def collapse(self) -> str | None:
+        """Whether its pseudo-labels collapsed or flooded."""
+        return collapse(self.folder.curves_file) if self.curves else None
 
     @property
     def splits(self) -> list[str]:

@@ -20,7 +20,7 @@ from dualseg.reporting.curve_panels import curve_networks, loss_panels, schedule
 from dualseg.reporting.html import render
 from dualseg.runs.identity import flatten
 from dualseg.runs.reading import METRICS, CaseRow, PlaneSlice
-from dualseg.runs.tables import distance_unit
+from dualseg.runs.tables import distance_unit, poorly_found
 
 ABSENT = "\N{EN DASH}"
 UNREADABLE = ("data.images.", "started_from")  # of the manifest: one hash a case
@@ -57,6 +57,7 @@ def render_run(run: RunContents) -> str:
         curve_networks=curve_networks(run),
         examples=_examples(run),
         problems=run.problems,
+        warnings=[warning for warning in (poorly_found(run.metrics, run.cases), run.collapse) if warning],
         architectures=_architectures(run),
         facts=[(key, _text(value)) for key, value in flatten(run.manifest).items() if not key.startswith(UNREADABLE)],
         duration=_duration(run.manifest.get("seconds")),

@@ -54,7 +54,7 @@ def collapse(path: Path) -> str | None:
 def advice(method: Mapping[str, Any]) -> str:
     """What to try after such a run, of which `method` is the node of the configuration."""
     if method.get("guard"):
-        return "Their shares are in its report (dualseg-report run RUN_FOLDER); docs/mix.md says what to do."
+        return "A short run needs more iterations (trainer.max_iterations); else docs/mix.md says what to do."
     gentler = "method=dual_gentle" if method["_target_"].endswith(".DualNetwork") else "method.guard=true"
     return f"Try {gentler}, smaller weights of the unlabeled terms, or more labels; docs/method.md says why."
 

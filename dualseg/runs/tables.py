@@ -11,6 +11,7 @@ from dualseg.runs.identity import flatten
 from dualseg.runs.reading import CaseRow, case_row, read_rows
 
 STAGES = ("validation", "test")
+POOR = 0.1  # mean Dice of a class, below which a network has not learned it
 # split, network, class -> cases in which it is found, cases that contain it
 Found = dict[tuple[str, str, str], tuple[int, int]]
 
@@ -31,6 +32,16 @@ def results_of(folder: RunFolder) -> str:
     networks = {network for stage in STAGES for network in metrics.get(stage, {})}
     standing = [f"{record_of(metrics.get('record'), networks)} stands for the run."] if len(networks) > 1 else []
     return "\n".join([results_table(metrics, folder.config(), rows), *standing, *absences(rows)])
+
+
+def doubts_of(folder: RunFolder) -> str | None:
+    """`poorly_found` of a finished run or evaluation.
+
+    Raises:
+        DualsegError: a file of the folder is damaged.
+    """
+    rows = read_rows(folder.cases_file, case_row)[0] if folder.cases_file.is_file() else []
+    return poorly_found(folder.metrics(), rows)
 
 
 def results_table(metrics: Mapping[str, Any], config: Mapping[str, Any], rows: Sequence[CaseRow] = ()) -> str:
@@ -79,11 +90,29 @@ def absences(rows: Sequence[CaseRow]) -> list[str]:
     said = []
     for (split, name, cases), by in networks.items():
         if cases:
-            where = f"{split}: {name} found in 0 of {cases} cases that contain it ({', '.join(by)})"
-            said.append(f"{where}; a longer training (trainer.max_iterations) or more labels of it may find it.")
+            said.append(f"{split}: {name} found in 0 of {cases} cases that contain it ({', '.join(by)}).")
         else:
             said.append(f"{split}: no case contains {name}; its Dice is the share of cases where none is predicted.")
     return said
+
+
+def poorly_found(metrics: Mapping[str, Any], rows: Sequence[CaseRow]) -> str | None:
+    """A warning that names the classes that the run hardly finds, in its test or else its validation cases.
+
+    Args:
+        metrics: content of metrics.json.
+        rows: of cases.csv beside it.
+    """
+    split = next((split for split in reversed(STAGES) if metrics.get(split)), None)
+    standing = record_of(metrics.get("record"), metrics[split]) if split else None
+    dice: dict[str, list[float]] = defaultdict(list)
+    for row in rows:
+        if (row.split, row.network) == (split, standing) and row.empty in ("", "prediction"):
+            dice[row.class_name].append(row.dice)
+    poor = [f"{name} (Dice {100 * mean(own):.1f} %)" for name, own in dice.items() if mean(own) < POOR]
+    if not poor:
+        return None
+    return f"hardly found in the {split} cases: {', '.join(poor)}; train longer (trainer.max_iterations) or label more"
 
 
 def _median_dice(rows: Sequence[CaseRow]) -> dict[tuple[str, str, str | None], float]:

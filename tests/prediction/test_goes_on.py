@@ -227,7 +227,7 @@ def test_predictions_of_scans_that_are_not_given_any_more_are_not_mixed_in(predi
     [
         ("overlap=0.25", "overlap: 0.5 there, 0.25 now"), ("mirror=true", "mirror: False there, True now"),
         ("uncertainty=true", "uncertainty: False there"), ("probabilities=true", "probabilities: False there"),
-        ("keep_largest=all", "keep_largest: [] there"), ("report=true", "report: False there"),
+        ("keep_largest=all", "keep_largest: [] there"),
         ("identifiers=true", "identifiers: False there"),
     ],
 )  # fmt: skip
@@ -336,6 +336,15 @@ def test_the_page_gets_the_scans_that_are_added(predict, watch, scans, out, tmp_
     watch.seen.clear()
     assert predict(*words).code == 0 and watch.seen == ["a", "b", "c"]
     assert content(out) == content(tmp_path / "whole")
+
+
+def test_a_page_may_be_added_and_is_kept_up_to_date_then(predict, watch, scans, out, tmp_path) -> None:
+    words = (f"input={scans}", "report=true")
+    assert predict(words[0]).code == 0 and not (out / "report.html").exists()
+    assert predict(*words).code == 0
+    assert predict(*words, f"output={tmp_path / 'whole'}").code == 0
+    assert content(out) == content(tmp_path / "whole")
+    predict(words[0]).complains("report: True there, False now")
 
 
 def test_a_page_that_was_not_written_is(predict, watch, scans, out, tmp_path, monkeypatch) -> None:

@@ -16,7 +16,7 @@ from dualseg.record import Roles
 from dualseg.runs.reading import CASE_COLUMNS, CaseRow, case_row, read_rows
 from dualseg.runs.reading import METRICS as COLUMNS
 from dualseg.runs.results import metrics_of, write_cases
-from dualseg.runs.tables import absences, distance_unit, results_table
+from dualseg.runs.tables import absences, distance_unit, poorly_found, results_table
 from dualseg.training import provenance
 
 METRICS = ("dice", "jaccard", "hd95", "asd")
@@ -164,6 +164,26 @@ def test_a_class_that_is_never_found_or_never_there_is_said():
     tumour, cyst = absences(rows)
     assert "tumour found in 0 of 2 " in tumour and "(a, ensemble, b)" in tumour
     assert "no case contains cyst" in cyst
+
+
+def test_a_class_that_is_hardly_found_is_warned_of():
+    """Of what stands for the run alone, on its test cases where it has some, and in cases that contain the class."""
+
+    def row(split, network, name, dice, empty=""):
+        return CaseRow("x", split, network, name, dice, dice, 1.0, 1.0, empty)
+
+    rows = [
+        row("validation", "teacher", "tumour", 0.02),
+        *(row("validation", "a", "tumour", dice) for dice in (0.05, 0.13)),  # 9 %
+        *(row("validation", "a", "liver", dice) for dice in (0.0, 0.3)),
+        row("validation", "a", "cyst", 0.0, "reference"),  # no case contains it
+    ]
+    metrics = {"record": "a", "validation": {"a": {}, "teacher": {}}}
+    warning = poorly_found(metrics, rows)
+    assert warning is not None and "validation" in warning and "tumour (Dice 9.0 %)" in warning
+    assert "liver" not in warning and "cyst" not in warning
+    assert poorly_found({**metrics, "test": {"a": {}}}, [*rows, row("test", "a", "tumour", 0.5)]) is None
+    assert poorly_found({}, []) is None
 
 
 def test_a_config_without_a_unit_means_the_default():

@@ -12,7 +12,7 @@ import numpy as np
 from dualseg.errors import DualsegError
 from dualseg.files import read_object
 from dualseg.record import ENSEMBLE, record_of
-from dualseg.runs.collapse import collapse
+from dualseg.runs.collapse import advice, collapse
 from dualseg.runs.folder import RunFolder
 from dualseg.runs.reading import PLANES, CaseRow, PlaneSlice, case_row, curve_row, read_rows, read_slices
 from dualseg.runs.verdict import VERDICT, verification
@@ -60,8 +60,12 @@ class RunContents:
 
     @property
     def collapse(self) -> str | None:
-        """Whether its pseudo-labels collapsed or flooded."""
-        return collapse(self.folder.curves_file) if self.curves else None
+        """Whether its pseudo-labels collapsed or flooded, and what to try then."""
+        warning = collapse(self.folder.curves_file) if self.curves else None
+        method = self.config.get("method")
+        if warning is None or not isinstance(method, dict):
+            return warning
+        return f"{warning}. {advice(method)}".removesuffix(".")
 
     @property
     def splits(self) -> list[str]:

@@ -55,7 +55,7 @@ def advice(method: Mapping[str, Any]) -> str:
     """What to try after such a run, of which `method` is the node of the configuration."""
     if method.get("guard"):
         return "A short run needs more iterations (trainer.max_iterations); else docs/mix.md says what to do."
-    gentler = "method=dual_gentle" if method["_target_"].endswith(".DualNetwork") else "method.guard=true"
+    gentler = "method=dual_gentle" if str(method.get("_target_")).endswith(".DualNetwork") else "method.guard=true"
     return f"Try {gentler}, smaller weights of the unlabeled terms, or more labels; docs/method.md says why."
 
 

@@ -73,7 +73,7 @@ def check_config(config: Any, options: CheckOptions) -> None:
         write_pool_page(findings.pool, settings["data"]["name"], findings.images["labeled"], findings.notes, page)
         print(f"Page: {page}")
     elif any(scan.distance > 1 for scan in findings.pool):
-        print("Unlike is not wrong: look at these scans with page=pool.html, and exclude what does not belong.")
+        print("Unlike scans need not be wrong: look at them with page=pool.html, and exclude what does not belong.")
     if findings.found:
         raise SystemExit(1)
 

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -46,8 +47,9 @@ def predict(options: PredictionOptions) -> Path:
     for said in dict.fromkeys(filter(None, map(verification, runs))):
         print(f"Gain from unlabeled scans in training: {said}")
     for run in runs:
-        if run.finished and (doubts := doubts_of(run)):
-            print(f"warning: {run.path}: {doubts}.", file=sys.stderr)
+        with suppress(DualsegError):  # a damaged result keeps nobody from predicting
+            if run.finished and (doubts := doubts_of(run)):
+                print(f"warning: {run.path}: {doubts}.", file=sys.stderr)
     if len({run.path.resolve() for run in runs}) < len(runs):
         raise DualsegError("run: the same run folder is given twice.")
     trust = Trust(options.trust)
@@ -94,7 +96,16 @@ def _predict(
         print(left_out_line(found.left_out), file=sys.stderr)
     named = {*record.scans}
     copies = copies_of(folder.report_file) if options.report else None
-    todo = record.take(scans, lambda scan: folder.holds(scan, record.kinds) and (copies is None or scan in copies))
+    intact: set[str] = set()
+
+    def is_whole(scan: str) -> bool:
+        """Of a scan that has not changed: its maps are there, and its picture where there is a page."""
+        if not folder.holds(scan, record.kinds):
+            return False
+        intact.add(scan)
+        return copies is None or scan in copies
+
+    todo = record.take(scans, is_whole)
     for scan in scans:
         if not scan.source:
             print(f"{scan.name} is {scan.where}")  # and nothing that is written says so
@@ -103,6 +114,8 @@ def _predict(
     new_page = partial(ReviewPage, folder.report_file, folder.class_names, len(scans), window)
     if len(todo) < len(scans):
         print(f"{len(scans) - len(todo)} of {len(scans)} scans are predicted already")
+    if for_page := intact - {*record.kept}:
+        print(f"{len(for_page)} of {len(scans)} scans are predicted again, for the page")
     if todo:
         from dualseg.prediction.scan_loop import begin, device_of, predict_scans
         from dualseg.training.trained import build_predictor
@@ -113,7 +126,7 @@ def _predict(
         folder.open()
         page = new_page() if options.report else None
         begin(record, by, predictor, found)
-        for name in {*named, *record.scans} - {*record.kept}:
+        for name in {*named, *record.scans} - {*record.kept} - intact:
             folder.remove(name)  # of a file that has changed, or from a killed process
         with resumable(f"Finished scans are kept in {folder.path}: give the same command again to go on."):
             failed = predict_scans(predictor, todo, folder, record, options, sources[0].channels, page)

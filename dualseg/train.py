@@ -289,8 +289,8 @@ def _show(folder: Any) -> None:
 
     path = shlex.quote(str(folder.path))
     print(f"Finished: {folder.path}\n{results_of(folder)}")
-    print(f"Its page:  dualseg-report run {path}")
-    print(f"New scans: dualseg-predict run={path} input=SCANS output=DIR report=true")
+    print(f"To see its report:   dualseg-report run {path}")
+    print(f"To segment scans:    dualseg-predict run={path} input=SCANS output=DIR report=true")
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -11,7 +12,7 @@ COLLAPSED = 0.25  # a run is told of when its share of foreground is below that 
 FLOODED = 3.0  # or above as many times of it
 # the same of a class, averaged over iterations: those of the guard, which needs torch
 LOW, HIGH = 0.25, 4.0
-_CURVES = re.compile(rb'^(\d+),"?(foreground|pseudo_share|guard)/([^\r\n]+?)"?,([0-9.e+-]+)\r?$', re.MULTILINE)
+_CURVES = re.compile(rb'^(\d+),"?(foreground|pseudo_share|guard)/([^\r\n]+?)"?,([0-9.e+-]+)\r?\n', re.MULTILINE)
 
 Rows = list[tuple[int, str, float]]  # iteration, name without its prefix, value
 
@@ -31,7 +32,8 @@ def collapse(path: Path) -> str | None:
     rows: dict[str, Rows] = {"foreground": [], "pseudo_share": [], "guard": []}
     # these rows alone are parsed, for the sake of collecting many runs
     for iteration, prefix, name, value in _CURVES.findall(path.read_bytes()):
-        rows[prefix.decode()].append((int(iteration), name.decode(), float(value)))
+        with suppress(ValueError):  # a damaged row
+            rows[prefix.decode()].append((int(iteration), name.decode(errors="replace"), float(value)))
     if rows["guard"]:
         return _held_back(rows["guard"], rows["pseudo_share"])
     if not rows["foreground"]:

@@ -103,7 +103,7 @@ def poorly_found(metrics: Mapping[str, Any], rows: Sequence[CaseRow]) -> str | N
         metrics: content of metrics.json.
         rows: of cases.csv beside it.
     """
-    split = next((split for split in reversed(STAGES) if metrics.get(split)), None)
+    split = next((s for s in reversed(STAGES) if isinstance(metrics.get(s), Mapping) and metrics[s]), None)
     standing = record_of(metrics.get("record"), metrics[split]) if split else None
     dice: dict[str, list[float]] = defaultdict(list)
     for row in rows:

@@ -101,7 +101,7 @@ class Sweep:
 
     @classmethod
     def named(cls, output: str | Path, study: str | None, scale: str | None, arguments: Sequence[str]) -> "Sweep":
-        """The sweep of a study at a scale, or of arguments: the same ones find the same sweep again.
+        """The sweep of a study at a scale, or of a list of arguments, which finds the same sweep again.
 
         Raises:
             DualsegError: its name would lead out of <output>/sweeps.
@@ -176,7 +176,7 @@ class Sweep:
             return []
         content = read_json(self.file)
         try:
-            jobs = [_job(**described) for described in content["jobs"]]
+            jobs = [_job(described) for described in content["jobs"]]
             for job in jobs:
                 check_folder_name("run", str(job.run))
         except (DualsegError, KeyError, TypeError) as error:
@@ -280,9 +280,11 @@ class Sweep:
         return "interrupted" if folder.latest_checkpoint() else "to do"
 
 
-def _job(words: Sequence[str] = (), arguments: Sequence[str] = (), **described: Any) -> Job:
-    """As sweep.json describes it; an older version called its arguments words."""
-    return Job(arguments=tuple(arguments or words), **described)
+def _job(described: Mapping[str, Any]) -> Job:
+    """As sweep.json describes it; an older version called its arguments words. Raises: KeyError where it has none."""
+    facts = dict(described)
+    arguments = facts.pop("arguments") if "arguments" in facts else facts.pop("words")
+    return Job(arguments=tuple(arguments), **facts)
 
 
 def dice_of(folder: RunFolder) -> float | None:

@@ -173,8 +173,8 @@ def _some(names: Sequence[str], shown: int = 3) -> str:
 def _differing(own: pd.DataFrame, settings: Mapping[str, Mapping[str, Any]]) -> str:
     """The keys in which the configurations of one variant's runs differ, and the number of iterations.
 
-    A `data.draw` that is each run's own seed is no difference: that is what a draw a seed looks like. Nor is where the
-    split file lies, as in another checkout of the study's repository: runs on other cases are told by those.
+    A `data.draw` that is each run's own seed is no difference: that is what a draw a seed looks like. Nor is the
+    folder of the split file, which is another one in each checkout: its name alone is compared.
     """
     seeds = {str(run): str(seed) for run, seed in zip(own["run"], own["seed"], strict=True) if run in settings}
     known = [{**settings[run], SPLITS: Path(str(settings[run].get(SPLITS))).name} for run in seeds]

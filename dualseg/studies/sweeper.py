@@ -30,8 +30,10 @@ OF_A_STUDY = ("study", "scale", "variant")  # arguments that a study's rows brin
 
 @dataclass(frozen=True)
 class Combination:
-    """The arguments of one run, and what tells it from the others; of a study its variant, and the others it was given:
-    all, and those that all of its runs have."""
+    """The arguments of one run, and what tells it from the others.
+
+    Of a study, `given` are the arguments beside those of its variant, and `shared` those of them that all runs have.
+    """
 
     arguments: tuple[str, ...]
     label: str
@@ -223,7 +225,7 @@ def _lacks_its_origin(target: Sweep, job: Job, origin: Path | None) -> bool:
 
 
 def _choices(override: Any) -> list[str]:
-    """The arguments, one value each, of an argument of the command line."""
+    """One argument for each value of an override that may list several."""
     key = override.get_key_element()
     if override.is_sweep_override():
         return [f"{key}={value}" for value in override.sweep_string_iterator()]

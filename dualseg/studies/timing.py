@@ -17,7 +17,7 @@ from dualseg.studies.members import ensemble_folder, ensemble_problem
 from dualseg.training.dataset import source_and_split
 
 LEAST = 0.05  # seconds of an iteration on a CPU, however small the patch: 0.06 to 0.14 with 24x24x16 on a busy core
-BY_SIZE = "by the size of its patches, without a GPU; a slow or busy machine takes two or three times as long as"
+BY_SIZE = "by the size of its patches, without a GPU; a slow or busy machine takes two or three times as long"
 _FOLD = re.compile(r"(data\.(source\.)?)?fold[= ]\d+")  # in the label of a run
 
 
@@ -43,7 +43,7 @@ def measured_rates(sweep: Sweep, jobs: Iterable[Job], scale: str | None) -> dict
         for job in jobs:
             if job.kind.endswith(f"-{row['kind']}") and job.kind not in rates and job.work:
                 scaled = max(float(row["seconds_per_iteration"]) * job.work, LEAST)
-                rates[job.kind] = Rate(scaled, f"{BY_SIZE}, {row['hardware']}")
+                rates[job.kind] = Rate(scaled, f"{BY_SIZE}; measured on {row['hardware']}")
     own: dict[str, list[float]] = {}
     for job in jobs:
         folder = sweep.run_folder(job)

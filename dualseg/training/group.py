@@ -42,7 +42,7 @@ class Ending:
 
 
 def run_group(arguments: Sequence[str], processes: int, log: Path | None = None, stop: Stop | None = None) -> Ending:
-    """Run `dualseg-train WORDS` as `processes` ranks on this machine, and wait for all of them.
+    """Run `dualseg-train ARGUMENTS` as `processes` ranks on this machine, and wait for all of them.
 
     What rank 0 prints goes to the terminal, or into `log`; what another rank says of an error is shown only if it is
     the first to fail and rank 0 does not fail in the same way, so that one mistake gives one message. When a rank

@@ -144,9 +144,11 @@ def has_twin(settings: Mapping[str, Any]) -> bool:
 
 def _has_unlabeled(settings: Mapping[str, Any]) -> bool:
     """The dataset has unlabeled volumes beside the labeled ones; also where `check_data` will say what is wrong."""
+    from hydra.errors import InstantiationException
+
     try:
         return bool(source_and_split(settings)[1].unlabeled)
-    except DualsegError:
+    except (DualsegError, InstantiationException):
         return True
 
 

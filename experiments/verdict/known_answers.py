@@ -2,9 +2,9 @@
 
     python experiments/verdict/known_answers.py WORK [--answers help hurt] [--repetitions 10]
 
-Each repetition makes a dataset of its own below WORK, in nnU-Net's layout, and runs `dualseg-train -m sweep=verdict`
-with two folds on it, with a small network. Rows are added to known_answers.csv beside this file as they finish; what is
-there is not run again.
+Each repetition makes a dataset of its own below WORK (an empty folder, or that of an earlier start), in nnU-Net's
+layout, and runs `dualseg-train -m sweep=verdict` with two folds on it, with a small network. Rows are added to
+known_answers.csv beside this file as they finish; what is there is not run again.
 
 A scan shows one large bright body, which is labeled, among small ones that are as bright, on a smooth ground, under a
 bias field and noise.

@@ -221,6 +221,7 @@ def test_a_run_is_not_cluttered(trained: Trained) -> None:
     lines = [line for line in trained.output.stdout.splitlines() if line.strip()]
     assert lines[0] == "Training runs/demo" and lines[1] == "Finished: runs/demo"
     noise = re.compile(r"tip:|gpu available|tpu|treespec|weights_only|warn|many workers", re.IGNORECASE)
+    assert "hardly found" in trained.output.stderr, "with what three iterations teach"
     said = [line for line in trained.output.stderr.splitlines() if "hardly found" not in line]  # after 3 iterations
     assert not [line for line in said if noise.search(line)]
 

@@ -56,7 +56,7 @@ def test_terms_are_added_to_those_of_any_method():
 def test_a_variant_of_a_study_adds_them(value):
     variants = {"plain": {}, "more": {"method": "mean_teacher", "+term": value, "method.terms.erda.weight": 0.01}}
     study = study_of("mine", {"experiments": {"cpu": "la_cpu"}, "seeds": [0], "variants": variants})
-    terms = composed(*study.words("more", "cpu"))["method"]["terms"]
+    terms = composed(*study.arguments("more", "cpu"))["method"]["terms"]
     assert list(terms)[3:] == ([value] if isinstance(value, str) else value)
     assert terms["erda"]["weight"] == 0.01
 

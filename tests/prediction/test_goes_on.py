@@ -347,6 +347,14 @@ def test_a_page_may_be_added_and_is_kept_up_to_date_then(predict, watch, scans, 
     predict(words[0]).complains("report: True there, False now")
 
 
+def test_maps_stay_until_those_with_a_page_take_their_place(predict, watch, scans, out) -> None:
+    assert predict(f"input={scans}").code == 0
+    maps = {path.name: path.read_bytes() for path in (out / "labels").glob("*.nii.gz")}
+    outcome = stopped(watch, predict, "b.nii", f"input={scans}", "report=true")
+    assert "3 of 3 scans are predicted again" in outcome.out
+    assert {path.name: path.read_bytes() for path in (out / "labels").glob("*.nii.gz")} == maps
+
+
 def test_a_page_that_was_not_written_is(predict, watch, scans, out, tmp_path, monkeypatch) -> None:
     words = (f"input={scans}", "report=true")
     with monkeypatch.context() as patch:

@@ -364,3 +364,17 @@ def test_what_a_run_carries_of_a_verdict_is_said(text, predict, run, tmp_path, s
         (run / "verdict.json").write_text(json.dumps({"short": text}))
     outcome = predict(f"input={scan}")
     assert outcome.code == 0 and f"unlabeled scans in training: {text or 'not verified'}" in outcome.out
+
+
+def test_a_class_that_the_run_hardly_finds_is_warned_of(predict, run, tmp_path, scan) -> None:
+    head = "case,split,network,class,dice,jaccard,hd95,asd,empty"
+    rows = [f"c,test,ensemble,{name},{dice},0.1,1,1," for name, dice in (("liver", 0.05), ("tumour", 0.5))]
+    (run / "cases.csv").write_text("\n".join([head, *rows, ""]))
+    metrics = {"status": "finished", "test": {name: {"dice": 0.3} for name in ("a", "b", "ensemble")}}
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    outcome = predict(f"input={scan}", f"output={tmp_path / 'said'}")
+    assert outcome.code == 0 and "liver (Dice 5.0 %)" in outcome.err and "tumour" not in outcome.err
+    for damaged in ("{", '{"status": "finished", "test": 5}'):
+        (run / "metrics.json").write_text(damaged)
+        outcome = predict(f"input={scan}", f"output={tmp_path / str(len(damaged))}")
+        assert outcome.code == 0 and "Dice" not in outcome.err

@@ -215,6 +215,19 @@ def test_unfinished_run(tmp_path: Path, make_run: Callable[..., Path]) -> None:
     assert "metrics.json: cannot be read" in page.text and "manifest.json: not a JSON object" in page.text
 
 
+def test_what_is_to_be_doubted_stands_on_top(tmp_path: Path, make_run: Callable[..., Path]) -> None:
+    """A class that is hardly found, pseudo-labels that the guard held back; a row that a kill cut off harms nothing."""
+    run = make_run(tmp_path / "run")
+    edit_cases(run, lambda rows: [",".join([*row.split(",")[:4], "0.02", "0.01", "9", "9", ""]) for row in rows])
+    with (run / "logs" / "curves.csv").open("a") as file:
+        for iteration in (1, 2):
+            file.write(f"{iteration},guard/open,0.0\n{iteration},pseudo_share/atrium,9.0\n")
+        file.write("3,pseudo_share/atrium,1e-")
+    text = Page(write_run_report(run)).text
+    assert "Hardly found in the test cases: atrium (Dice 2.0 %)" in text
+    assert "9 times as much atrium as the labels" in text
+
+
 def test_summary_and_cases_do_not_need_each_other(tmp_path: Path, make_run: Callable[..., Path]) -> None:
     run = make_run(tmp_path / "run", split="validation", slices=False)
     metrics = run / "metrics.json"

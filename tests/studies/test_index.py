@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from dualseg.errors import DualsegError
+from dualseg.files import write_json
 from dualseg.runs.lock import writing
 from dualseg.runs.replaced import place_of
 from dualseg.studies import index, monitor
@@ -76,3 +77,17 @@ def test_an_iteration_takes_its_time_however_small_the_patch(tmp_path):
     jobs = [replace(JOB, run=str(work), kind=f"{work}-solo_mix-plain_unet", work=work) for work in (1e-3, 1.0, 2.0)]
     small, one, two = (rate.seconds for rate in measured_rates(Sweep(tmp_path / "s"), jobs, None).values())
     assert small == LEAST < one and two == pytest.approx(2 * one)
+
+
+@pytest.mark.parametrize("key", ["arguments", "words", "phrases"])
+def test_the_arguments_of_an_older_sweep_are_read(sweep, key):
+    """An older version called them words."""
+    facts = {**vars(JOB), key: ["seed=3"]}
+    if key != "arguments":
+        del facts["arguments"]
+    write_json(sweep.file, {"jobs": [facts]})
+    if key == "phrases":
+        with pytest.raises(DualsegError, match="damaged"):
+            sweep.jobs()
+    else:
+        assert sweep.jobs() == [replace(JOB, arguments=("seed=3",))]

@@ -56,7 +56,7 @@ def configurations(name: str, scale: str) -> Mapping[str, dict[str, Any]]:
 
 def composed(name: str, variant: str, scale: str) -> dict[str, Any]:
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        words = [f"data.root={root_of(name)}", *read_study(name).words(variant, scale)]
+        words = [f"data.root={root_of(name)}", *read_study(name).arguments(variant, scale)]
         return resolve(compose("train", overrides=words), planning=False)
 
 
@@ -83,7 +83,7 @@ def test_the_rows_of_a_verdict_differ_in_nothing_but_the_unlabeled_patches_and_t
 
 def composed_of_verdict(variant: str) -> dict[str, Any]:
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        words = ["data=phantom", "data.root=/tmp", *read_study("verdict").words(variant, None)]
+        words = ["data=phantom", "data.root=/tmp", *read_study("verdict").arguments(variant, None)]
         return resolve(compose("train", overrides=words), planning=False)
 
 
@@ -208,7 +208,7 @@ def test_an_unknown_study_is_refused_with_the_nearest():
 def test_an_unknown_scale_is_refused():
     study = read_study("la_main")
     with pytest.raises(DualsegError, match=r"scale=huge: .*la_main has cpu, full"):
-        study.words("dual_described_8", "huge")
+        study.arguments("dual_described_8", "huge")
 
 
 SWEEP: dict[str, Any] = {"experiments": {"cpu": "la_cpu"}, "seeds": [0], "variants": {"one": {}, "two": {"seed": 1}}}
@@ -251,7 +251,7 @@ def test_each_row_may_have_a_reference_of_its_own():
 
 def test_notes_are_a_list():
     variants = {"one": {"weights_as": {"b": "a", "a.encoder": "a.encoder"}, "trainer.devices": [0, 1]}}
-    words = study_of("mine", {**SWEEP, "variants": variants, "against": {}}).words("one", "cpu")
+    words = study_of("mine", {**SWEEP, "variants": variants, "against": {}}).arguments("one", "cpu")
     assert {"weights_as={b:a,a.encoder:a.encoder}", "trainer.devices=[0,1]"} <= set(words)
     assert study_of("mine", {**SWEEP, "notes": ["one is\n odd."]}).notes == ("one is odd",)
     with pytest.raises(DualsegError, match=r"sweep mine: notes: .*list"):

@@ -69,7 +69,7 @@ class Launches:
     def finish(self, words: list[str]) -> None:
         for index in (self.output / "sweeps").glob("*/sweep.json"):
             for job in json.loads(index.read_text())["jobs"]:
-                if set(job["words"]) <= set(words):
+                if set(job["arguments"]) <= set(words):
                     write_finished(self.output / job["run"])
 
     def labels(self) -> list[tuple[str, str]]:
@@ -561,7 +561,7 @@ def test_finished_runs_of_other_cases_are_refused_by_a_verdict(train, launches, 
 
 def root_of(job: Any) -> Path:
     """The data root of a job."""
-    (word,) = [word for word in job.words if word.startswith("data.root=")]
+    (word,) = [word for word in job.arguments if word.startswith("data.root=")]
     return Path(word.removeprefix("data.root="))
 
 

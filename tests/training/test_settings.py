@@ -5,10 +5,12 @@ from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.errors import InstantiationException
 
 from dualseg.configuration import conf_dir
 from dualseg.errors import DualsegError
 from dualseg.runs.identity import run_name
+from dualseg.training.dataset import check_data
 from dualseg.training.settings import check_for_scans, check_patch_divides, resolve
 
 PLAN = [
@@ -48,6 +50,14 @@ def test_of_a_pair_a_method_of_one_network_has_the_first(method: str) -> None:
     planned = resolved(f"method={method}", *PLAN, *patched(48, 48, 12))["networks"]
     assert {name: network["architecture"] for name, network in planned.items()} == {"a": "residual_encoder"}
     assert run_name(resolved(f"method={method}")) == run_name(resolved(f"method={method}", "networks=vnet_vnet"))
+
+
+def test_data_that_are_not_there_are_for_the_check_of_the_data_to_tell() -> None:
+    """So that a finished run whose data have gone still shows its results."""
+    settings = resolved("data=pancreas", "data.root=/nowhere", "method=solo_mix", "batch.unlabeled=4")
+    assert settings["batch"]["unlabeled"] == 4
+    with pytest.raises(InstantiationException, match="/nowhere"):
+        check_data(settings)
 
 
 def test_a_plan_has_no_other_keys() -> None:

@@ -54,7 +54,7 @@ def test_of_a_pair_a_method_of_one_network_has_the_first(method: str) -> None:
 
 def test_data_that_are_not_there_are_for_the_check_of_the_data_to_tell() -> None:
     """So that a finished run whose data have gone still shows its results."""
-    settings = resolved("data=pancreas", "data.root=/nowhere", "method=solo_mix", "batch.unlabeled=4")
+    settings = resolved("data=pancreas", "data.root=/nowhere", "method=solo_mix", "networks=vnet")
     assert settings["batch"]["unlabeled"] == 4
     with pytest.raises(InstantiationException, match="/nowhere"):
         check_data(settings)

@@ -64,7 +64,7 @@ def two(words: list[str], cwd: Path) -> RunFolder:
     assert code == 0, err
     assert out.count("Training ") == out.count("Finished: ") == 1
     noise = [line for line in err.replace("\r", "\n").splitlines() if line.strip() and "volumes:" not in line]
-    assert noise == []
+    assert len(noise) <= 1 and all("hardly found" in line for line in noise), "what three steps teach, said once"
     (folder,) = (cwd / "runs").iterdir()
     return RunFolder(folder)
 

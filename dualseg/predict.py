@@ -33,7 +33,7 @@ def predict(options: PredictionOptions) -> Path:
     from dualseg.prediction.outputs import PredictionFolder
     from dualseg.runs.folder import RunFolder
     from dualseg.runs.lock import writing
-    from dualseg.runs.tables import doubts_of
+    from dualseg.runs.tables import poorly_found_of
     from dualseg.runs.verdict import recommended, verification
     from dualseg.training.preprocessing import scan_source
     from dualseg.training.trusted import Trust
@@ -48,8 +48,8 @@ def predict(options: PredictionOptions) -> Path:
         print(f"Gain from unlabeled scans in training: {said}")
     for run in runs:
         with suppress(DualsegError):  # a damaged result keeps nobody from predicting
-            if run.finished and (doubts := doubts_of(run)):
-                print(f"warning: {run.path}: {doubts}.", file=sys.stderr)
+            if run.finished and (warning := poorly_found_of(run)):
+                print(f"warning: {run.path}: {warning}", file=sys.stderr)
     if len({run.path.resolve() for run in runs}) < len(runs):
         raise DualsegError("run: the same run folder is given twice.")
     trust = Trust(options.trust)
@@ -96,16 +96,10 @@ def _predict(
         print(left_out_line(found.left_out), file=sys.stderr)
     named = {*record.scans}
     copies = copies_of(folder.report_file) if options.report else None
-    intact: set[str] = set()
-
-    def is_whole(scan: str) -> bool:
-        """Of a scan that has not changed: its maps are there, and its picture where there is a page."""
-        if not folder.holds(scan, record.kinds):
-            return False
-        intact.add(scan)
-        return copies is None or scan in copies
-
-    todo = record.take(scans, is_whole)
+    record.take(scans, lambda scan: folder.holds(scan, record.kinds))
+    done = record.kept
+    for_page = {scan.name for scan in scans if scan.name in done} - {*copies} if copies is not None else set()
+    todo = [scan for scan in scans if scan.name not in done or scan.name in for_page]
     for scan in scans:
         if not scan.source:
             print(f"{scan.name} is {scan.where}")  # and nothing that is written says so
@@ -114,7 +108,7 @@ def _predict(
     new_page = partial(ReviewPage, folder.report_file, folder.class_names, len(scans), window)
     if len(todo) < len(scans):
         print(f"{len(scans) - len(todo)} of {len(scans)} scans are predicted already")
-    if for_page := intact - {*record.kept}:
+    if for_page:
         print(f"{len(for_page)} of {len(scans)} scans are predicted again, for the page")
     if todo:
         from dualseg.prediction.scan_loop import begin, device_of, predict_scans
@@ -126,7 +120,7 @@ def _predict(
         folder.open()
         page = new_page() if options.report else None
         begin(record, by, predictor, found)
-        for name in {*named, *record.scans} - {*record.kept} - intact:
+        for name in {*named, *record.scans} - {*record.kept}:
             folder.remove(name)  # of a file that has changed, or from a killed process
         with resumable(f"Finished scans are kept in {folder.path}: give the same command again to go on."):
             failed = predict_scans(predictor, todo, folder, record, options, sources[0].channels, page)

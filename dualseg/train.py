@@ -86,11 +86,11 @@ def train_here(settings: dict[str, Any]) -> None:
         Interrupted: Ctrl-C or SIGTERM, with the command that goes on.
     """
     from dualseg.processes import rank
-    from dualseg.runs.collapse import advice, collapse
+    from dualseg.runs.collapse import collapse_with_advice
     from dualseg.runs.folder import RunFolder
     from dualseg.runs.lock import writing
     from dualseg.runs.replaced import settle
-    from dualseg.runs.tables import doubts_of
+    from dualseg.runs.tables import poorly_found_of
     from dualseg.training.provenance import resume_command
 
     folder = RunFolder.of(settings)
@@ -110,10 +110,10 @@ def train_here(settings: dict[str, Any]) -> None:
                 folder.remove_if_bare()
             raise
     _show(folder)
-    if warning := doubts_of(folder):
-        print(f"warning: {warning}.", file=sys.stderr)
-    if warning := collapse(folder.curves_file):
-        print(f"warning: {warning}. {advice(settings['method'])}", file=sys.stderr)
+    if warning := poorly_found_of(folder):
+        print(f"warning: {warning}", file=sys.stderr)
+    if warning := collapse_with_advice(folder.curves_file, settings["method"]):
+        print(f"warning: {warning}", file=sys.stderr)
 
 
 def _train(settings: dict[str, Any], folder: Any) -> None:

@@ -117,14 +117,13 @@ class PredictionRecord:
                 f"{device}. Give device={there} to go on with them, or choose another output=..."
             )
 
-    def take(self, scans: "Sequence[AnyScan]", is_whole: Callable[[str], bool]) -> "list[AnyScan]":
+    def take(self, scans: "Sequence[AnyScan]", is_whole: Callable[[str], bool]) -> None:
         """Take the scans of this start, which `name_scans` has named by those of the record.
+
+        `kept` then leaves out new ones, those that failed, and those whose files, or maps, have changed since.
 
         Args:
             is_whole: name -> whether all is there that was written of that scan.
-
-        Returns:
-            Those to predict: new ones, those that failed, and those whose files, or maps, have changed since.
 
         Raises:
             DualsegError: a scan that is predicted is not among them.
@@ -143,7 +142,6 @@ class PredictionRecord:
         # a number is given once, also where what it stands for is gone
         gone = {name: known for name, known in self.scans.items() if name not in entries and NAMELESS.match(name)}
         self.scans = entries | gone
-        return [scan for scan in scans if not entries[scan.name].row]
 
     def write(self) -> None:
         """Raises: DualsegError where it cannot be written."""

@@ -12,7 +12,7 @@ import numpy as np
 from dualseg.errors import DualsegError
 from dualseg.files import read_object
 from dualseg.record import ENSEMBLE, record_of
-from dualseg.runs.collapse import advice, collapse
+from dualseg.runs.collapse import collapse_with_advice
 from dualseg.runs.folder import RunFolder
 from dualseg.runs.reading import PLANES, CaseRow, PlaneSlice, case_row, curve_row, read_rows, read_slices
 from dualseg.runs.verdict import VERDICT, verification
@@ -61,11 +61,9 @@ class RunContents:
     @property
     def collapse(self) -> str | None:
         """Whether its pseudo-labels collapsed or flooded, and what to try then."""
-        warning = collapse(self.folder.curves_file) if self.curves else None
         method = self.config.get("method")
-        if warning is None or not isinstance(method, dict):
-            return warning
-        return f"{warning}. {advice(method)}".removesuffix(".")
+        known = method if isinstance(method, dict) else {}
+        return collapse_with_advice(self.folder.curves_file, known) if self.curves else None
 
     @property
     def splits(self) -> list[str]:

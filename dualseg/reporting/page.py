@@ -57,7 +57,7 @@ def render_run(run: RunContents) -> str:
         curve_networks=curve_networks(run),
         examples=_examples(run),
         problems=run.problems,
-        warnings=[warning for warning in (poorly_found(run.metrics, run.cases), run.collapse) if warning],
+        warnings=[*filter(None, (poorly_found(run.metrics, run.cases), run.collapse))],
         architectures=_architectures(run),
         facts=[(key, _text(value)) for key, value in flatten(run.manifest).items() if not key.startswith(UNREADABLE)],
         duration=_duration(run.manifest.get("seconds")),

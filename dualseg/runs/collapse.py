@@ -53,7 +53,13 @@ def collapse(path: Path) -> str | None:
     )
 
 
-def advice(method: Mapping[str, Any]) -> str:
+def collapse_with_advice(path: Path, method: Mapping[str, Any]) -> str | None:
+    """`collapse`, and what to try then; `method`: the node of the run's configuration."""
+    warning = collapse(path)
+    return None if warning is None else f"{warning}. {_advice(method)}"
+
+
+def _advice(method: Mapping[str, Any]) -> str:
     """What to try after such a run, of which `method` is the node of the configuration."""
     if method.get("guard"):
         return "A short run needs more iterations (trainer.max_iterations); else docs/mix.md says what to do."

@@ -27,21 +27,23 @@ def results_of(folder: RunFolder) -> str:
     Raises:
         DualsegError: a file of the folder is damaged.
     """
-    rows = read_rows(folder.cases_file, case_row)[0] if folder.cases_file.is_file() else []
-    metrics = folder.metrics()
+    rows, metrics = _cases_of(folder), folder.metrics()
     networks = {network for stage in STAGES for network in metrics.get(stage, {})}
     standing = [f"{record_of(metrics.get('record'), networks)} stands for the run."] if len(networks) > 1 else []
     return "\n".join([results_table(metrics, folder.config(), rows), *standing, *absences(rows)])
 
 
-def doubts_of(folder: RunFolder) -> str | None:
+def poorly_found_of(folder: RunFolder) -> str | None:
     """`poorly_found` of a finished run or evaluation.
 
     Raises:
         DualsegError: a file of the folder is damaged.
     """
-    rows = read_rows(folder.cases_file, case_row)[0] if folder.cases_file.is_file() else []
-    return poorly_found(folder.metrics(), rows)
+    return poorly_found(folder.metrics(), _cases_of(folder))
+
+
+def _cases_of(folder: RunFolder) -> list[CaseRow]:
+    return read_rows(folder.cases_file, case_row)[0] if folder.cases_file.is_file() else []
 
 
 def results_table(metrics: Mapping[str, Any], config: Mapping[str, Any], rows: Sequence[CaseRow] = ()) -> str:
@@ -112,7 +114,7 @@ def poorly_found(metrics: Mapping[str, Any], rows: Sequence[CaseRow]) -> str | N
     poor = [f"{name} (Dice {100 * mean(own):.1f} %)" for name, own in dice.items() if mean(own) < POOR]
     if not poor:
         return None
-    return f"hardly found in the {split} cases: {', '.join(poor)}; train longer (trainer.max_iterations) or label more"
+    return f"hardly found in the {split} cases: {', '.join(poor)}; train longer (trainer.max_iterations) or label more."
 
 
 def _median_dice(rows: Sequence[CaseRow]) -> dict[tuple[str, str, str | None], float]:

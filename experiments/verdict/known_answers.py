@@ -117,7 +117,7 @@ def write_set(root: Path, name: str, repetition: int) -> None:
         labeled = index < known.labeled
         image, label = body(rng) if labeled or known.same else (tubes(rng), None)
         write_nifti(root / "imagesTr" / f"case{index:03d}_0000.nii.gz", image, np.eye(4))
-        if labeled and label is not None:
+        if labeled:
             write_nifti(root / "labelsTr" / f"case{index:03d}.nii.gz", label.astype(np.uint8), np.eye(4))
     described = {
         "channel_names": {"0": "MRI"},

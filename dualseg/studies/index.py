@@ -17,7 +17,6 @@ from dualseg.record import record_of
 from dualseg.runs.folder import RunFolder
 from dualseg.runs.lock import LOCK, being_written, holding, is_locked
 from dualseg.runs.replaced import recover
-from dualseg.training.settings import has_twin
 
 WRITING = 60.0  # seconds to wait for other sweeps that write their jobs
 
@@ -81,6 +80,8 @@ def work_of(settings: Mapping[str, Any]) -> float:
 
     Times grow with the channels by about their power of 1.5: between that of their memory and that of their products.
     """
+    from dualseg.training.settings import has_twin  # here: nibabel and SciPy come with it, and `--help` needs neither
+
     labeled, unlabeled = settings["batch"]["labeled"], settings["batch"]["unlabeled"]
     # labeled patches take the place of the unlabeled ones
     images = 2 * labeled if has_twin(settings) and not unlabeled else labeled + unlabeled

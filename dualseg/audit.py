@@ -38,6 +38,7 @@ def audit_config(config: Any) -> None:
     from dualseg.methods.audit import audit
     from dualseg.reporting.audit_table import audit_table
     from dualseg.training import assembly
+    from dualseg.training.progress import on_terminal
     from dualseg.training.weights import start_from
 
     assembly.use_threads(settings)
@@ -60,7 +61,7 @@ def audit_config(config: Any) -> None:
             logger=False,
             enable_checkpointing=False,
             enable_model_summary=False,
-            enable_progress_bar=settings["trainer"]["progress_bar"],
+            enable_progress_bar=settings["trainer"]["progress_bar"] and on_terminal(),
         )
         trainer.fit(method, data)
         trained += iterations

@@ -1,4 +1,4 @@
-"""How much memory a process may take on this machine, and sizes as people write them. No torch here."""
+"""How much memory a process may take on this machine; sizes and times as people write them. No torch here."""
 
 import math
 import os
@@ -30,6 +30,15 @@ def size_text(size: float) -> str:
     power = next(power for power in (4, 3, 2) if size >= 1024**power or power == 2)
     number = size / 1024**power
     return (f"{number:.3g}" if number < 1000 else f"{number:,.0f}") + " " + ("MiB", "GiB", "TiB")[power - 2]
+
+
+def duration(seconds: float) -> str:
+    """3 h 20 min, 7 min 12 s, 45 s."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
 class MemoryLimit(NamedTuple):

@@ -25,7 +25,7 @@ def plan_config(config: Any) -> None:
     from pathlib import Path
 
     from dualseg.errors import DualsegError
-    from dualseg.planning.plan_file import lines, read
+    from dualseg.planning.plan_file import read, shown
     from dualseg.training.dataset import source_and_split
     from dualseg.training.settings import resolve
 
@@ -36,7 +36,7 @@ def plan_config(config: Any) -> None:
             "nothing is planned here: dualseg-plan is for data=folder data.root=DIR, without recipe=none."
         )
     _, split = source_and_split(settings)
-    print("\n".join([f"Plan: {path}", *lines(read(Path(path), split.labeled), settings)]))
+    print(shown(read(Path(path), split.labeled), settings))
 
 
 def main() -> None:

@@ -203,12 +203,12 @@ def _train(settings: dict[str, Any], folder: Any) -> None:
 def _record_plan(text: str, record: Path, settings: dict[str, Any], labeled: Sequence[str]) -> None:
     """Keep a copy of the plan in the run folder, since its file may be edited or deleted, and show it."""
     from dualseg.files import write_text
-    from dualseg.planning.plan_file import lines, read
+    from dualseg.planning.plan_file import read, shown
     from dualseg.training import assembly
 
     write_text(record, text)
     plan = read(record, labeled)
-    print("\n".join([f"Plan: {settings['plan']}", *lines(plan, settings)]))
+    print(shown(plan, settings))
     if plan.gpu is False and not assembly.on_cpu(settings):
         fix = "delete it for a new one, or give plan.memory=8GiB base_channels=16"
         print(f"note: the plan was made where there is no GPU, for a small network and patch; {fix}", file=sys.stderr)

@@ -203,7 +203,7 @@ class Folder(VolumeSource):
             return given_spacing(given)
         if split.median_spacing is None:
             cases = [case for role in ("labeled", "unlabeled") for case in split.cases(role)]
-            headers = tqdm(cases, desc="Reading headers", unit="volume", leave=False, delay=1)
+            headers = tqdm(cases, desc="Reading headers", unit="volume", leave=False, delay=1, disable=None)
             found = {case: self._header_spacing(case) for case in headers}
             spacings = [edges for edges in found.values() if edges is not None]
             self._without_header = [case for case, edges in found.items() if edges is None]

@@ -151,7 +151,7 @@ class MemoryCheck:
         """
         labeled, unlabeled, cached, evaluated = map(list, (labeled, unlabeled, cached, evaluated))
         cases = [*labeled, *unlabeled, *cached, *evaluated]
-        for case in tqdm(cases, desc="Reading headers", unit="volume", leave=False, delay=1):
+        for case in tqdm(cases, desc="Reading headers", unit="volume", leave=False, delay=1, disable=None):
             size = size_of(self.source, case)
             if size is not None:
                 self._known[case] = size

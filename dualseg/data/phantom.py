@@ -70,7 +70,7 @@ class Phantom(VolumeSource):
         ]
         if missing:
             sweep_below(self.root)
-        for index, case in tqdm(missing, desc=f"phantom volumes to {self.root}", unit="volume", delay=1):
+        for index, case in tqdm(missing, desc=f"phantom volumes to {self.root}", unit="volume", delay=1, disable=None):
             image, label, affine = make_phantom(seed, index, shape)
             write_nifti(self._path("images", case), image, affine)
             write_nifti(self._path("labels", case), label, affine)

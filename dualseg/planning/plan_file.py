@@ -119,8 +119,12 @@ def _check_intensity(key: str, value: Any) -> None:
     intensities(value, [str(channel) for channel in range(len(value))])
 
 
-def lines(plan: Plan, settings: Mapping[str, Any]) -> list[str]:
-    """A plan for the console: a line a decision, as a resolved configuration has it."""
+def shown(plan: Plan, settings: Mapping[str, Any]) -> str:
+    """A plan for the console: its file, and a line a decision, as a resolved configuration has it."""
+    return "\n".join([f"Plan: {settings['plan']}", *_lines(plan, settings)])
+
+
+def _lines(plan: Plan, settings: Mapping[str, Any]) -> list[str]:
     values = {**plan.values, **_in_use(settings)}
     widths = "-".join(map(str, values["channels"]))
     shown = {

@@ -98,7 +98,7 @@ def _prepare(preparation: Preparation, raw: Path, out: Path, workers: int) -> Ou
     label = f"{preparation.source.name} to {out}"
     try:
         with closing(_run(tasks, workers)) as ended:
-            for case, reason in tqdm(ended, desc=label, total=len(tasks), disable=not tasks):
+            for case, reason in tqdm(ended, desc=label, total=len(tasks), disable=None if tasks else True):
                 if reason:
                     outcome.failed[case] = reason
                     tqdm.write(f"{case}: {reason}")

@@ -5,6 +5,14 @@ import numpy as np
 from dualseg.reporting import figures
 from dualseg.reporting.contents import Curve, RunContents, sort_networks
 
+SHARES_EXPLAINED = (
+    "A class's share of the pseudo-labels divided by its share of the labels, averaged over about 100 iterations: far "
+    "above 1 it floods, far below 1 it drains"
+)
+GUARD_EXPLAINED = (
+    "0 where the guard was closed, since a class was outside 1/4 to 4 times its share: the labels alone taught then"
+)
+
 
 def _loss_name(name: str) -> tuple[str, str] | None:
     """(term, network) of a logged name; the network of a term both share is empty; None: not a loss."""
@@ -24,7 +32,13 @@ def curve_networks(run: RunContents) -> list[str]:
 
 
 def _panel(
-    title: str, curves: dict[str, Curve], colours: dict[str, str], *, smooth: bool = True, legend: bool = False
+    title: str,
+    curves: dict[str, Curve],
+    colours: dict[str, str],
+    *,
+    smooth: bool = True,
+    legend: bool = False,
+    explained: str = "",
 ) -> dict[str, str]:
     """A chart; without `legend` for what the page's own legend of networks explains."""
     ends = []
@@ -37,7 +51,8 @@ def _panel(
         ends.append(f"{name}{end}" + (f" ({bad} of {len(curve.values)} values are not finite)" if bad else ""))
     words = "; ".join(ends)
     source = figures.curve_panel(curves, colours, smooth=smooth, legend=legend and len(curves) > 1)
-    return {"title": title, "source": source, "alt": f"{title} over iterations, at the end: {words}", "words": words}
+    alt = f"{title} over iterations, at the end: {words}"
+    return {"title": title, "source": source, "alt": alt, "words": words, "explained": explained}
 
 
 def loss_panels(run: RunContents) -> list[dict[str, str]]:
@@ -72,13 +87,13 @@ def schedule_panels(run: RunContents) -> list[dict[str, str]]:
         colours = {name: figures.network_colour(name) for name in foreground}
         panels.append(_panel("share of foreground", foreground, colours, legend=True))
     others = {
-        "share in pseudo-labels, 1: as in the labels": under("pseudo_share"),
-        "guard, 1: open": under("guard"),
-        "ramps": under("ramp"),
-        "learning rate": rates,
+        "share in pseudo-labels, 1: as in the labels": (under("pseudo_share"), SHARES_EXPLAINED),
+        "guard, 1: open": (under("guard"), GUARD_EXPLAINED),
+        "ramps": (under("ramp"), ""),
+        "learning rate": (rates, ""),
     }
-    for title, curves in others.items():
+    for title, (curves, explained) in others.items():
         if curves:
             colours = {n: figures.OTHER_COLOURS[i % len(figures.OTHER_COLOURS)] for i, n in enumerate(sorted(curves))}
-            panels.append(_panel(title, curves, colours, smooth=False, legend=True))
+            panels.append(_panel(title, curves, colours, smooth=False, legend=True, explained=explained))
     return panels

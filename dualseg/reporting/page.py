@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from dualseg.files import sweep, write_text
+from dualseg.machine import duration
 from dualseg.record import record_of
 from dualseg.reporting import figures
 from dualseg.reporting.contents import (
@@ -279,8 +280,4 @@ def _text(value: Any) -> str:
 
 
 def _duration(seconds: Any) -> str | None:
-    if not isinstance(seconds, int | float) or not math.isfinite(seconds):
-        return None
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    return duration(seconds) if isinstance(seconds, int | float) and math.isfinite(seconds) else None

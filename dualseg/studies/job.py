@@ -42,7 +42,6 @@ class Launch:
         config_dirs = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
         arguments = [argument for path in config_dirs for argument in ("--config-dir", path)]
         arguments += [argument for argument in hydra.overrides.task if not argument.startswith("launcher=")]
-        arguments.append("trainer.progress_bar=false")
         run = RunFolder.of(settings).path.name
         return cls(run, Sweep(hydra.sweep.dir), tuple(arguments), processes_of(settings["trainer"]))
 

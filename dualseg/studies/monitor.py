@@ -9,9 +9,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from dualseg.errors import DualsegError
+from dualseg.machine import duration
 from dualseg.runs.collapse import collapse
 from dualseg.studies.index import Job, State, Sweep, dice_of, iterations_done
-from dualseg.studies.timing import duration, measured_rates, overview, seconds_left
+from dualseg.studies.timing import measured_rates, overview, seconds_left
 
 POLL_SECONDS = 2.0
 ENDED: tuple[State, ...] = ("done", "failed", "damaged")

@@ -317,7 +317,7 @@ def evaluate_ensembles(study: Study, scale: str, target: Sweep, jobs: Sequence[J
                 failures.append(f"{row} seed {seed}: {problem}")
             if problem is not None or folder.finished or is_locked(folder.path):  # another sweep evaluates it
                 continue
-            arguments = [*(f"run={run.path}" for run in runs), f"output={folder.path}", "trainer.progress_bar=false"]
+            arguments = [*(f"run={run.path}" for run in runs), f"output={folder.path}"]
             log = target.own_log_file(folder.path.name)
             with log.open("a") as file:
                 command = [*python_of("dualseg.evaluate"), *arguments, *trust]

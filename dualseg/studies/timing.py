@@ -6,11 +6,14 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
+from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 from dualseg.errors import DualsegError
 from dualseg.files import read_json
+from dualseg.machine import duration
+from dualseg.planning import plan_file
 from dualseg.runs.folder import RunFolder, iteration_of
 from dualseg.studies.index import STATES, Job, State, Sweep, dice_of, iterations_done
 from dualseg.studies.members import ensemble_folder, ensemble_problem
@@ -126,6 +129,8 @@ def plan_of_run(settings: Mapping[str, Any]) -> str:
         f"{job.iterations:,} iterations; cases: {cases}",
         time_left(sweep, [job], measured_rates(sweep, [job], settings["scale"])).replace(" one after the other", ""),
     ]
+    if file := settings.get("plan"):
+        lines.append(plan_file.shown(plan_file.read(Path(file), split.labeled), settings))
     return "\n".join(line for line in lines if line)
 
 
@@ -184,12 +189,3 @@ def _note(sweep: Sweep, job: Job, state: State) -> str:
         return sweep.run_folder(job).damage() or ""
     done = iterations_done(sweep.run_folder(job))
     return f"iteration {done:,} of {job.iterations:,}" if done else ""
-
-
-def duration(seconds: float) -> str:
-    """3 h 20 min, 7 min 12 s, 45 s."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

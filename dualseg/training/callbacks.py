@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, TQDMProgressBar
+from pytorch_lightning.callbacks import Callback
 
 from dualseg.errors import DualsegError, Interrupted
 from dualseg.methods import SegmentationMethod
@@ -239,24 +239,3 @@ class Throughput(Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._reset()
-
-
-class ProgressBar(TQDMProgressBar):
-    """One bar that counts iterations, with the losses and Dice of `SegmentationMethod`."""
-
-    def __init__(self) -> None:
-        super().__init__(refresh_rate=5, leave=True)
-
-    def init_train_tqdm(self) -> Any:
-        bar = super().init_train_tqdm()
-        bar.set_description("Training")
-        return bar
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, *args: Any) -> None:
-        super().on_train_epoch_start(trainer, *args)
-        self.train_progress_bar.set_description("Training")
-
-    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
-        metrics = super().get_metrics(trainer, pl_module)
-        metrics.pop("v_num", None)
-        return metrics

@@ -16,11 +16,12 @@ from dualseg.errors import DualsegError
 from dualseg.processes import is_slurm_task
 from dualseg.runs.cases import Record
 from dualseg.runs.folder import RunFolder
-from dualseg.training.callbacks import Checkpoints, FormerRun, ProgressBar, RunTime, Throughput
+from dualseg.training.callbacks import Checkpoints, FormerRun, RunTime, Throughput
 from dualseg.training.case_callbacks import ComponentWriter, SliceWriter
 from dualseg.training.checkpoints import AtomicCheckpointIO
 from dualseg.training.curves import CurveLogger
 from dualseg.training.instantiating import naming_keys_of
+from dualseg.training.progress import ProgressBar, ProgressLines, on_terminal
 
 Config = Mapping[str, Any]
 PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
@@ -44,8 +45,9 @@ def build_trainer(
     ]
     if config.get("data", {}).get("fold") is not None:
         callbacks.append(ComponentWriter(folder.components))
+    bar = settings["progress_bar"] and on_terminal()
     if settings["progress_bar"]:
-        callbacks.append(ProgressBar())
+        callbacks.append(ProgressBar() if bar else ProgressLines(settings["log_every"]))
     callbacks += build_callbacks(config.get("callbacks") or {})
     environment = _cluster_environment()
     trainer = pl.Trainer(
@@ -69,7 +71,7 @@ def build_trainer(
         callbacks=callbacks,
         plugins=[AtomicCheckpointIO(trained_on), environment],
         enable_checkpointing=False,
-        enable_progress_bar=settings["progress_bar"],
+        enable_progress_bar=bar,
         enable_model_summary=False,
         default_root_dir=str(folder.path),
     )

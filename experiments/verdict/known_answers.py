@@ -43,7 +43,7 @@ class Known(NamedTuple):
 
 KNOWN = {
     "help": Known("help", 8, 48, True, 1000),
-    "nothing": Known("not shown", 60, 48, True, 500),
+    "nothing": Known("not shown", 60, 48, True, 1500),
     "hurt": Known("hurt", 24, 36, False, 300),
 }
 WORDS = (

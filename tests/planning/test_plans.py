@@ -245,6 +245,13 @@ def test_what_is_given_is_shown_as_it_trains(tmp_path, command):
     assert "batch      2   (given)" in shown
 
 
+def test_a_dry_training_shows_the_plan_that_it_would_follow(tmp_path, command):
+    root = write_nnunet(tmp_path / "data", 3, 1)
+    words = [*WORDS, f"data.root={root}", f"output={tmp_path / 'runs'}"]
+    planned = command(plan.main, *words).out
+    assert "spacing" in planned and command(train.main, *words, "dry=true").out.endswith(planned)
+
+
 def test_no_plan_is_made_where_none_is_wanted(tmp_path, command):
     root = write_nnunet(tmp_path / "set", 4, 2)
     words = ("recipe=none", "base_channels=2", "data.patch_size=[32,32,16]", "data.stride=[32,32,16]")

@@ -111,6 +111,7 @@ def _predict(
     if for_page:
         print(f"{len(for_page)} of {len(scans)} scans are predicted again, for the page")
     if todo:
+        from dualseg.planning.plan_file import labeled_volumes
         from dualseg.prediction.scan_loop import begin, device_of, predict_scans
         from dualseg.training.trained import build_predictor
 
@@ -120,10 +121,11 @@ def _predict(
         folder.open()
         page = new_page() if options.report else None
         begin(record, by, predictor, found)
+        labeled = [labeled_volumes(run.plan_file) for run in runs]
         for name in {*named, *record.scans} - {*record.kept}:
             folder.remove(name)  # of a file that has changed, or from a killed process
         with resumable(f"Finished scans are kept in {folder.path}: give the same command again to go on."):
-            failed = predict_scans(predictor, todo, folder, record, options, sources[0].channels, page)
+            failed = predict_scans(predictor, todo, folder, record, options, sources[0].channels, page, labeled)
         record.write()
     elif options.report and not is_finished(folder.report_file):
         page = new_page()

@@ -119,6 +119,18 @@ def _check_intensity(key: str, value: Any) -> None:
     intensities(value, [str(channel) for channel in range(len(value))])
 
 
+def labeled_volumes(path: Path) -> dict[str, tuple[float, float]]:
+    """Class -> smallest and largest volume in ml among the labels that a plan was made of; empty without such a file.
+
+    What an edit has made unreadable is left out: nothing that is computed depends on it.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+        return {str(name): (float(low), float(high)) for name, (low, high) in content["measured"]["volumes_ml"].items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, yaml.YAMLError):
+        return {}
+
+
 def shown(plan: Plan, settings: Mapping[str, Any]) -> str:
     """A plan for the console: its file, and a line a decision, as a resolved configuration has it."""
     return "\n".join([f"Plan: {settings['plan']}", *_lines(plan, settings)])

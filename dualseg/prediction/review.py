@@ -1,6 +1,6 @@
 """Which predictions somebody should look at."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -8,6 +8,7 @@ import numpy as np
 DISAGREEMENT = 0.2  # of the voxels that any network calls foreground
 OUTLIER = 3.5  # deviations from the median, in median absolute deviations scaled to a standard deviation
 LEAST_SCANS = 8  # for a median to mean something
+BEYOND = 2  # times the largest volume of the labels, or the smallest divided by it
 TO_STANDARD_DEVIATION = 1.4826  # of a normal distribution's median absolute deviation
 
 
@@ -19,7 +20,7 @@ class Row:
         scan: name of its outputs.
         source: where it was read; empty where that may name a patient.
         problem: why there is no prediction, empty if there is one.
-        doubts: kinds of what makes the scan itself doubtful, the rows of dualseg-check's table.
+        doubts: what makes it doubtful without a look at the others: kinds of dualseg-check's table, `unlike_labels`.
         volumes: ml of each foreground class.
         measures: see `dualseg.inference.predictor.Prediction`.
         seconds: that it took.
@@ -34,10 +35,30 @@ class Row:
     seconds: float = 0.0
 
 
+def unlike_labels(volumes: Mapping[str, float], labeled: Iterable[Mapping[str, tuple[float, float]]]) -> list[str]:
+    """`little CLASS`, `much CLASS`: under half the smallest volume in the labels, or over twice the largest one.
+
+    A class that was not found is told of by `reasons_to_look`.
+
+    Args:
+        volumes: class -> ml.
+        labeled: of each run, class -> smallest and largest ml among the labels that it learned from.
+    """
+    ranges = [*labeled]
+    found = []
+    for name, ml in volumes.items():
+        known = [own[name] for own in ranges if name in own]
+        if known and 0 < ml < min(low for low, _ in known) / BEYOND:
+            found.append(f"little {name}")
+        elif known and ml > max(high for _, high in known) * BEYOND:
+            found.append(f"much {name}")
+    return found
+
+
 def reasons_to_look(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     """For each scan, why somebody should look at its prediction; a failed scan has no reason.
 
-    - what makes the scan itself doubtful, such as `shear`.
+    - what makes it doubtful by itself, such as `shear` or `little CLASS`.
     - `no CLASS`: a class was not found.
     - `networks disagree`: on more than `DISAGREEMENT` of the voxels that any of them calls foreground.
     - `unusual volume of CLASS`, `unusually uncertain`: far from the median of these scans (from `LEAST_SCANS` on). An

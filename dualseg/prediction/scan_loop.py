@@ -19,7 +19,7 @@ from dualseg.prediction.inputs import Found
 from dualseg.prediction.options import OUT_OF_MEMORY, PredictionOptions, classes_to_clean
 from dualseg.prediction.outputs import PredictionFolder
 from dualseg.prediction.record import PredictionRecord
-from dualseg.prediction.review import Row
+from dualseg.prediction.review import Row, unlike_labels
 from dualseg.prediction.scans import AnyScan
 from dualseg.prediction.viewer import ReviewPage
 from dualseg.training import provenance
@@ -94,12 +94,14 @@ def predict_scans(
     options: PredictionOptions,
     channels: int,
     page: ReviewPage | None,
+    labeled: Sequence[Mapping[str, tuple[float, float]]],
 ) -> dict[str, Row]:
     """Predict and write each scan, say so, and keep `record` and summary.csv up to date.
 
     Args:
         scans: those that are to be predicted.
         channels: that the networks take.
+        labeled: of each run, see `unlike_labels`.
 
     Returns:
         Name -> row of the scans that failed; why is on stderr, too.
@@ -117,6 +119,7 @@ def predict_scans(
             told = problem if scan.source else "was printed, and is not written, for it may name the patient"
             row = failed[scan.name] = Row(scan.name, scan.source, told)  # without what it had been filled with
         else:
+            row.doubts += tuple(unlike_labels(row.volumes, labeled))
             volumes = ", ".join(f"{name} {ml:.2f} ml" for name, ml in row.volumes.items())
             print(f"{scan.name}: {volumes}", flush=True)
             record.scans[scan.name].row = row

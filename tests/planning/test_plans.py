@@ -306,6 +306,8 @@ def test_training_plans_by_itself_shows_it_and_keeps_it(tmp_path, command):
     assert ended.code == 0, ended.err
     (path,) = plan_files(root)
     (run,) = (tmp_path / "runs").glob("*/plan.yaml")
+    found = fingerprint_of(bare(root), yaml.safe_load(path.read_text())["measured"]["labels"], [])
+    assert plan_file.labeled_volumes(run) == {name: (min(ml), max(ml)) for name, ml in found.volumes.items()}
     assert run.read_text() == path.read_text() and f"Plan: {path}" in ended.out
     config = yaml.safe_load((run.parent / "config.yaml").read_text())
     planned = yaml.safe_load(path.read_text())["plan"]

@@ -25,7 +25,7 @@ from dualseg.errors import DualsegError
 from dualseg.inference import SlidingWindow
 from dualseg.inference.predictor import MAPS, Member, Predictor
 from dualseg.prediction.inputs import find_scans
-from dualseg.prediction.review import Row, reasons_to_look
+from dualseg.prediction.review import Row, reasons_to_look, unlike_labels
 
 AFFINE = np.array([[0, -2.0, 0, 30], [1.5, 0, 0, -7], [0, 0, -2.5, 11], [0, 0, 0, 1]])
 SHAPE = (42, 30, 25)
@@ -197,6 +197,30 @@ def test_scans_to_look_at() -> None:
     ]  # fmt: skip
     assert reasons_to_look(odd[:2]) == [("no liver",), ()]  # too few to say what is usual
     assert reasons_to_look([row(5, 0.3)] * 9 + [row(6, 0.4)]) == [()] * 10  # no spread, no measure
+
+
+def test_volumes_unlike_those_of_the_labels() -> None:
+    runs = [{"liver": (1000.0, 2000.0), "tumour": (0.0, 30.0)}, {"liver": (900.0, 1500.0)}, {}]
+
+    def found(liver: float, tumour: float = 1.0) -> list[str]:
+        return unlike_labels({"liver": liver, "tumour": tumour, "vessel": 1e9}, runs)
+
+    assert found(449) == ["little liver"] and found(4001) == ["much liver"]
+    assert found(451) == found(4000) == found(0) == []  # a class that is not found is said to be so elsewhere
+    assert found(1000, 0.01) == [] and found(1000, 61) == ["much tumour"]
+
+
+def test_a_prediction_is_compared_with_the_labels_of_the_plan(predict, run, tmp_path) -> None:
+    save(tmp_path / "in" / "scan.nii.gz", scene(AFFINE, SHAPE)[0], AFFINE)
+    assert predict(f"input={tmp_path / 'in'}").code == 0
+    volumes = {name: float(summary(tmp_path / "out")["scan"][f"{name}_ml"]) for name in ("bright", "dark")}
+    measured = {"volumes_ml": {"bright": [3 * volumes["bright"], 9e9], "dark": [0.0, volumes["dark"]]}}
+    (run / "plan.yaml").write_text(yaml.safe_dump({"measured": measured}))
+    outcome = predict(f"input={tmp_path / 'in'}", f"output={tmp_path / 'again'}")
+    assert summary(tmp_path / "again")["scan"]["look_at"].split("; ")[0] == "little bright"
+    assert "Look at scan: little bright" in outcome.out and "dark" not in outcome.out.partition("Look at")[2]
+    (run / "plan.yaml").write_text("measured: {volumes_ml: [1]}")  # after an edit
+    assert predict(f"input={tmp_path / 'in'}", f"output={tmp_path / 'edited'}").code == 0
 
 
 @pytest.mark.parametrize("name", [b"a\nb", b"a\x1b[2Jb", "a\u202eb".encode(), b"a\xffb"], ids=str)

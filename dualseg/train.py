@@ -138,6 +138,7 @@ def _train(settings: dict[str, Any], folder: Any) -> None:
     assembly.use_threads(settings)
     data = assembly.build_data(settings)
     method = assembly.build_method(settings, data.source)
+    assembly.compile_networks(settings, method)
     if latest is not None:
         checkpoints.check_architecture(latest, dict(method.networks.items()), resume=True)
         if of_another_length:

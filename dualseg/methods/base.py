@@ -21,6 +21,7 @@ from dualseg.errors import DualsegError
 from dualseg.inference import SlidingWindow
 from dualseg.losses import over_scales, supervised_ce, supervised_dice
 from dualseg.methods.averages import Average, averaged_copy, move
+from dualseg.methods.compiling import CompiledNetwork
 from dualseg.methods.evaluation import NetworkEvaluation
 from dualseg.methods.extra import ExtraTerm
 from dualseg.methods.finite import FiniteLoss
@@ -154,6 +155,7 @@ class SegmentationMethod(NetworkEvaluation):
         self._seen: dict[str, View] = {}
         self._in_training: set[str] = set()
         self._passed: set[str] = set()  # networks that have taken patches
+        self._compiled: dict[str, CompiledNetwork] = {}
         for name, extra in self.extras.items():
             if extra.setting.enabled:
                 extra.build(self)
@@ -268,7 +270,7 @@ class SegmentationMethod(NetworkEvaluation):
         kind = image.device.type
         with torch.autocast(kind, dtype=torch.get_autocast_dtype(kind), enabled=self._autocast):
             try:
-                output = self.networks[network](image)
+                output = self._compiled.get(network, self.networks[network])(image)
             except (RuntimeError, ValueError, ImportError) as error:
                 if network not in self._passed:
                     explain_first_pass(error, network, self.networks[network], image)
@@ -308,6 +310,14 @@ class SegmentationMethod(NetworkEvaluation):
             module.train(before)
 
     # What runs it
+
+    def compile_networks(self, required: bool = True) -> None:
+        """From now on `see` and `watch` use compiled networks; evaluation does not.
+
+        Args:
+            required: see `CompiledNetwork`.
+        """
+        self._compiled = {name: CompiledNetwork(name, network, required) for name, network in self.networks.items()}
 
     def loss_terms(self, batch: Batch, time: Time) -> list[LossTerm]:
         """The objective's terms on one batch. `time` enters the ramps alone, unless the method says otherwise."""

@@ -23,6 +23,7 @@ NOT_IDENTITY = (
     "data.num_workers",
     "data.memory",
     "trainer.accelerator",
+    "trainer.compile",
     "trainer.profiler",
     "trainer.progress_bar",
     "trainer.log_every",

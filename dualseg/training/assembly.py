@@ -22,6 +22,7 @@ from dualseg.training.instantiating import naming_keys_of
 from dualseg.views import Augmentation
 
 Config = Mapping[str, Any]
+WORTH_COMPILING = 1000  # iterations
 
 
 def use_threads(config: Config) -> None:
@@ -68,6 +69,14 @@ def on_cpu(config: Config) -> bool:
     """`trainer.accelerator` means the CPU on this machine."""
     accelerator = config["trainer"]["accelerator"]
     return accelerator == "cpu" or (accelerator == "auto" and not torch.accelerator.is_available())
+
+
+def compile_networks(config: Config, method: SegmentationMethod) -> None:
+    """`trainer.compile`: auto, on a GPU where the iterations pay for the minutes that it takes."""
+    setting = config["trainer"]["compile"]
+    long = config["trainer"]["max_iterations"] >= WORTH_COMPILING
+    if setting is True or (setting == "auto" and long and torch.cuda.is_available() and not on_cpu(config)):
+        method.compile_networks(required=setting is True)
 
 
 def build_networks(config: Config, source: VolumeSource) -> dict[str, nn.Module]:

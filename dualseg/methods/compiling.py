@@ -1,0 +1,51 @@
+"""Networks compiled by torch for the patches that a training meets."""
+
+import sys
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException
+
+from dualseg.errors import DualsegError
+from dualseg.networks import SegmentationOutput
+
+# Networks of one class share it: each is compiled anew for training and for watching, and for each number of patches
+FORMS = 64
+
+
+class CompiledNetwork:
+    """A network's forward pass, compiled for each shape at its first use; the network itself stays as it is.
+
+    Weights, buffers and state dict are the network's own. Dropout draws what it draws uncompiled, so that the two agree
+    within the rounding of float32.
+
+    Args:
+        name: of the network, for messages.
+        network: what is compiled.
+        required: whether what torch cannot compile is an error; else the network goes on uncompiled, with a warning.
+    """
+
+    def __init__(self, name: str, network: nn.Module, required: bool) -> None:
+        torch._dynamo.config.recompile_limit = max(FORMS, torch._dynamo.config.recompile_limit)
+        self.name, self.network, self.required = name, network, required
+        self._call: Callable[[Tensor], SegmentationOutput] = torch.compile(
+            network, dynamic=False, options={"fallback_random": True}
+        )
+
+    def __call__(self, image: Tensor) -> SegmentationOutput:
+        """Raises: DualsegError where `required` cannot be; and what the network itself raises."""
+        try:
+            return self._call(image)
+        except TorchDynamoException as error:
+            output: SegmentationOutput = self.network(image)  # first: what is wrong with the image is for it to say
+            reason = f"torch cannot compile network {self.name} here ({_first_line(error)})"
+            if self.required:
+                raise DualsegError(f"trainer.compile=true: {reason}; leave it at auto, or give false.") from error
+            print(f"warning: {reason}; it goes on uncompiled, which is slower", file=sys.stderr)
+            self._call = self.network
+            return output
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

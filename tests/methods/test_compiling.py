@@ -1,0 +1,122 @@
+"""Compiled networks train as the uncompiled ones do, are saved as they are, and are no reason for a run to fail."""
+
+import shutil
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from method_toys import Normed, Tiny, Volumes, cpu_trainer, differing, tiny_parts, volumes_data, whole_and_resumed
+from torch import nn
+from torch._dynamo.exc import TorchDynamoException
+
+from dualseg.errors import DualsegError
+from dualseg.methods import MeanTeacher
+from dualseg.methods.compiling import CompiledNetwork
+from dualseg.networks import PlainUNet, ResidualEncoderUNet, ResNet34VNet, SegmentationOutput, VNet
+from dualseg.training import assembly
+
+
+class Net(nn.Module):
+    """With a convolution, BatchNorm and dropout."""
+
+    feature_channels = 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = Normed(), Tiny(in_channels=4)
+
+    def forward(self, image: torch.Tensor) -> SegmentationOutput:
+        return self.second(self.first(image).features)
+
+
+def made(compiled: bool) -> MeanTeacher:
+    torch.manual_seed(1)
+    method = MeanTeacher(**tiny_parts(Volumes(), a=Net()))
+    if compiled:
+        method.compile_networks()
+    return method
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="the inductor needs a C++ compiler")
+def test_training_is_that_of_the_networks_as_they_are_and_resumes_bit_by_bit(tmp_path) -> None:
+    """By the inductor: dropout draws the same, BatchNorm's statistics and the average move in the same way."""
+    eager = made(compiled=False)
+    cpu_trainer(4).fit(eager, volumes_data())
+    whole, resumed = whole_and_resumed(lambda: made(compiled=True), tmp_path, iterations=4, at=2)
+    assert all(call._call is not call.network for call in whole._compiled.values()), "it went on uncompiled"
+    assert whole.state_dict().keys() == eager.state_dict().keys()
+    for name, value in eager.state_dict().items():
+        torch.testing.assert_close(whole.state_dict()[name], value, rtol=1e-4, atol=1e-5, msg=name)
+    assert differing(whole.state_dict(), resumed.state_dict()) == []
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: VNet(1, 2, 4),
+        lambda: ResNet34VNet(1, 2, 4),
+        lambda: PlainUNet(1, 2, [4, 8, 8], [[1, 1, 1], [2, 2, 2], [2, 2, 2]], [[3, 3, 3]] * 3),
+        lambda: ResidualEncoderUNet(1, 2, [4, 8], [[1, 1, 1], [2, 2, 2]], [[3, 3, 3]] * 2, [1, 2]),
+    ],
+    ids=["vnet", "resnet34", "plain_unet", "residual_encoder"],
+)
+@pytest.mark.parametrize("training", [True, False])
+def test_a_network_is_one_graph(make: Any, training: bool) -> None:
+    torch._dynamo.reset()
+    found = torch._dynamo.explain(make().train(training))(torch.zeros(2, 1, 32, 32, 32))
+    assert (found.graph_count, found.graph_break_count) == (1, 0), found.break_reasons
+
+
+def uncompilable(network: nn.Module, required: bool) -> tuple[CompiledNetwork, list[int]]:
+    calls = []
+
+    def fails(image: torch.Tensor) -> SegmentationOutput:
+        calls.append(1)
+        raise TorchDynamoException("\n no compiler is there\nmore")
+
+    compiled = CompiledNetwork("a", network, required)
+    compiled._call = fails
+    return compiled, calls
+
+
+def test_what_torch_cannot_compile_goes_on_with_a_warning(capsys) -> None:
+    network, image = Normed(), torch.randn(1, 1, 4, 4, 4)
+    compiled, calls = uncompilable(network, required=False)
+    outputs = [compiled(image).logits for _ in range(2)]
+    assert torch.equal(outputs[0], network(image).logits) and torch.equal(outputs[0], outputs[1])
+    assert len(calls) == 1 and capsys.readouterr().err.count("no compiler is there") == 1
+
+
+def test_what_must_be_compiled_is_an_error_that_names_the_key() -> None:
+    compiled, _ = uncompilable(Normed(), required=True)
+    with pytest.raises(DualsegError, match=r"trainer\.compile=true: .* network a .*no compiler is there"):
+        compiled(torch.randn(1, 1, 4, 4, 4))
+
+
+def test_an_image_that_the_network_cannot_take_is_its_own_error() -> None:
+    compiled = CompiledNetwork("a", Normed(), required=True)
+    with pytest.raises(RuntimeError, match="to have 1 channels, but got 2 channels"):
+        compiled(torch.zeros(1, 2, 4, 4, 4))
+
+
+@pytest.mark.parametrize(
+    "setting, iterations, accelerator, gpu, expected",
+    [
+        ("auto", 1000, "auto", True, [False]),
+        ("auto", 1000, "gpu", True, [False]),
+        ("auto", 999, "auto", True, []),
+        ("auto", 1000, "cpu", True, []),
+        ("auto", 1000, "auto", False, []),
+        (False, 6000, "auto", True, []),
+        (True, 1, "cpu", False, [True]),
+    ],
+)
+def test_when_networks_are_compiled(monkeypatch, setting, iterations, accelerator, gpu, expected) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: gpu)
+    found: list[bool] = []
+    method = SimpleNamespace(compile_networks=lambda *, required: found.append(required))
+    trainer = {"compile": setting, "max_iterations": iterations, "accelerator": accelerator}
+    assembly.compile_networks({"trainer": trainer}, method)  # type: ignore[arg-type]
+    assert found == expected

@@ -146,9 +146,12 @@ def test_deterministic_operations(tmp_path, value, warns):
     finally:
         torch.use_deterministic_algorithms(False)
     assert run_name(settings(f"trainer.deterministic={value}")) != run_name(settings())
+    assert run_name(settings("trainer.compile=true")) == run_name(settings())  # the same but for rounding
 
 
-@pytest.mark.parametrize("word", ["trainer.deterministic=maybe", "trainer.deterministic=1", "trainer.profiler=fast"])
+@pytest.mark.parametrize(
+    "word", ["trainer.deterministic=maybe", "trainer.deterministic=1", "trainer.profiler=fast", "trainer.compile=maybe"]
+)
 def test_values_that_the_trainer_does_not_take(word):
     with pytest.raises(DualsegError, match=word):
         settings(word)

@@ -138,7 +138,6 @@ def _train(settings: dict[str, Any], folder: Any) -> None:
     assembly.use_threads(settings)
     data = assembly.build_data(settings)
     method = assembly.build_method(settings, data.source)
-    assembly.compile_networks(settings, method)
     if latest is not None:
         checkpoints.check_architecture(latest, dict(method.networks.items()), resume=True)
         if of_another_length:
@@ -161,6 +160,7 @@ def _train(settings: dict[str, Any], folder: Any) -> None:
         before = origin.trained_on()
     facts = _facts_of(data, settings["data"]["name"], stages, before)
     resumed_at = iteration_of(latest) if latest else 0
+    compiled = assembly.compile_networks(settings, method, settings["trainer"]["max_iterations"] - resumed_at)
     if latest is not None:
         preprocessing.check_same_preparation(folder, data.source)
         provenance.check_same_data(folder.manifest_file, facts)
@@ -173,6 +173,7 @@ def _train(settings: dict[str, Any], folder: Any) -> None:
         folder.open(settings)
         write_json(folder.preprocessing_file, data.source.scan_record())
         manifest = {**provenance.describe(settings["seed"], facts), "started_from": before, "code": own_code}
+        manifest["compiled"] = compiled
         manifest["iterations"] = settings["trainer"]["max_iterations"]  # at first, should it be trained on
         if origin:
             manifest["weights"] = noted_checkpoint(origin.checkpoint)

@@ -6,19 +6,20 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
+from torch._functorch import config as functorch_config
 
 from dualseg.errors import DualsegError
 from dualseg.networks import SegmentationOutput
 
 # Networks of one class share it: each is compiled anew for training and for watching, and for each number of patches
-FORMS = 64
+RECOMPILE_LIMIT = 64
 
 
 class CompiledNetwork:
     """A network's forward pass, compiled for each shape at its first use; the network itself stays as it is.
 
-    Weights, buffers and state dict are the network's own. Dropout draws what it draws uncompiled, so that the two agree
-    within the rounding of float32.
+    Weights, buffers and state dict are the network's own. Dropout draws what it draws uncompiled, so that a pass of
+    the one agrees with a pass of the other within the rounding of the run's precision.
 
     Args:
         name: of the network, for messages.
@@ -27,7 +28,7 @@ class CompiledNetwork:
     """
 
     def __init__(self, name: str, network: nn.Module, required: bool) -> None:
-        torch._dynamo.config.recompile_limit = max(FORMS, torch._dynamo.config.recompile_limit)
+        torch._dynamo.config.recompile_limit = max(RECOMPILE_LIMIT, torch._dynamo.config.recompile_limit)
         self.name, self.network, self.required = name, network, required
         self._call: Callable[[Tensor], SegmentationOutput] = torch.compile(
             network, dynamic=False, options={"fallback_random": True}
@@ -36,10 +37,12 @@ class CompiledNetwork:
     def __call__(self, image: Tensor) -> SegmentationOutput:
         """Raises: DualsegError where `required` cannot be; and what the network itself raises."""
         try:
-            return self._call(image)
+            # with the forward pass, so that what cannot be compiled of the backward one is noticed here as well
+            with functorch_config.patch(force_non_lazy_backward_lowering=True):
+                return self._call(image)
         except TorchDynamoException as error:
             output: SegmentationOutput = self.network(image)  # first: what is wrong with the image is for it to say
-            reason = f"torch cannot compile network {self.name} here ({_first_line(error)})"
+            reason = f"torch cannot compile network {self.name} here ({_reason(error)})"
             if self.required:
                 raise DualsegError(f"trainer.compile=true: {reason}; leave it at auto, or give false.") from error
             print(f"warning: {reason}; it goes on uncompiled, which is slower", file=sys.stderr)
@@ -47,5 +50,8 @@ class CompiledNetwork:
             return output
 
 
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+def _reason(error: Exception) -> str:
+    """The first line of what the compiler itself raised."""
+    inner = getattr(error, "inner_exception", error)
+    lines = [line.strip() for line in str(inner).splitlines() if line.strip()]
+    return ": ".join([type(inner).__name__, *lines[:1]])

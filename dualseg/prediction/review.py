@@ -42,7 +42,7 @@ def unlike_labels(volumes: Mapping[str, float], labeled: Iterable[Mapping[str, t
 
     Args:
         volumes: class -> ml.
-        labeled: of each run, class -> smallest and largest ml among the labels that it learned from.
+        labeled: of each run, class -> smallest and largest ml among the labels that its plan measured.
     """
     ranges = [*labeled]
     found = []

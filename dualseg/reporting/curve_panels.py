@@ -4,13 +4,15 @@ import numpy as np
 
 from dualseg.reporting import figures
 from dualseg.reporting.contents import Curve, RunContents, sort_networks
+from dualseg.runs.collapse import HIGH, LOW
 
 SHARES_EXPLAINED = (
-    "A class's share of the pseudo-labels divided by its share of the labels, averaged over about 100 iterations: far "
-    "above 1 it floods, far below 1 it drains"
+    "A class's share of the pseudo-labels divided by its share of the labels, a moving average: far above 1 it floods, "
+    "far below 1 it drains"
 )
 GUARD_EXPLAINED = (
-    "0 where the guard was closed, since a class was outside 1/4 to 4 times its share: the labels alone taught then"
+    f"0 where the guard was closed, since a class was outside {LOW:g} to {HIGH:g} times its share of the labels: "
+    "the labels alone taught then"
 )
 
 

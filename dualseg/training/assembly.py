@@ -71,12 +71,18 @@ def on_cpu(config: Config) -> bool:
     return accelerator == "cpu" or (accelerator == "auto" and not torch.accelerator.is_available())
 
 
-def compile_networks(config: Config, method: SegmentationMethod) -> None:
-    """`trainer.compile`: auto, on a GPU where the iterations pay for the minutes that it takes."""
+def compile_networks(config: Config, method: SegmentationMethod, iterations: int) -> bool:
+    """`trainer.compile`: auto, on a GPU where the iterations that are left pay for the minutes that it takes.
+
+    Returns:
+        Whether the networks are compiled at their first use.
+    """
     setting = config["trainer"]["compile"]
-    long = config["trainer"]["max_iterations"] >= WORTH_COMPILING
-    if setting is True or (setting == "auto" and long and torch.cuda.is_available() and not on_cpu(config)):
+    pays = iterations >= WORTH_COMPILING and torch.cuda.is_available() and not on_cpu(config)
+    compiles = setting is True or (setting == "auto" and pays)
+    if compiles:
         method.compile_networks(required=setting is True)
+    return compiles
 
 
 def build_networks(config: Config, source: VolumeSource) -> dict[str, nn.Module]:

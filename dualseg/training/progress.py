@@ -39,31 +39,29 @@ class ProgressBar(TQDMProgressBar):
 
 
 class ProgressLines(Callback):
-    """`Iteration 600 of 6000, 0.12 s each, 11 min 03 s left: a_dice 0.412`, with what `ProgressBar` shows.
+    """`Iteration 600 of 6,000, 0.12 s each, 11 min 03 s left: a_dice 0.412`, with what `ProgressBar` shows.
 
     A line comes at the first iteration after each tenth of the run whose values are logged: no other one waits for the
-    device. The times are those of this launch, its validations included.
-
-    Args:
-        every: iterations between two whose values are logged.
+    device. The times are those since the first iteration of this launch, which compiles; validations are counted.
     """
 
-    def __init__(self, every: int) -> None:
-        self.every = every
-
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._first, self._began = trainer.global_step, time.perf_counter()
+        self._first: int | None = None
         self._shown = self._tenth(trainer)
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
         step = trainer.global_step
-        if step % self.every or self._tenth(trainer) == self._shown or not trainer.is_global_zero:
+        if self._first is None:
+            self._first, self._began = step, time.perf_counter()
+            return
+        logged = step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+        if not logged or self._tenth(trainer) == self._shown or not trainer.is_global_zero:
             return
         self._shown = self._tenth(trainer)
         each = (time.perf_counter() - self._began) / (step - self._first)
         left = f", {duration(each * (trainer.max_steps - step))} left" if step < trainer.max_steps else ""
         values = ", ".join(f"{name} {value:.3g}" for name, value in trainer.progress_bar_metrics.items())
-        print(f"Iteration {step} of {trainer.max_steps}, {each:.2g} s each{left}: {values}", flush=True)
+        print(f"Iteration {step:,} of {trainer.max_steps:,}, {each:.2g} s each{left}: {values}", flush=True)
 
     @staticmethod
     def _tenth(trainer: pl.Trainer) -> int:

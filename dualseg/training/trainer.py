@@ -47,7 +47,7 @@ def build_trainer(
         callbacks.append(ComponentWriter(folder.components))
     bar = settings["progress_bar"] and on_terminal()
     if settings["progress_bar"]:
-        callbacks.append(ProgressBar() if bar else ProgressLines(settings["log_every"]))
+        callbacks.append(ProgressBar() if bar else ProgressLines())
     callbacks += build_callbacks(config.get("callbacks") or {})
     environment = _cluster_environment()
     trainer = pl.Trainer(

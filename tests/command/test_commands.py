@@ -36,7 +36,9 @@ except SystemExit as stop:
     code = stop.code
 used = resource.getrusage(resource.RUSAGE_SELF)
 heavy = sorted({"torch", "monai", "pytorch_lightning", "matplotlib", "torchmetrics"} & set(sys.modules))
-print("\\n" + json.dumps({"code": code, "seconds": used.ru_utime + used.ru_stime, "heavy": heavy}), file=sys.stderr)
+readers = sorted({"nibabel", "scipy"} & set(sys.modules))
+facts = {"code": code, "seconds": used.ru_utime + used.ru_stime, "heavy": heavy, "readers": readers}
+print("\\n" + json.dumps(facts), file=sys.stderr)
 """
 
 
@@ -76,6 +78,7 @@ def assert_quick(facts, code):
 def test_help_answers_at_once(tmp_path, module, said):
     out, err, facts = probe(tmp_path, module, "--help")
     assert_quick(facts, 0)
+    assert module != "train" or facts["readers"] == [], "reading files comes later"
     for words in said:
         assert words in out
     assert err.strip() == ""

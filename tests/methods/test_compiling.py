@@ -6,14 +6,18 @@ from typing import Any
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func
 from method_toys import Normed, Tiny, Volumes, cpu_trainer, differing, tiny_parts, volumes_data, whole_and_resumed
 from torch import nn
-from torch._dynamo.exc import TorchDynamoException
+from torch._dynamo.backends.common import aot_autograd
+from torch._dynamo.utils import counters
 
+from dualseg import train
 from dualseg.errors import DualsegError
 from dualseg.methods import MeanTeacher
 from dualseg.methods.compiling import CompiledNetwork
 from dualseg.networks import PlainUNet, ResidualEncoderUNet, ResNet34VNet, SegmentationOutput, VNet
+from dualseg.runs.folder import RunFolder
 from dualseg.training import assembly
 
 
@@ -30,6 +34,11 @@ class Net(nn.Module):
         return self.second(self.first(image).features)
 
 
+def graphs() -> int:
+    """That torch has captured since the last reset."""
+    return counters["stats"]["unique_graphs"]
+
+
 def made(compiled: bool) -> MeanTeacher:
     torch.manual_seed(1)
     method = MeanTeacher(**tiny_parts(Volumes(), a=Net()))
@@ -41,10 +50,16 @@ def made(compiled: bool) -> MeanTeacher:
 @pytest.mark.skipif(shutil.which("g++") is None, reason="the inductor needs a C++ compiler")
 def test_training_is_that_of_the_networks_as_they_are_and_resumes_bit_by_bit(tmp_path) -> None:
     """By the inductor: dropout draws the same, BatchNorm's statistics and the average move in the same way."""
+    torch._dynamo.reset()
     eager = made(compiled=False)
     cpu_trainer(4).fit(eager, volumes_data())
+    assert graphs() == 0
     whole, resumed = whole_and_resumed(lambda: made(compiled=True), tmp_path, iterations=4, at=2)
-    assert all(call._call is not call.network for call in whole._compiled.values()), "it went on uncompiled"
+    found = graphs()
+    assert found >= 2, "one is trained and one is watched"
+    whole.trainer.limit_val_batches = 1
+    whole.trainer.validate(whole, volumes_data(held_out_validation=1), verbose=False)
+    assert graphs() == found and whole.results, "an evaluation compiles nothing"
     assert whole.state_dict().keys() == eager.state_dict().keys()
     for name, value in eager.state_dict().items():
         torch.testing.assert_close(whole.state_dict()[name], value, rtol=1e-4, atol=1e-5, msg=name)
@@ -68,30 +83,51 @@ def test_a_network_is_one_graph(make: Any, training: bool) -> None:
     assert (found.graph_count, found.graph_break_count) == (1, 0), found.break_reasons
 
 
-def uncompilable(network: nn.Module, required: bool) -> tuple[CompiledNetwork, list[int]]:
-    calls = []
+@pytest.fixture(params=["forward", "backward"])
+def tries(request, monkeypatch) -> list[int]:
+    """The compiler of one of the two passes is broken; an entry each time that it is tried."""
+    torch._dynamo.reset()
+    tries: list[int] = []
 
-    def fails(image: torch.Tensor) -> SegmentationOutput:
-        calls.append(1)
-        raise TorchDynamoException("\n no compiler is there\nmore")
+    def broken(graph: Any, inputs: Any) -> Any:
+        tries.append(1)
+        raise RuntimeError("no compiler is there")
 
-    compiled = CompiledNetwork("a", network, required)
-    compiled._call = fails
-    return compiled, calls
+    def working(graph: Any, inputs: Any) -> Any:
+        return make_boxed_func(graph.forward)
+
+    passes = {"fw_compiler": working, "bw_compiler": working, request.param[:1] + "w_compiler": broken}
+    backend = aot_autograd(**passes)
+    compile_by = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda network, *, dynamic, options: compile_by(network, backend=backend))
+    return tries
 
 
-def test_what_torch_cannot_compile_goes_on_with_a_warning(capsys) -> None:
-    network, image = Normed(), torch.randn(1, 1, 4, 4, 4)
-    compiled, calls = uncompilable(network, required=False)
+def test_what_torch_cannot_compile_goes_on_with_a_warning(tries, capsys) -> None:
+    network, image = Normed().eval(), torch.randn(1, 1, 4, 4, 4)
+    compiled = CompiledNetwork("a", network, required=False)
     outputs = [compiled(image).logits for _ in range(2)]
     assert torch.equal(outputs[0], network(image).logits) and torch.equal(outputs[0], outputs[1])
-    assert len(calls) == 1 and capsys.readouterr().err.count("no compiler is there") == 1
+    outputs[1].sum().backward()
+    assert len(tries) == 1 and capsys.readouterr().err.count("RuntimeError: no compiler is there") == 1
 
 
-def test_what_must_be_compiled_is_an_error_that_names_the_key() -> None:
-    compiled, _ = uncompilable(Normed(), required=True)
+def test_what_must_be_compiled_is_an_error_that_names_the_key(tries) -> None:
+    compiled = CompiledNetwork("a", Normed(), required=True)
     with pytest.raises(DualsegError, match=r"trainer\.compile=true: .* network a .*no compiler is there"):
         compiled(torch.randn(1, 1, 4, 4, 4))
+
+
+def test_a_run_says_whether_it_was_compiled(command, tiny, phantom, tmp_path, monkeypatch) -> None:
+    compile_by = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda network, *, dynamic, options: compile_by(network, backend="eager"))
+    torch._dynamo.reset()
+    for setting in ("auto", "true"):
+        run = RunFolder(tmp_path / "runs" / f"run_{setting}")
+        words = tiny(phantom.root, run.path.parent)
+        ended = command(train.main, *words, f"name=run_{setting}", f"trainer.compile={setting}", "method=supervised")
+        assert ended.code == 0, ended.err
+        assert run.manifest()["compiled"] == (setting == "true") == (graphs() > 0)
 
 
 def test_an_image_that_the_network_cannot_take_is_its_own_error() -> None:
@@ -101,7 +137,7 @@ def test_an_image_that_the_network_cannot_take_is_its_own_error() -> None:
 
 
 @pytest.mark.parametrize(
-    "setting, iterations, accelerator, gpu, expected",
+    "setting, iterations_left, accelerator, gpu, expected",
     [
         ("auto", 1000, "auto", True, [False]),
         ("auto", 1000, "gpu", True, [False]),
@@ -112,11 +148,11 @@ def test_an_image_that_the_network_cannot_take_is_its_own_error() -> None:
         (True, 1, "cpu", False, [True]),
     ],
 )
-def test_when_networks_are_compiled(monkeypatch, setting, iterations, accelerator, gpu, expected) -> None:
+def test_when_networks_are_compiled(monkeypatch, setting, iterations_left, accelerator, gpu, expected) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: gpu)
     found: list[bool] = []
     method = SimpleNamespace(compile_networks=lambda *, required: found.append(required))
-    trainer = {"compile": setting, "max_iterations": iterations, "accelerator": accelerator}
-    assembly.compile_networks({"trainer": trainer}, method)  # type: ignore[arg-type]
+    config = {"trainer": {"compile": setting, "accelerator": accelerator}}
+    assert assembly.compile_networks(config, method, iterations_left) == bool(expected)  # type: ignore[arg-type]
     assert found == expected

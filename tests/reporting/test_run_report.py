@@ -226,6 +226,8 @@ def test_what_is_to_be_doubted_stands_on_top(tmp_path: Path, make_run: Callable[
     text = Page(write_run_report(run)).text
     assert "Hardly found in the test cases: atrium (Dice 2.0 %)" in text
     assert "9 times as much atrium as the labels" in text
+    assert "0 where the guard was closed, since a class was outside 0.25 to 4 times its share" in text
+    assert "A class's share of the pseudo-labels divided by its share of the labels" in text
 
 
 def test_summary_and_cases_do_not_need_each_other(tmp_path: Path, make_run: Callable[..., Path]) -> None:

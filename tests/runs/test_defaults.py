@@ -143,15 +143,15 @@ def test_a_key_that_is_left_out_on_purpose_is_no_default(older):
 
 def test_a_key_of_a_newer_version_changes_no_name_where_it_has_its_default(older, monkeypatch):
     run, config = older
-    added = {**run_identity.ADDED, "trainer.compile": False, "networks.*.norm": "batch"}
+    added = {**run_identity.ADDED, "trainer.invented": False, "networks.*.norm": "batch"}
     monkeypatch.setattr(run_identity, "ADDED", added)
     newer = copy.deepcopy(config)
-    newer["trainer"]["compile"] = False
+    newer["trainer"]["invented"] = False
     newer["networks"]["a"]["norm"] = newer["networks"]["b"]["norm"] = "batch"
     assert run_name(newer) == run_name(config)
     check_claim(RunFolder.of(newer), newer)
     assert RunFolder.of(newer).path == run.path
-    for key, value in (("compile", True), ("new", False)):
+    for key, value in (("invented", True), ("new", False)):
         assert run_name({**newer, "trainer": {**newer["trainer"], key: value}}) != run_name(config)
     newer["networks"]["b"]["norm"] = "group"
     assert run_name(newer) != run_name(config)

@@ -11,7 +11,7 @@ SHARES_EXPLAINED = (
     "far below 1 it drains"
 )
 GUARD_EXPLAINED = (
-    f"0 where the guard was closed, since a class was outside {LOW:g} to {HIGH:g} times its share of the labels: "
+    f"It is 0 where the guard was closed, since a class was outside {LOW:g} to {HIGH:g} times its share of the labels: "
     "the labels alone taught then"
 )
 

@@ -284,5 +284,8 @@ def test_progress_is_shown_only_when_it_takes_a_while(tmp_path, monkeypatch, cap
         return make(*args)
 
     monkeypatch.setattr(module, "make_phantom", slow)
+    Phantom(tmp_path / "file", train=4, test=0, shape=SMALL)
+    assert "volume" not in capfd.readouterr().err, "a bar belongs on a terminal"
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     Phantom(tmp_path / "slow", train=4, test=0, shape=SMALL)
     assert "phantom volumes" in capfd.readouterr().err

@@ -36,8 +36,13 @@ def train(config: Any) -> None:
 
     settings = resolve(config)
     if config.get("dry"):
+        from dualseg.runs.claim import check_claim
+        from dualseg.runs.lock import is_locked
         from dualseg.studies.timing import plan_of_run
 
+        folder = RunFolder.of(settings)
+        if not is_locked(folder.path):  # how far a run is may be asked while it is written
+            check_claim(folder, settings)
         print(plan_of_run(settings))
         return
     if settings["overwrite"] and RunFolder.of(settings).resumes_in_slurm(settings):

@@ -111,5 +111,6 @@ def test_what_is_no_run_to_train_on(train) -> None:
         assert "continue=true" not in outcome.complains("overwrite=true")
     named = train(2, "evaluate_on=[]").out
     folder = next(line.removeprefix("Finished: ") for line in named.splitlines() if line.startswith("Finished: "))
-    train(4, "evaluate_on=[]", "continue=true", f"name={Path(folder).name}").complains("weights=")
+    for dry in ([], ["dry=true"]):  # which says what would be done, and so what would be refused
+        train(4, "evaluate_on=[]", "continue=true", f"name={Path(folder).name}", *dry).complains("weights=")
     train(4, "-m", "continue=true", "name=run", "evaluate_on=[]").complains("continue=true", "-m")

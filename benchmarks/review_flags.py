@@ -19,7 +19,7 @@ from dualseg.data.splits import split_source
 from dualseg.metrics.functional import scores
 from dualseg.prediction.review import DISAGREEMENT
 from dualseg.runs.folder import RunFolder
-from dualseg.runs.trusted import Trust
+from dualseg.training.trusted import Trust
 
 TO_LEFT_AND_POSTERIOR = np.diag([-1.0, -1.0, 1.0, 1.0])  # the axes of the dataset's files
 

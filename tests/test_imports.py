@@ -5,6 +5,8 @@ Every import counts, within a function and under TYPE_CHECKING as well.
 
 import ast
 from graphlib import CycleError, TopologicalSorter
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -53,6 +55,19 @@ def named(file: Path, known):
 
 def test_no_circle_of_files():
     TopologicalSorter(imports(ROOT, "dualseg", "hydra_plugins")).prepare()  # raises CycleError with the circle
+
+
+def test_scripts_beside_the_package_import_what_is_there():
+    """Nothing else runs them all."""
+    files = [file for folder in ("benchmarks", "docs", "experiments") for file in (ROOT / folder).rglob("*.py")]
+    assert len(files) > 10
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom) and str(node.module).partition(".")[0] == "dualseg":
+                module = import_module(str(node.module))
+                for alias in node.names:
+                    there = hasattr(module, alias.name) or find_spec(f"{node.module}.{alias.name}")
+                    assert there, f"{file}:{node.lineno}: {node.module}.{alias.name}"
 
 
 def test_no_room_knows_a_higher_one():

@@ -139,6 +139,8 @@ def takes(path: str, taken_by: Any = None) -> str:
         said = f"whole number, at least {settings.WHOLE[path]}"
     elif path in settings.SWITCHES:
         said = "true, false"
+    elif path in settings.SWITCHES_OR:
+        said = f"true, false, {settings.SWITCHES_OR[path]}"
     elif path in settings.CHOICES:
         said = ", ".join(settings.CHOICES[path])
     elif path in settings.FRACTIONS:

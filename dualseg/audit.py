@@ -38,7 +38,7 @@ def audit_config(config: Any) -> None:
     from dualseg.methods.audit import audit
     from dualseg.reporting.audit_table import audit_table
     from dualseg.training import assembly
-    from dualseg.training.progress import on_terminal
+    from dualseg.training.progress import shows_bar
     from dualseg.training.weights import start_from
 
     assembly.use_threads(settings)
@@ -61,7 +61,7 @@ def audit_config(config: Any) -> None:
             logger=False,
             enable_checkpointing=False,
             enable_model_summary=False,
-            enable_progress_bar=settings["trainer"]["progress_bar"] and on_terminal(),
+            enable_progress_bar=shows_bar(settings["trainer"]),
         )
         trainer.fit(method, data)
         trained += iterations

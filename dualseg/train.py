@@ -35,17 +35,17 @@ def train(config: Any) -> None:
     from dualseg.training.settings import resolve
 
     settings = resolve(config)
+    folder = RunFolder.of(settings)
     if config.get("dry"):
         from dualseg.runs.claim import check_claim
         from dualseg.runs.lock import is_locked
         from dualseg.studies.timing import plan_of_run
 
-        folder = RunFolder.of(settings)
         if not is_locked(folder.path):  # how far a run is may be asked while it is written
             check_claim(folder, settings)
         print(plan_of_run(settings))
         return
-    if settings["overwrite"] and RunFolder.of(settings).resumes_in_slurm(settings):
+    if settings["overwrite"] and folder.resumes_in_slurm(settings):
         settings["overwrite"] = False
     if not _is_to_do(settings):
         return
@@ -54,7 +54,7 @@ def train(config: Any) -> None:
         train_here(settings)
         return
     ending = run_group(sys.argv[1:], processes)
-    recover(RunFolder.of(settings).path, reading=False)  # the first rank may have been killed
+    recover(folder.path, reading=False)  # the first rank may have been killed
     if ending.code:
         raise SystemExit(ending.code)
 

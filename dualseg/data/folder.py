@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from tqdm import tqdm
 
 from dualseg.data.checking.content import offset_problem, wrapped_problem
 from dualseg.data.checking.geometry import grid_problem, spacing_by_direction
@@ -14,6 +13,7 @@ from dualseg.data.intensity import intensities, is_ct, kept_range, normalise
 from dualseg.data.layouts import Case, read_layout
 from dualseg.data.preprocessing import grid_of_spacing, resample, resample_to_spacing, to_ras
 from dualseg.data.problems import Problem, VolumeError, label_problems, whole_numbers
+from dualseg.data.progress import with_bar
 from dualseg.data.split_file import SplitFile, is_spacing, place_of
 from dualseg.data.volumes import Grid, Image, Reference, VolumeSource, label_dtype
 from dualseg.errors import DualsegError
@@ -203,8 +203,7 @@ class Folder(VolumeSource):
             return given_spacing(given)
         if split.median_spacing is None:
             cases = [case for role in ("labeled", "unlabeled") for case in split.cases(role)]
-            headers = tqdm(cases, desc="Reading headers", unit="volume", leave=False, delay=1, disable=None)
-            found = {case: self._header_spacing(case) for case in headers}
+            found = {case: self._header_spacing(case) for case in with_bar(cases, "Reading headers")}
             spacings = [edges for edges in found.values() if edges is not None]
             self._without_header = [case for case, edges in found.items() if edges is None]
             if not spacings:

@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from dualseg.data.problems import Problem, VolumeError
+from dualseg.data.progress import with_bar
 from dualseg.data.volumes import Grid, VolumeSource, label_dtype
 from dualseg.errors import DualsegError
 from dualseg.machine import MemoryLimit, size_text
@@ -151,7 +151,7 @@ class MemoryCheck:
         """
         labeled, unlabeled, cached, evaluated = map(list, (labeled, unlabeled, cached, evaluated))
         cases = [*labeled, *unlabeled, *cached, *evaluated]
-        for case in tqdm(cases, desc="Reading headers", unit="volume", leave=False, delay=1, disable=None):
+        for case in with_bar(cases, "Reading headers"):
             size = size_of(self.source, case)
             if size is not None:
                 self._known[case] = size

@@ -29,6 +29,8 @@ class CompiledNetwork:
 
     def __init__(self, name: str, network: nn.Module, required: bool) -> None:
         torch._dynamo.config.recompile_limit = max(RECOMPILE_LIMIT, torch._dynamo.config.recompile_limit)
+        # with the forward pass, so that `__call__` notices what cannot be compiled of the backward one as well
+        functorch_config.force_non_lazy_backward_lowering = True
         self.name, self.network, self.required = name, network, required
         self._call: Callable[[Tensor], SegmentationOutput] = torch.compile(
             network, dynamic=False, options={"fallback_random": True}
@@ -37,9 +39,7 @@ class CompiledNetwork:
     def __call__(self, image: Tensor) -> SegmentationOutput:
         """Raises: DualsegError where `required` cannot be; and what the network itself raises."""
         try:
-            # with the forward pass, so that what cannot be compiled of the backward one is noticed here as well
-            with functorch_config.patch(force_non_lazy_backward_lowering=True):
-                return self._call(image)
+            return self._call(image)
         except TorchDynamoException as error:
             output: SegmentationOutput = self.network(image)  # first: what is wrong with the image is for it to say
             reason = f"torch cannot compile network {self.name} here ({_reason(error)})"

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import nibabel as nib
 import numpy as np
-from tqdm import tqdm
 
 from dualseg.data.checking.geometry import spacing_by_direction
 from dualseg.data.folder import Folder
+from dualseg.data.progress import with_bar
 from dualseg.data.volumes import Grid
 from dualseg.errors import DualsegError
 
@@ -66,12 +66,12 @@ def fingerprint_of(source: Folder, labeled: Sequence[str], unlabeled: Sequence[s
     """
     source.check_cases()
     cases = [*labeled, *unlabeled]
-    grids = [_of_header(source, case) for case in tqdm(cases, "Reading headers", leave=False, delay=1, disable=None)]
+    grids = [_of_header(source, case) for case in with_bar(cases, "Reading headers")]
     step = max(1, -(-len(labeled) // MOST_LABELS))
     opened = tuple(labeled[::step])
     volumes: dict[str, list[float]] = {name: [] for name in source.class_names[1:]}
     samples: list[list[np.ndarray]] = [[] for _ in range(source.channels)]
-    for case in tqdm(opened, "Reading labels", leave=False, delay=1, disable=None):
+    for case in with_bar(opened, "Reading labels"):
         label = source.read_label(case)
         ml = float(np.prod(spacing_by_direction(source.stored_grid(case, "image").affine))) / 1000
         counts = np.bincount(label.ravel(), minlength=len(source.class_names))

@@ -2,19 +2,21 @@
 
 import sys
 import time
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, cast
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, TQDMProgressBar
 
 from dualseg.machine import duration
+from dualseg.methods import SegmentationMethod
 
 LINES = 10  # of a run
 
 
-def on_terminal() -> bool:
-    """What a bar overwrites again and again, a file would keep."""
-    return sys.stdout.isatty()
+def shows_bar(trainer: Mapping[str, Any]) -> bool:
+    """`trainer.progress_bar`, on a terminal: what a bar overwrites again and again, a file would keep."""
+    return bool(trainer["progress_bar"]) and sys.stdout.isatty()
 
 
 class ProgressBar(TQDMProgressBar):
@@ -49,13 +51,12 @@ class ProgressLines(Callback):
         self._first: int | None = None
         self._shown = self._tenth(trainer)
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
-        step = trainer.global_step
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+        step, every = trainer.global_step, cast(SegmentationMethod, pl_module).log_every
         if self._first is None:
             self._first, self._began = step, time.perf_counter()
             return
-        logged = step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
-        if not logged or self._tenth(trainer) == self._shown or not trainer.is_global_zero:
+        if step % every or self._tenth(trainer) == self._shown or not trainer.is_global_zero:
             return
         self._shown = self._tenth(trainer)
         each = (time.perf_counter() - self._began) / (step - self._first)

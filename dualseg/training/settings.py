@@ -51,6 +51,7 @@ SWITCHES = (
     "trainer.progress_bar",
     "trainer.sync_batchnorm",
 )
+SWITCHES_OR = {"trainer.compile": "auto", "trainer.deterministic": "warn"}  # true, false, or that
 NUMBERS = {
     "data.labeled_ratio": 0.0,
     "data.downsample": 1.0,
@@ -269,10 +270,8 @@ def _check_values(settings: Mapping[str, Any]) -> None:
         if key == "trainer.devices" and not _is_devices(value):
             fix = "give a number of at least 1, -1 or auto for all there are, or a list of their indices such as [0,1]"
             raise DualsegError(f"{key}={value}: {fix}.")
-        if key == "trainer.compile" and type(value) is not bool and value != "auto":
-            raise DualsegError(f"{key}={value}: give true, false or auto.")
-        if key == "trainer.deterministic" and type(value) is not bool and value != "warn":
-            raise DualsegError(f"{key}={value}: give true, false or warn.")
+        if key in SWITCHES_OR and type(value) is not bool and value != SWITCHES_OR[key]:
+            raise DualsegError(f"{key}={value}: give true, false or {SWITCHES_OR[key]}.")
         if key == "data.augmentation.mirror_axes":
             check_mirror_axes(value)
         if key in SWITCHES:

@@ -22,7 +22,7 @@ from dualseg.runs.folder import RunFolder
 from dualseg.training.assembly import build_sliding_window, shape_of
 from dualseg.training.case_callbacks import ScoredVolumes, SliceWriter
 from dualseg.training.checkpoints import load_networks, read_checkpoint
-from dualseg.training.progress import on_terminal
+from dualseg.training.progress import shows_bar
 from dualseg.training.trusted import Trust
 
 Config = Mapping[str, Any]
@@ -126,7 +126,7 @@ def build_evaluator(config: Config, folder: RunFolder, scored: ScoredVolumes) ->
         logger=False,
         callbacks=[scored, SliceWriter(folder.slices)],
         enable_checkpointing=False,
-        enable_progress_bar=settings["progress_bar"] and on_terminal(),
+        enable_progress_bar=shows_bar(settings),
         enable_model_summary=False,
         default_root_dir=str(folder.path),
     )

@@ -21,7 +21,7 @@ from dualseg.training.case_callbacks import ComponentWriter, SliceWriter
 from dualseg.training.checkpoints import AtomicCheckpointIO
 from dualseg.training.curves import CurveLogger
 from dualseg.training.instantiating import naming_keys_of
-from dualseg.training.progress import ProgressBar, ProgressLines, on_terminal
+from dualseg.training.progress import ProgressBar, ProgressLines, shows_bar
 
 Config = Mapping[str, Any]
 PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
@@ -45,9 +45,8 @@ def build_trainer(
     ]
     if config.get("data", {}).get("fold") is not None:
         callbacks.append(ComponentWriter(folder.components))
-    bar = settings["progress_bar"] and on_terminal()
     if settings["progress_bar"]:
-        callbacks.append(ProgressBar() if bar else ProgressLines())
+        callbacks.append(ProgressBar() if shows_bar(settings) else ProgressLines())
     callbacks += build_callbacks(config.get("callbacks") or {})
     environment = _cluster_environment()
     trainer = pl.Trainer(
@@ -71,7 +70,7 @@ def build_trainer(
         callbacks=callbacks,
         plugins=[AtomicCheckpointIO(trained_on), environment],
         enable_checkpointing=False,
-        enable_progress_bar=bar,
+        enable_progress_bar=shows_bar(settings),
         enable_model_summary=False,
         default_root_dir=str(folder.path),
     )

@@ -34,8 +34,14 @@ class Net(nn.Module):
         return self.second(self.first(image).features)
 
 
+@pytest.fixture(autouse=True)
+def nothing_is_captured_yet() -> None:
+    torch._dynamo.reset()
+    counters.clear()
+
+
 def graphs() -> int:
-    """That torch has captured since the last reset."""
+    """That torch has captured in this test."""
     return counters["stats"]["unique_graphs"]
 
 
@@ -50,8 +56,6 @@ def made(compiled: bool) -> MeanTeacher:
 @pytest.mark.skipif(shutil.which("g++") is None, reason="the inductor needs a C++ compiler")
 def test_training_is_that_of_the_networks_as_they_are_and_resumes_bit_by_bit(tmp_path) -> None:
     """By the inductor: dropout draws the same, BatchNorm's statistics and the average move in the same way."""
-    torch._dynamo.reset()
-    counters.clear()
     eager = made(compiled=False)
     cpu_trainer(4).fit(eager, volumes_data())
     assert graphs() == 0
@@ -79,8 +83,6 @@ def test_training_is_that_of_the_networks_as_they_are_and_resumes_bit_by_bit(tmp
 )
 @pytest.mark.parametrize("training", [True, False])
 def test_a_network_is_one_graph(make: Any, training: bool) -> None:
-    torch._dynamo.reset()
-    counters.clear()
     found = torch._dynamo.explain(make().train(training))(torch.zeros(2, 1, 32, 32, 32))
     assert (found.graph_count, found.graph_break_count) == (1, 0), found.break_reasons
 
@@ -88,8 +90,6 @@ def test_a_network_is_one_graph(make: Any, training: bool) -> None:
 @pytest.fixture(params=["forward", "backward"])
 def tries(request, monkeypatch) -> list[int]:
     """The compiler of one of the two passes is broken; an entry each time that it is tried."""
-    torch._dynamo.reset()
-    counters.clear()
     tries: list[int] = []
 
     def broken(graph: Any, inputs: Any) -> Any:
@@ -124,8 +124,6 @@ def test_what_must_be_compiled_is_an_error_that_names_the_key(tries) -> None:
 def test_a_run_says_whether_it_was_compiled(command, tiny, phantom, tmp_path, monkeypatch) -> None:
     compile_by = torch.compile
     monkeypatch.setattr(torch, "compile", lambda network, *, dynamic, options: compile_by(network, backend="eager"))
-    torch._dynamo.reset()
-    counters.clear()
     for setting in ("auto", "true"):
         run = RunFolder(tmp_path / "runs" / f"run_{setting}")
         words = tiny(phantom.root, run.path.parent)

@@ -19,15 +19,15 @@ def lines_of(
 ) -> list[str]:
     """What a run prints whose iterations after `steps[0]` take a second each, the first of them `first` seconds."""
     trainer: Any = SimpleNamespace(global_step=steps[0], max_steps=100, is_global_zero=rank == 0)
-    trainer.log_every_n_steps = every
+    method: Any = SimpleNamespace(log_every=every)
     trainer.progress_bar_metrics = {"a_dice": 0.5, "loss": 1.25}
     clock = SimpleNamespace(perf_counter=lambda: trainer.global_step - steps[0] - 1 + first)
     bar = ProgressLines()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(progress, "time", clock)
-        bar.on_train_start(trainer, None)  # type: ignore[arg-type]
+        bar.on_train_start(trainer, method)
         for trainer.global_step in steps[1:]:
-            bar.on_train_batch_end(trainer)
+            bar.on_train_batch_end(trainer, method)
     return capsys.readouterr().out.splitlines()
 
 
@@ -77,4 +77,5 @@ class Terminal(io.StringIO):
 @pytest.mark.parametrize("output, expected", [(io.StringIO(), False), (Terminal(), True)])
 def test_where_a_bar_belongs(output: io.StringIO, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", output)
-    assert progress.on_terminal() is expected
+    assert progress.shows_bar({"progress_bar": True}) is expected
+    assert progress.shows_bar({"progress_bar": False}) is False

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
-from tqdm import tqdm
 
 from dualseg.data.checking.content import content_hash, mirror_ratios, mirrored_cases
 from dualseg.data.checking.doubts import file_doubts, read_doubting
@@ -27,6 +26,7 @@ from dualseg.data.problems import (
     label_problems,
     whole_numbers,
 )
+from dualseg.data.progress import with_bar
 from dualseg.data.splits import Split
 from dualseg.data.volumes import Grid, Image, VolumeSource, label_dtype
 from dualseg.errors import DualsegError
@@ -95,7 +95,7 @@ def check_dataset(
     cases_of = {role: source.unscored_cases if role == "unscored" else getattr(split, role) for role in ROLES}
     cases = [(case, role) for role in ROLES for case in cases_of[role]]
     walk.foresee([case for case, _ in cases], limit or MemoryLimit.of("data.memory"))
-    for case, role in tqdm(cases, desc="Checking volumes", unit="volume", leave=False, delay=1, disable=None):
+    for case, role in with_bar(cases, "Checking volumes"):
         walk.visit(case, role)
     walk.compare()
     walk.found += [Finding("not read", "-", "-", text) for text in source.not_read]
@@ -128,7 +128,7 @@ class _Walk:
     def foresee(self, cases: Sequence[str], limit: MemoryLimit) -> None:
         """What is too large, by the headers of all cases."""
         sizes: dict[str, Size] = {}
-        for case in tqdm(cases, desc="Reading headers", unit="volume", leave=False, delay=1, disable=None):
+        for case in with_bar(cases, "Reading headers"):
             with suppress(Exception):  # `visit` says what is wrong with it
                 size = size_of(self.source, case)
                 if size is not None:

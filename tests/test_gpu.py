@@ -1,19 +1,36 @@
-"""What only a CUDA device can show: precisions, memory formats, agreement with the CPU."""
+"""On a CUDA device: precisions, memory formats, agreement with the CPU, no waiting for the device.
 
+Where a device is a parameter, the CPU takes its turn so that these tests are known to run before there is a GPU.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pytest
 import pytorch_lightning as pl
 import torch
+from hydra import compose, initialize_config_dir
 
+from dualseg.configuration import conf_dir
 from dualseg.data import Phantom, SemiSupervisedDataModule
+from dualseg.data.batch import Batch
 from dualseg.inference import SlidingWindow
 from dualseg.losses import class_prototypes, linear_quantile
-from dualseg.methods import DualNetwork, Time
+from dualseg.methods import DualNetwork, Time, copy_paste
 from dualseg.methods.audit import audit
 from dualseg.networks import ResNet34VNet, VNet
+from dualseg.runs.folder import RunFolder
+from dualseg.training import assembly
+from dualseg.training.settings import resolve
+from dualseg.training.trainer import build_trainer
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+NO_GPU = "no CUDA device"
+GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason=NO_GPU)]
+DEVICES = ["cpu", pytest.param("cuda", marks=GPU)]
+METHODS = sorted(path.stem for path in (conf_dir() / "method").glob("*.yaml"))
 
 
 @pytest.fixture(scope="module")
@@ -21,11 +38,23 @@ def phantom(tmp_path_factory):
     return Phantom(tmp_path_factory.mktemp("phantom"), train=6, test=2, shape=(48, 48, 32))
 
 
-def build(phantom, objective="described", memory_format=torch.channels_last_3d):
+@pytest.fixture(autouse=True)
+def full_float32(monkeypatch):
+    """TF32 rounds to 11 bits, which no comparison with the CPU bears."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+def side(device: str) -> int:
+    """Of the patches: the CPU's turn is to be short."""
+    return 32 if device == "cuda" else 16
+
+
+def build(phantom, device, objective="described"):
     pl.seed_everything(0, verbose=False)
-    data = SemiSupervisedDataModule(phantom, (32, 32, 32), labeled=2)
-    networks = {"a": ResNet34VNet(base_channels=8), "b": VNet(base_channels=8)}
-    window = SlidingWindow((32, 32, 32), (16, 16, 16), memory_format=memory_format)
+    patch = (side(device),) * 3
+    data = SemiSupervisedDataModule(phantom, patch, labeled=2)
+    networks = {"a": ResNet34VNet(base_channels=4), "b": VNet(base_channels=4)}
+    window = SlidingWindow(patch, patch)
     method = DualNetwork(
         networks,
         phantom.class_names,
@@ -36,11 +65,11 @@ def build(phantom, objective="described", memory_format=torch.channels_last_3d):
     return data, method
 
 
-def trainer_for(iterations, precision="32-true"):
+def trainer_for(iterations, device, precision="32-true"):
     return pl.Trainer(
         max_steps=iterations,
         max_epochs=1,
-        accelerator="gpu",
+        accelerator={"cuda": "gpu"}.get(device, device),
         devices=1,
         precision=precision,
         logger=False,
@@ -51,21 +80,24 @@ def trainer_for(iterations, precision="32-true"):
     )
 
 
-def gpu_batch(seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    image = torch.randn(4, 1, 32, 32, 32, generator=generator)
-    label = (torch.rand(2, 32, 32, 32, generator=generator) > 0.7).long()
-    return {"image": image, "label": label, "case": list("wxyz")}
+def batch_on(device: str, seed: int = 0) -> Batch:
+    generator, patch = torch.Generator().manual_seed(seed), (side(device),) * 3
+    image = torch.randn(4, 1, *patch, generator=generator)
+    label = (torch.rand(2, *patch, generator=generator) > 0.7).long()
+    return Batch(image.to(device), label.to(device), list("wxyz"))
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
 @pytest.mark.parametrize("objective", ["described", "released"])
-def test_every_precision_trains_and_counts_iterations(phantom, precision, objective):
-    data, method = build(phantom, objective)
+@pytest.mark.parametrize("device", DEVICES)
+def test_every_precision_trains_and_counts_iterations(phantom, device, precision, objective):
+    if device == "cpu" and precision == "16-mixed":
+        pytest.skip("torch scales gradients of a GPU alone")
+    data, method = build(phantom, device, objective)
     before = {k: v.clone() for k, v in method.state_dict().items()}
-    trainer = trainer_for(8, precision)
+    trainer = trainer_for(8 if device == "cuda" else 1, device, precision)
     trainer.fit(method, data)
-    assert trainer.global_step == 8
+    assert trainer.global_step == trainer.max_steps
     after = method.state_dict()
     for network in ("a", "b"):
         weights = [k for k in after if k.startswith(f"networks.{network}.") and after[k].ndim == 5]
@@ -76,60 +108,108 @@ def test_every_precision_trains_and_counts_iterations(phantom, precision, object
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_losses_stay_in_float32_under_autocast(phantom, dtype):
-    _, method = build(phantom)
-    method.cuda()
-    batch = {k: v.cuda() if isinstance(v, torch.Tensor) else v for k, v in gpu_batch().items()}
-    with torch.autocast("cuda", dtype=dtype):
-        terms = method.loss_terms(batch, Time(5, 10))
+@pytest.mark.parametrize("device", DEVICES)
+def test_losses_stay_in_float32_under_autocast(phantom, device, dtype):
+    _, method = build(phantom, device)
+    method.to(device)
+    with torch.autocast(device, dtype=dtype):
+        terms = method.loss_terms(batch_on(device), Time(5, 10))
     assert {t.value.dtype for t in terms} == {torch.float32}
     assert all(torch.isfinite(t.value) for t in terms)
 
 
 @pytest.mark.parametrize("objective", ["described", "released"])
-def test_loss_terms_agree_with_the_cpu(phantom, objective):
+@pytest.mark.parametrize("device", DEVICES)
+def test_loss_terms_agree_with_the_cpu(phantom, device, objective):
     """Same weights, same batch, float32; dropout off, since the generators differ between devices."""
-    _, method = build(phantom, objective)
-    batch = gpu_batch()
+    _, method = build(phantom, device, objective)
     for module in method.modules():
         if isinstance(module, torch.nn.Dropout3d):
             module.p = 0.0
     method.train()
-    torch.backends.cudnn.allow_tf32 = False
     skipped = {"contrast"}  # draws voxels from the device's generator
-    on_cpu = {t.key: t.value.item() for t in method.loss_terms(batch, Time(10, 10)) if t.name not in skipped}
-    method.cuda()
-    moved = {k: v.cuda() if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
-    on_gpu = {t.key: t.value.item() for t in method.loss_terms(moved, Time(10, 10)) if t.name not in skipped}
-    assert on_gpu == pytest.approx(on_cpu, rel=2e-3, abs=1e-4)
+
+    def values(where: str) -> dict[str, float]:
+        terms = method.to(where).loss_terms(batch_on(where), Time(10, 10))
+        return {t.key: t.value.item() for t in terms if t.name not in skipped}
+
+    on_cpu = values("cpu")
+    assert values(device) == pytest.approx(on_cpu, rel=2e-3, abs=1e-4)
 
 
-def test_audit_is_live_on_the_gpu(phantom):
-    data, method = build(phantom)
-    trainer = trainer_for(5)
-    trainer.fit(method, data)
-    method.cuda()
-    batches = [{k: v.cuda() if isinstance(v, torch.Tensor) else v for k, v in gpu_batch(s).items()} for s in range(2)]
+@pytest.mark.parametrize("device", DEVICES)
+def test_audit_is_live(phantom, device):
+    data, method = build(phantom, device)
+    trainer_for(5 if device == "cuda" else 1, device).fit(method, data)
+    method.to(device)
+    batches = [batch_on(device, seed) for seed in range(2)]
     assert {row.verdict for row in audit(method, batches, 10)} <= {"live", "empty"}
 
 
-def test_quantile_and_prototypes_agree_with_the_cpu_at_full_size():
+@pytest.mark.parametrize("device", DEVICES)
+def test_quantile_and_prototypes_agree_with_the_cpu_at_full_size(device):
     generator = torch.Generator().manual_seed(0)
-    values = torch.rand(2 * 112 * 112 * 80, generator=generator)
-    assert torch.equal(linear_quantile(values, 0.8), linear_quantile(values.cuda(), 0.8).cpu())
-    features = torch.rand(2, 16, 112, 112, 80, generator=generator)
-    fused = (torch.rand(2, 112, 112, 80, generator=generator) > 0.9).long()
-    reliable = torch.rand(2, 112, 112, 80, generator=generator) > 0.2
+    size = (112, 112, 80) if device == "cuda" else (28, 28, 20)
+    values = torch.rand(2, *size, generator=generator).flatten()
+    assert torch.equal(linear_quantile(values, 0.8), linear_quantile(values.to(device), 0.8).cpu())
+    features = torch.rand(2, 16, *size, generator=generator)
+    fused = (torch.rand(2, *size, generator=generator) > 0.9).long()
+    reliable = torch.rand(2, *size, generator=generator) > 0.2
     on_cpu = class_prototypes(features, fused, reliable, 2)
-    on_gpu = class_prototypes(features.cuda(), fused.cuda(), reliable.cuda(), 2)
-    torch.testing.assert_close(on_gpu.vectors.cpu(), on_cpu.vectors, rtol=1e-5, atol=1e-6)
+    on_device = class_prototypes(features.to(device), fused.to(device), reliable.to(device), 2)
+    torch.testing.assert_close(on_device.vectors.cpu(), on_cpu.vectors, rtol=1e-5, atol=1e-6)
 
 
-def test_sliding_window_agrees_with_the_cpu(phantom):
-    _, method = build(phantom)
+@pytest.mark.parametrize("device", DEVICES)
+def test_sliding_window_agrees_with_the_cpu(phantom, device):
+    _, method = build(phantom, device)
     method.eval()
     image = torch.from_numpy(phantom.read_image("phantom_000").array)
-    torch.backends.cudnn.allow_tf32 = False
     on_cpu = method.probabilities(image)["ensemble"]
-    on_gpu = method.cuda().probabilities(image.cuda())["ensemble"].cpu()
-    torch.testing.assert_close(on_gpu, on_cpu, rtol=1e-3, atol=1e-4)
+    on_device = method.to(device).probabilities(image.to(device))["ensemble"].cpu()
+    torch.testing.assert_close(on_device, on_cpu, rtol=1e-3, atol=1e-4)
+
+
+@contextmanager
+def waiting_is(mode: str) -> Iterator[None]:
+    """What torch does where the host waits for the GPU: `default` is nothing, `error` raises."""
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode(mode)
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason=NO_GPU)
+@pytest.mark.parametrize("method", [*METHODS, "supervised augmentation=strong augmentation.mix=true"])
+def test_no_iteration_between_two_points_of_the_curves_waits_for_the_gpu(method: str, tmp_path: Path, monkeypatch):
+    words = [*f"method={method}".split(), "base_channels=4", "trainer.accelerator=gpu", "evaluate_on=[]"]
+    words += ["trainer.max_iterations=4", "trainer.log_every=100", "trainer.progress_bar=false", "data.labeled=2"]
+    words += ["trainer.precision=bf16-mixed", "data.patch_size=[16,16,16]", "data.stride=[16,16,16]"]
+    words += [f"data.root={tmp_path / 'phantom'}", f"output={tmp_path}"]
+    words += [f"+data.source.{key}={value}" for key, value in (("train", 6), ("test", 2), ("shape", "[40,36,32]"))]
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        settings = resolve(compose("train", overrides=words))
+    data = assembly.build_data(settings)
+    module = assembly.build_method(settings, data.source)
+    data.setup("fit")
+    folder = RunFolder.of(settings)
+    folder.open(settings)
+    search, step, watched = copy_paste.largest_component, module.training_step, []
+
+    def allowed(*arguments: Any) -> Any:  # the one place that may wait
+        with waiting_is("default"):
+            return search(*arguments)
+
+    def watching(batch: Any, batch_idx: int) -> None:
+        inner = batch_idx in (1, 2)  # the first iteration is a point of the curves, and so is the last
+        with waiting_is("error" if inner else "default"):
+            step(batch, batch_idx)
+        watched.extend([batch_idx] * inner)
+
+    monkeypatch.setattr(copy_paste, "largest_component", allowed)
+    monkeypatch.setattr(module, "training_step", watching)
+    build_trainer(settings, folder, 0, "").fit(module, data)
+    assert watched == [1, 2]

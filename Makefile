@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 STUDIES := la-main la-label-count la-ablation la-networks la-seed la-baseline la-mix la-mix-ablation la-dual pancreas-main brats-main hippocampus \
   hippocampus-design head-neck
-.PHONY: help demo verdict test quick test-slurm drill check bench $(STUDIES) reproduce tables clean
+.PHONY: help demo verdict test quick test-slurm drill check bench gpu $(STUDIES) reproduce tables clean
 
 PYTHON ?= python3
 WORKERS ?= 2
@@ -53,6 +53,11 @@ check: $(INSTALLED) ## lint (ruff), formatting (ruff format) and types (mypy)
 
 bench: $(INSTALLED) ## measure speed and memory against plain loops and MedPy
 	$(BIN)/python benchmarks/bench.py
+
+PART ?= check
+OUT ?= runs/gpu
+gpu: $(INSTALLED) ## what one GPU does: PART=check speed of the methods' steps; PART=run ROWS="mix_8 ..." LA_ROOT=, full size
+	$(BIN)/python benchmarks/gpu.py $(PART) "$(OUT)" $(ROWS) $(if $(LA_ROOT),--la-root "$(LA_ROOT)")
 
 # $(call root,study): name of the variable with its data root
 root = $(root_$(firstword $(subst -, ,$(1))))

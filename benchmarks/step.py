@@ -49,7 +49,7 @@ class Paired(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
         middle = time.perf_counter()
-        self.bare(batch["image"])
+        self.bare(batch.image)
         end = time.perf_counter()
         self.method_s.append(middle - self.began)
         self.bare_s.append(end - middle)

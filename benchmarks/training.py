@@ -17,7 +17,7 @@ from dualseg.training.trainer import build_trainer
 
 
 def training(
-    folder: Path, iterations: int, overrides: Sequence[str]
+    folder: Path, iterations: int, overrides: Sequence[str], accelerator: str = "cpu"
 ) -> tuple[RunFolder, SemiSupervisedDataModule, SegmentationMethod, pl.Trainer]:
     """Everything that `dualseg-train` with these overrides calls `fit` with; training volumes are read."""
     quiet()
@@ -27,13 +27,12 @@ def training(
         "+data.source.test=1",
         f"output={folder}",
         f"trainer.max_iterations={iterations}",
-        "trainer.accelerator=cpu",
+        f"trainer.accelerator={accelerator}",
         "trainer.progress_bar=false",
     ]
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         config = resolve(compose("train", overrides=[*settings, *overrides]))
     run = RunFolder.of(config)
-    run.claim(config)
     data = assembly.build_data(config)
     method = assembly.build_method(config, data.source)
     data.setup("fit")

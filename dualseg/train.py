@@ -165,7 +165,7 @@ def _train(settings: dict[str, Any], folder: Any) -> None:
         before = origin.trained_on()
     facts = _facts_of(data, settings["data"]["name"], stages, before)
     resumed_at = iteration_of(latest) if latest else 0
-    compiled = assembly.compile_networks(settings, method, settings["trainer"]["max_iterations"] - resumed_at)
+    compiled = assembly.compile_networks(settings, method, world_size())
     if latest is not None:
         preprocessing.check_same_preparation(folder, data.source)
         provenance.check_same_data(folder.manifest_file, facts)

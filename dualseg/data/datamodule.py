@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from monai.transforms import MapTransform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -27,6 +28,8 @@ from dualseg.data.transforms import WholeVolumeCut
 from dualseg.data.volumes import VolumeSource
 from dualseg.errors import DualsegError
 from dualseg.machine import MemoryLimit
+
+GPU_SHARE = 0.25  # of the free memory of a GPU that the training volumes may take
 
 
 def _check_shares(processes: int, volumes: int) -> None:
@@ -80,7 +83,8 @@ class SemiSupervisedDataModule(pl.LightningDataModule):
         downsample: see `VolumeReader`.
         augmentation: rotation, scaling and mirroring of each patch, or MONAI dictionary transforms on "image" and
             "label", applied to the whole volume before the random crop.
-        num_workers: processes that prepare batches; the stream does not depend on it.
+        num_workers: processes that prepare batches; the stream does not depend on it. With 0 and a GPU on which the
+            volumes take no more than a quarter of the free memory, patches are cut there.
         seed: of the sample stream.
         foreground: share of the labeled patches that are cut around a voxel of the foreground, of a class drawn first;
             the others are cut anywhere.
@@ -124,6 +128,7 @@ class SemiSupervisedDataModule(pl.LightningDataModule):
         self.split = split_source(source, dict(zip(COUNTS, counts, strict=True)))
         check_batch(labeled_per_batch, unlabeled_per_batch, self.split)
         self.volumes: dict[str, tuple[Tensor, Tensor | None]] = {}
+        self.cuts_on_gpu = False
         self._validation: EvaluationDataset | None = None
         self._memory: MemoryCheck | None = None
         self._foreground: ForegroundSampling | None = None
@@ -307,8 +312,11 @@ class SemiSupervisedDataModule(pl.LightningDataModule):
             rank=self.trainer.global_rank,
             world_size=world_size,
         )
+        device = self.trainer.strategy.root_device
+        volumes = self._volumes_on(device)
+        self.cuts_on_gpu = volumes is not self.volumes
         dataset = PatchDataset(
-            self.volumes,
+            volumes,
             self._labeled,
             self._unlabeled,
             self.labeled_per_batch,
@@ -322,8 +330,24 @@ class SemiSupervisedDataModule(pl.LightningDataModule):
             batch_sampler=sampler,
             collate_fn=collate,
             num_workers=self.num_workers,
-            pin_memory=self.trainer.strategy.root_device.type == "cuda",
+            pin_memory=device.type == "cuda" and not self.cuts_on_gpu,
         )
+
+    def _volumes_on(self, device: torch.device) -> dict[str, tuple[Tensor, Tensor | None]]:
+        """The volumes where patches are cut: on a GPU, if they fit and nothing is asked for that runs on the CPU.
+
+        Else the GPU would wait for one core to cut patches and for their way to it. The patches are the same.
+        """
+        on_cpu = self.num_workers or not (isinstance(self.augmentation, SpatialAugmentation) or not self.augmentation)
+        if device.type != "cuda" or on_cpu:
+            return self.volumes
+        size = sum(tensor.nbytes for pair in self.volumes.values() for tensor in pair if tensor is not None)
+        if size > GPU_SHARE * torch.cuda.mem_get_info(device)[0]:
+            return self.volumes
+        return {
+            case: (image.to(device), None if label is None else label.to(device))
+            for case, (image, label) in self.volumes.items()
+        }
 
     def _cut(self) -> WholeVolumeCut | SpatialCut:
         if isinstance(self.augmentation, SpatialAugmentation):

@@ -164,17 +164,17 @@ def resampled(volume: Tensor, centre: np.ndarray, matrix: np.ndarray, size: Sequ
     # in grid_sample's units the region goes from -1 to 1
     steps = matrix * (2 / (high - low))[:, None]
     first = (2 * (centre - matrix @ middle - low) + 1) / (high - low) - 1
-    grid = _grid(steps, first, size)
+    grid = _grid(steps, first, size, volume.device)
     return F.grid_sample(region[None], grid[None], mode=mode, padding_mode="zeros", align_corners=False)[0]
 
 
-def _grid(steps: np.ndarray, first: np.ndarray, size: Sequence[int]) -> Tensor:
+def _grid(steps: np.ndarray, first: np.ndarray, size: Sequence[int], device: torch.device) -> Tensor:
     """(W, H, D, 3) float32: first + steps x of each voxel x of a patch, last axis first, as grid_sample wants it.
 
     Sums alone: a product of matrices could be rounded otherwise by another number of threads.
     """
     places = []
     for k in range(3):
-        x, y, z = (float(steps[k, axis]) * torch.arange(length) for axis, length in enumerate(size))
+        x, y, z = (float(steps[k, axis]) * torch.arange(length, device=device) for axis, length in enumerate(size))
         places.append((float(first[k]) + x)[:, None, None] + y[:, None] + z)
     return torch.stack(places[::-1], dim=-1)

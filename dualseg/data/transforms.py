@@ -3,9 +3,12 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from monai.data import get_track_meta, set_track_meta
+from monai.data.utils import get_random_patch
 from monai.transforms import Compose, MapTransform, RandFlipd, RandRotate90d, RandSpatialCropd, SpatialPadd
+from monai.transforms.transform import MAX_SEED
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -59,6 +62,10 @@ class WholeVolumeCut:
         Returns:
             (C, W, H, D) and (W, H, D).
         """
+        if not self.augmentation.transforms:
+            shape, size = image.shape[1:], self.patch_size
+            start = anywhere(shape, size, seed) if voxel is None else start_around(voxel, shape, size)
+            return cut(image, start, size), None if label is None else cut(label, start, size)
         with plain_tensors():
             if label is not None and voxel is not None:
                 found = self._transformed(image, label, voxel, seed)
@@ -73,8 +80,6 @@ class WholeVolumeCut:
         self, image: Tensor, label: Tensor, voxel: tuple[int, ...], seed: int
     ) -> tuple[Tensor, Tensor, tuple[int, ...]] | None:
         """Volume, label and where the voxel went, by a marker that goes along; None: it is lost, as in a zoom."""
-        if not self.augmentation.transforms:
-            return image, label, voxel
         marker = torch.zeros_like(label)
         marker[voxel] = 1
         self.augmentation.set_random_state(seed=seed)
@@ -83,6 +88,18 @@ class WholeVolumeCut:
         if not marker.any():
             return None
         return moved["image"], label, tuple(map(int, torch.unravel_index(marker.argmax(), marker.shape)))
+
+
+def anywhere(shape: Sequence[int], size: Sequence[int], seed: int) -> tuple[int, ...]:
+    """First voxel of the patch that `training_transform` cuts with this seed where there is no augmentation.
+
+    MONAI's upkeep of dictionaries and random states takes ten times as long as this, which a GPU would wait for.
+    """
+    own = np.random.RandomState(seed).randint(MAX_SEED, dtype="uint32")  # a Compose seeds its parts
+    rng = np.random.RandomState(own)
+    padded = [max(n, s) for n, s in zip(shape, size, strict=True)]
+    corner = [part.start for part in get_random_patch(padded, size, rng)]
+    return tuple(first - max(s - n, 0) // 2 for first, n, s in zip(corner, shape, size, strict=True))
 
 
 def start_around(voxel: Sequence[int], shape: Sequence[int], size: Sequence[int]) -> tuple[int, ...]:

@@ -89,8 +89,8 @@ def move(average: nn.Module, network: nn.Module, setting: Average, iteration: in
         moved |= {name for name, buffer in average.named_buffers() if buffer.is_floating_point()}
     elif not own_buffers:
         copied = {name for name, _ in average.named_buffers()}
-    for name, tensor in average.state_dict().items():
-        if name in moved:
-            tensor.lerp_(followed[name], 1 - decay)
-        elif name in copied:
-            tensor.copy_(followed[name])
+    own = average.state_dict()
+    # all at once: on a GPU one tensor after the other would take longer than the arithmetic
+    torch._foreach_lerp_([own[name] for name in moved], [followed[name] for name in moved], 1 - decay)
+    for name in copied:
+        own[name].copy_(followed[name])

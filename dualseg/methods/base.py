@@ -21,7 +21,7 @@ from dualseg.errors import DualsegError
 from dualseg.inference import SlidingWindow
 from dualseg.losses import over_scales, supervised_ce, supervised_dice
 from dualseg.methods.averages import Average, averaged_copy, move
-from dualseg.methods.compiling import CompiledNetwork
+from dualseg.methods.compiling import CompiledNetwork, next_iteration
 from dualseg.methods.evaluation import NetworkEvaluation
 from dualseg.methods.extra import ExtraTerm
 from dualseg.methods.finite import FiniteLoss
@@ -380,6 +380,8 @@ class SegmentationMethod(NetworkEvaluation):
         self.seed_iteration(time.iteration)
         optimizer = cast(LightningOptimizer, self.optimizers())
         optimizer.zero_grad()  # first: the forward passes use the gradients' memory again
+        if self._compiled:
+            next_iteration()
         if self.augmentation is not None:
             batch = self._augmented(batch, time.iteration, self.augmentation)
         terms = self.loss_terms(batch, time)

@@ -19,7 +19,9 @@ class CompiledNetwork:
     """A network's forward pass, compiled for each shape at its first use; the network itself stays as it is.
 
     Weights, buffers and state dict are the network's own. Dropout draws what it draws uncompiled, so that a pass of
-    the one agrees with a pass of the other within the rounding of the run's precision.
+    the one agrees with a pass of the other within the rounding of the run's precision. On a GPU a pass is one CUDA
+    graph: launching its hundreds of kernels one by one took longer than they ran (docs/speed.md). What it returns lasts
+    until the next iteration, which `next_iteration` begins.
 
     Args:
         name: of the network, for messages.
@@ -33,7 +35,7 @@ class CompiledNetwork:
         functorch_config.force_non_lazy_backward_lowering = True
         self.name, self.network, self.required = name, network, required
         self._call: Callable[[Tensor], SegmentationOutput] = torch.compile(
-            network, dynamic=False, options={"fallback_random": True}
+            network, dynamic=False, options={"fallback_random": True, "triton.cudagraphs": torch.cuda.is_available()}
         )
 
     def __call__(self, image: Tensor) -> SegmentationOutput:
@@ -48,6 +50,11 @@ class CompiledNetwork:
             print(f"warning: {reason}; it goes on uncompiled, which is slower", file=sys.stderr)
             self._call = self.network
             return output
+
+
+def next_iteration() -> None:
+    """What compiled networks have returned until now is not read any more: their graphs may use its memory."""
+    torch.compiler.cudagraph_mark_step_begin()
 
 
 def _reason(error: Exception) -> str:

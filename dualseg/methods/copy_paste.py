@@ -61,5 +61,6 @@ class CopyPaste(SegmentationMethod):
         """
         self.note_pseudo_labels(predicted)
         label, seconds = largest_component(predicted, classes)
-        self.watched["time/largest_component"] = torch.tensor(seconds)
+        if seconds is not None:
+            self.watched["time/largest_component"] = torch.tensor(seconds)
         return label

@@ -89,7 +89,7 @@ class RCPS(SegmentationMethod):
         labeled = [z0.split(n, total - n)[0] for z0, _, _ in scales]
         if self.on("supervised_ce"):
             weight = torch.full((len(self.class_names),), 10.0, device=batch.image.device)
-            weight[0] = 1.0
+            weight[:1].fill_(1.0)  # on the device: `weight[0] = 1.0` would wait for it
             yield self.term("supervised_ce", "a", _sum(supervised_ce(z.log_p, batch.label, weight) for z in labeled))
         if self.on("supervised_dice"):
             yield self.term("supervised_dice", "a", _sum(region_dice(z.p, batch.label) for z in labeled))

@@ -71,15 +71,17 @@ def on_cpu(config: Config) -> bool:
     return accelerator == "cpu" or (accelerator == "auto" and not torch.accelerator.is_available())
 
 
-def compile_networks(config: Config, method: SegmentationMethod, iterations: int) -> bool:
-    """`trainer.compile`: auto, on a GPU where the iterations that are left pay for the minutes that it takes.
+def compile_networks(config: Config, method: SegmentationMethod, processes: int = 1) -> bool:
+    """`trainer.compile`: auto, for one process on a GPU, where the iterations pay for the minute that it takes.
+
+    Those of the whole run: a resumed one goes on as it began. With several processes nobody has tried it.
 
     Returns:
         Whether the networks are compiled at their first use.
     """
     setting = config["trainer"]["compile"]
-    pays = iterations >= WORTH_COMPILING and torch.cuda.is_available() and not on_cpu(config)
-    compiles = setting is True or (setting == "auto" and pays)
+    pays = config["trainer"]["max_iterations"] >= WORTH_COMPILING and torch.cuda.is_available() and not on_cpu(config)
+    compiles = setting is True or (setting == "auto" and pays and processes == 1)
     if compiles:
         method.compile_networks(required=setting is True)
     return compiles

@@ -201,7 +201,8 @@ class RunTime(Callback):
 class Throughput(Callback):
     """Curves `time/seconds_per_iteration`, `time/data_wait_share` and, on a GPU, `memory/gpu_gib` (peak).
 
-    The share is of the time between one iteration's end and the next one's start in which batches are waited for.
+    The share is of the time between one iteration's end and the next one's start in which batches are waited for. There
+    is none where patches are cut on the GPU: the host is ahead then, and where it waits, it waits for the GPU.
     """
 
     def __init__(self) -> None:
@@ -224,10 +225,9 @@ class Throughput(Callback):
         self._ended = time.perf_counter()
         if trainer.global_step % pl_module.log_every == 0:
             seconds = self._ended - self._began
-            values = {
-                "time/seconds_per_iteration": seconds / self._iterations,
-                "time/data_wait_share": self._waited / seconds,
-            }
+            values = {"time/seconds_per_iteration": seconds / self._iterations}
+            if not getattr(getattr(trainer, "datamodule", None), "cuts_on_gpu", False):
+                values["time/data_wait_share"] = self._waited / seconds
             if pl_module.device.type == "cuda":
                 values["memory/gpu_gib"] = torch.cuda.max_memory_allocated(pl_module.device) / 2**30
             for logger in trainer.loggers:

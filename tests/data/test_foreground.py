@@ -130,6 +130,19 @@ def test_without_it_a_patch_is_what_the_transforms_make_of_its_seed():
         assert torch.equal(found[key]["label"], expected["label"][0].long())
 
 
+@pytest.mark.parametrize("shape", [(20, 24, 18), (16, 16, 16), (5, 30, 16), (7, 3, 40)])
+def test_without_augmentation_a_crop_is_the_one_of_monais_transforms(shape):
+    image, label = torch.rand(1, *shape), torch.randint(0, 3, shape, dtype=torch.uint8)
+    found, plain = WholeVolumeCut(PATCH), training_transform(PATCH)
+    for seed in (0, 1, 12345, 2**32 - 1):
+        plain.set_random_state(seed=seed)
+        with plain_tensors():
+            expected = plain({"image": image, "label": label[None]})
+        patch, its = found(image, label, None, seed)
+        assert torch.equal(patch, expected["image"])
+        assert torch.equal(its, expected["label"][0]) and its.dtype == torch.uint8
+
+
 def test_a_volume_that_is_smaller_than_the_patch_is_in_its_middle():
     volume = torch.ones(1, 5, 20, 10)
     assert start_around((2, 1, 9), (5, 20, 10), PATCH) == (-5, 0, -3)

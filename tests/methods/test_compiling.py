@@ -139,22 +139,23 @@ def test_an_image_that_the_network_cannot_take_is_its_own_error() -> None:
 
 
 @pytest.mark.parametrize(
-    "setting, iterations_left, accelerator, gpu, expected",
+    "setting, iterations, accelerator, gpu, processes, expected",
     [
-        ("auto", 1000, "auto", True, [False]),
-        ("auto", 1000, "gpu", True, [False]),
-        ("auto", 999, "auto", True, []),
-        ("auto", 1000, "cpu", True, []),
-        ("auto", 1000, "auto", False, []),
-        (False, 6000, "auto", True, []),
-        (True, 1, "cpu", False, [True]),
+        ("auto", 1000, "auto", True, 1, [False]),
+        ("auto", 1000, "gpu", True, 1, [False]),
+        ("auto", 999, "auto", True, 1, []),
+        ("auto", 1000, "cpu", True, 1, []),
+        ("auto", 1000, "auto", False, 1, []),
+        ("auto", 1000, "auto", True, 2, []),
+        (False, 6000, "auto", True, 1, []),
+        (True, 1, "cpu", False, 2, [True]),
     ],
 )
-def test_when_networks_are_compiled(monkeypatch, setting, iterations_left, accelerator, gpu, expected) -> None:
+def test_when_networks_are_compiled(monkeypatch, setting, iterations, accelerator, gpu, processes, expected) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: gpu)
     found: list[bool] = []
     method = SimpleNamespace(compile_networks=lambda *, required: found.append(required))
-    config = {"trainer": {"compile": setting, "accelerator": accelerator}}
-    assert assembly.compile_networks(config, method, iterations_left) == bool(expected)  # type: ignore[arg-type]
+    config = {"trainer": {"compile": setting, "accelerator": accelerator, "max_iterations": iterations}}
+    assert assembly.compile_networks(config, method, processes) == bool(expected)  # type: ignore[arg-type]
     assert found == expected

@@ -180,7 +180,8 @@ def test_full_scale_is_the_protocol(name, patch, stride, labels, iterations, sch
 @pytest.mark.parametrize("scale", ["cpu", "full"])
 def test_what_was_measured_is_of_runs_that_the_studies_have(scale):
     measured = csv.DictReader(files("dualseg.studies").joinpath("timings.csv").read_text().splitlines())
-    kinds = {name: Job.of(settings, (), name).kind for name, settings in configurations("la_main", scale).items()}
+    composed = configurations("la_main", scale) | configurations("la_mix", scale)
+    kinds = {name: Job.of(settings, (), name).kind for name, settings in composed.items()}
     assert {row["kind"] for row in measured if row["scale"] == scale} <= set(kinds.values())
     assert kinds["dual_gentle_8"] == kinds["dual_described_8"] == "la-dual-described-resnet34-vnet"
 

@@ -2,7 +2,7 @@
 
 import csv
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
@@ -21,6 +21,10 @@ from dualseg.training.dataset import source_and_split
 
 LEAST = 0.05  # seconds of an iteration on a CPU, however small the patch: 0.06 to 0.14 with 24x24x16 on a busy core
 BY_SIZE = "by the size of its patches, without a GPU; a slow or busy machine takes two or three times as long"
+GUESSED_BY = "solo_mix-plain_unet"
+ARCHITECTURES = ("plain_unet", "residual_encoder", "resnet34", "vnet", "segresnet")
+LOOKED_AT = 20  # finished runs, the newest, whose time is taken from an output folder
+FEW = 1000  # iterations, below which a network that begins anew may find hardly anything
 _FOLD = re.compile(r"(data\.(source\.)?)?fold[= ]\d+")  # in the label of a run
 
 
@@ -33,9 +37,12 @@ class Rate:
 
 
 def measured_rates(sweep: Sweep, jobs: Iterable[Job], scale: str | None) -> dict[str, Rate]:
-    """Kind of run -> rate: of this sweep's finished runs where there are some, else of dualseg/studies/timings.csv.
+    """Kind of run -> rate: of this sweep's finished runs where there are some, else of the output folder's others.
 
-    There a row of scale `any` is of a kind on any dataset: seconds for an iteration of `Job.work` 1.
+    Else it is of dualseg/studies/timings.csv.
+
+    There a row of scale `any` is of a kind on any dataset: seconds for an iteration of `Job.work` 1. Of what is in none
+    of these, a guess: that each of its networks takes what `GUESSED_BY` takes.
     """
     rows = [*csv.DictReader(files("dualseg.studies").joinpath("timings.csv").read_text().splitlines())]
     rates = {
@@ -47,6 +54,13 @@ def measured_rates(sweep: Sweep, jobs: Iterable[Job], scale: str | None) -> dict
             if job.kind.endswith(f"-{row['kind']}") and job.kind not in rates and job.work:
                 scaled = max(float(row["seconds_per_iteration"]) * job.work, LEAST)
                 rates[job.kind] = Rate(scaled, f"{BY_SIZE}; measured on {row['hardware']}")
+    guess = next(row for row in rows if row["kind"] == GUESSED_BY)
+    for job in jobs:
+        if job.kind not in rates and job.work:
+            networks = max(1, sum(job.kind.count(name) for name in ARCHITECTURES))
+            guessed = max(float(guess["seconds_per_iteration"]) * job.work * networks, LEAST)
+            rates[job.kind] = Rate(guessed, f"never measured: a guess, {networks} x {GUESSED_BY}; {BY_SIZE}")
+    rates |= _rates_beside(sweep, jobs)
     own: dict[str, list[float]] = {}
     for job in jobs:
         folder = sweep.run_folder(job)
@@ -56,7 +70,25 @@ def measured_rates(sweep: Sweep, jobs: Iterable[Job], scale: str | None) -> dict
             continue
         if seconds:
             own.setdefault(job.kind, []).append(seconds / job.iterations)
-    return rates | {kind: Rate(mean(values), f"{len(values)} finished runs") for kind, values in own.items()}
+    return rates | {kind: Rate(mean(values), _count(len(values), "finished run")) for kind, values in own.items()}
+
+
+def _rates_beside(sweep: Sweep, jobs: Sequence[Job]) -> dict[str, Rate]:
+    """Kind -> rate by the newest finished runs of that kind in the sweep's output folder, whatever trained them."""
+    wanted, found = {job.kind: job.work for job in jobs if job.work}, defaultdict[str, list[float]](list)
+    files = sorted(sweep.output.glob("*/metrics.json"), key=lambda file: file.stat().st_mtime, reverse=True)
+    for file in files[:LOOKED_AT]:
+        folder = RunFolder(file.parent)
+        try:
+            other, seconds = Job.of(folder.config(), (), ""), folder.manifest()["seconds"]
+        except (DualsegError, KeyError, TypeError, AttributeError):
+            continue  # an evaluation, or of an older version
+        if other.kind in wanted and other.work and seconds and folder.finished:
+            found[other.kind].append(seconds / other.iterations * wanted[other.kind] / other.work)
+    return {
+        kind: Rate(mean(values), f"{_count(len(values), 'finished run')} in {sweep.output}")
+        for kind, values in found.items()
+    }
 
 
 def seconds_left(sweep: Sweep, jobs: Iterable[Job], rates: Mapping[str, Rate]) -> tuple[float, list[str]]:
@@ -129,6 +161,8 @@ def plan_of_run(settings: Mapping[str, Any]) -> str:
         f"{job.iterations:,} iterations; cases: {cases}",
         time_left(sweep, [job], measured_rates(sweep, [job], settings["scale"])).replace(" one after the other", ""),
     ]
+    if job.iterations < FEW and not settings["weights"] and state == "to do":
+        lines.append(f"note: {job.iterations:,} iterations are few for networks that begin anew; see docs/own-data.md")
     if file := settings.get("plan"):
         lines.append(plan_file.shown(plan_file.read(Path(file), split.labeled), settings))
     return "\n".join(line for line in lines if line)

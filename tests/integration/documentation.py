@@ -11,11 +11,12 @@ FENCE = re.compile(r"^( *)```(\w+)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 OWN_FILES = {  # file -> the blocks that it is made of: page, marker
     "my_dataset.py": [("docs/data.md", "own-source")],
     "my_callbacks.py": [("docs/change-one-thing.md", "my-callback")],
-    "my_methods.py": [("docs/change-one-thing.md", "my-loss"), ("docs/change-one-thing.md", "my-method")],
+    "my_methods.py": [("docs/change-one-thing.md", marker) for marker in ("my-term", "my-loss", "my-method")],
     "my_conf/data/mine.yaml": [("docs/data.md", "own-config")],
     "my_conf/experiment/quick.yaml": [("docs/configuration.md", "own-experiment")],
     "my_conf/method/low_entropy.yaml": [("docs/change-one-thing.md", "my-loss-config")],
     "my_conf/method/pi_model.yaml": [("docs/change-one-thing.md", "my-method-config")],
+    "my_conf/term/certain.yaml": [("docs/change-one-thing.md", "my-term-config")],
     "my_conf/network/basic_unet.yaml": [("docs/change-one-thing.md", "my-network")],
 }
 

@@ -77,6 +77,26 @@ def test_ones_own_loss_and_method_have_their_curves(work: Path, command: Callabl
         assert all(f"loss/{network}/{term}," in curves for network in networks for term in terms)
 
 
+def test_ones_own_term_is_the_entropy_of_the_unlabeled_half_of_a_mixing_method(work: Path) -> None:
+    """Against -sum p log p written out, from the network's own prediction of the batch as it came."""
+    import torch
+
+    from dualseg.inference import SlidingWindow
+    from dualseg.methods import SoloMix
+    from dualseg.networks import VNet
+
+    network, window = VNet(base_channels=2, dropout=0.0), SlidingWindow((16, 16, 16), (16, 16, 16))
+    certain = import_module("my_methods").Certain(weight=0.1, ramp="start")
+    method = SoloMix({"a": network}, ("background", "organ"), window, terms={"certain": certain})
+    image = torch.randn(4, 1, 16, 16, 16, generator=torch.Generator().manual_seed(0))
+    label = torch.zeros(2, 16, 16, 16, dtype=torch.int64)
+    terms: list[LossTerm] = method.loss_terms(Batch(image, label, []), Time(8, 10))
+    (added,) = [term for term in terms if term.name == "certain"]
+    p = network(image).logits.detach().double().softmax(dim=1)[2:]
+    assert added.value.item() == pytest.approx(-(p * p.log()).sum(dim=1).mean().item(), rel=1e-4)
+    assert added.weight == pytest.approx(0.1)
+
+
 def test_the_views_that_are_named_are_there() -> None:
     page = (DOCS[0].parent / "change-one-thing.md").read_text()
     listed = re.search(r"`dualseg\.views` has what is done to patches: ([^.]*)\.", page)

@@ -79,6 +79,27 @@ def test_an_iteration_takes_its_time_however_small_the_patch(tmp_path):
     assert small == LEAST < one and two == pytest.approx(2 * one)
 
 
+def test_finished_runs_of_the_output_folder_say_how_long_an_iteration_takes_here(tmp_path, monkeypatch):
+    """Of the same kind, whatever their patch; one that is not finished says nothing, and a guess is for the others."""
+    for name, status in (("x", "finished"), ("y", "failed")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text("seed: 0\n")
+        (tmp_path / name / "manifest.json").write_text('{"dualseg": "0", "seconds": 100}')
+        (tmp_path / name / "metrics.json").write_text(f'{{"status": "{status}"}}')
+    theirs = replace(JOB, kind="scans-bcp-plain_unet", iterations=50, work=4.0)
+    monkeypatch.setattr(Job, "of", lambda settings, arguments, label: theirs)
+    asked = [
+        replace(theirs, run="new", work=1.0),
+        replace(theirs, run="other", kind="scans-mean_teacher-vnet", work=1.0),
+    ]
+    rates = measured_rates(Sweep(tmp_path / "sweeps" / "s"), asked, None)
+    assert rates["scans-bcp-plain_unet"].seconds == pytest.approx(100 / 50 / 4)
+    assert rates["scans-bcp-plain_unet"].source == f"1 finished run in {tmp_path}"
+    assert rates["scans-mean_teacher-vnet"].source.startswith(
+        "never measured: a guess, 1 x solo_mix-plain_unet; by the"
+    )
+
+
 @pytest.mark.parametrize("key", ["arguments", "words", "phrases"])
 def test_the_arguments_of_an_older_sweep_are_read(sweep, key):
     """An older version called them words."""

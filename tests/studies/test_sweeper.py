@@ -225,12 +225,12 @@ def test_dry_says_what_there_would_be_and_writes_nothing(train, launches, tmp_pa
     assert "6 runs: 6 to do" in outcome.out
     assert "3 variants: full, without_contrast, supervised" in outcome.out
     assert "seeds 0, 1; 3 iterations a run" in outcome.out
-    assert "phantom-dual-described-resnet34-vnet: never measured" in outcome.out
+    assert "s an iteration (never measured: a guess, 2 x solo_mix-plain_unet; by the size" in outcome.out
     assert not launches.words and not (tmp_path / "runs").exists()
     assert train("sweep=toy", "seed=0", "variant=full").code == 0
     # 30 s for 3 iterations: 10 s each, for 3 more runs of that kind
     outcome = train("sweep=toy", "dry=true")
-    assert "1 done, 5 to do" in outcome.out and "about 1 min 30 s one after the other, for 3 of 5 runs" in outcome.out
+    assert "1 done, 5 to do" in outcome.out and "about 1 min 31 s one after the other\n" in outcome.out
     outcome = train("sweep=toy", "dry=true", "variant=full", "seed=0,1")
     assert "1 variant: full\n" in outcome.out and "about 30 s one after the other\n" in outcome.out
     assert "seed 1; 3 iterations a run" in train("sweep=toy", "dry=true", "variant=full", "seed=1").out

@@ -83,7 +83,11 @@ def schedule_panels(run: RunContents) -> list[dict[str, str]]:
     if dice:
         ordered = {name: dice[name] for name in sort_networks(dice)}
         colours = {name: figures.network_colour(name) for name in ordered}
-        panels.append(_panel("validation Dice, 0 to 1", ordered, colours, smooth=False, legend=True))
+        last = max(int(curve.iterations[-1]) for curve in ordered.values())
+        explained = f"Last evaluated at iteration {last:,}."
+        panels.append(
+            _panel("validation Dice, 0 to 1", ordered, colours, smooth=False, legend=True, explained=explained)
+        )
     foreground = under("foreground")
     if foreground:
         colours = {name: figures.network_colour(name) for name in foreground}

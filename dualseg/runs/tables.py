@@ -114,7 +114,8 @@ def poorly_found(metrics: Mapping[str, Any], rows: Sequence[CaseRow]) -> str | N
     poor = [f"{name} (Dice {100 * mean(own):.1f} %)" for name, own in dice.items() if mean(own) < POOR]
     if not poor:
         return None
-    return f"hardly found in the {split} cases: {', '.join(poor)}; train longer (trainer.max_iterations) or label more."
+    longer = "train longer (trainer.max_iterations: from the start, or from these weights by weights=)"
+    return f"hardly found in the {split} cases: {', '.join(poor)}; {longer} or label more."
 
 
 def _median_dice(rows: Sequence[CaseRow]) -> dict[tuple[str, str, str | None], float]:

@@ -8,11 +8,12 @@
 itself, and is timed, profiled and compared with the bare passes of its networks. Each writes OUT/STEP.json and .txt.
 
 `run` trains several rows at once, KEY=VALUE words are for all of them. Of each, OUT gets a .tar.gz of the run's folder
-without its checkpoints and with the record's weights in float16, all files together small enough to be sent home.
+without its checkpoints, and the record's weights in float16 in pieces (cat NAME.pt.* > NAME.pt).
 """
 
 import argparse
 import fcntl
+import io
 import json
 import os
 import subprocess
@@ -69,7 +70,13 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--la-root", type=Path, help="run: folder of <case>/mri_norm2.h5")
     parser.add_argument("--shared", type=Path, help="step: folder that the processes of check share")
     parser.add_argument("--rehearse", action="store_true", help="tiny, on the CPU")
-    return parser.parse_intermixed_args(words)
+    given = parser.parse_intermixed_args(words)
+    rows = [name for name in given.names if "=" not in name]
+    if given.part == "run" and (not rows or given.la_root is None):
+        parser.error("run: needs rows of sweep=la_mix, such as mix_8, and --la-root (make: ROWS=, LA_ROOT=)")
+    if given.part == "check" and (unknown := {*given.names} - {*STEPS}):
+        parser.error(f"check: no step {', '.join(sorted(unknown))}; choose from {', '.join(STEPS)}")
+    return given
 
 
 def environment_of(threads: int, compiling: int) -> dict[str, str]:
@@ -321,11 +328,11 @@ def pack(run: RunFolder, out: Path) -> None:
     loaded = torch.load(checkpoints[-1], map_location="cpu", weights_only=False)
     prefix = f"networks.{loaded['dualseg']['record']}."
     weights = {key: value.half() for key, value in loaded["state_dict"].items() if key.startswith(prefix)}
-    file = out / f"{run.path.name}.pt"
-    torch.save(weights, file)
-    if file.stat().st_size > LARGEST_FILE:
-        file.unlink()
-        print(f"{file.name}: over {LARGEST_FILE // 2**20} MiB, left there")
+    buffer = io.BytesIO()
+    torch.save(weights, buffer)
+    content = buffer.getvalue()
+    for number, start in enumerate(range(0, len(content), LARGEST_FILE)):
+        (out / f"{run.path.name}.pt.{number}").write_bytes(content[start : start + LARGEST_FILE])
 
 
 def main() -> int:

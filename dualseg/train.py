@@ -15,7 +15,8 @@ from dualseg.studies.job import run_job
 
 OUT_OF_MEMORY = (
     "Lower data.patch_size, batch.labeled and batch.unlabeled, inference.batch_size or base_channels, raise "
-    "data.downsample, or use trainer.precision=bf16-mixed on a GPU."
+    "data.downsample, or use trainer.precision=bf16-mixed on a GPU; "
+    "data.num_workers=1 leaves the volumes in the host's memory."
 )
 
 
@@ -165,7 +166,8 @@ def _train(settings: dict[str, Any], folder: Any) -> None:
         before = origin.trained_on()
     facts = _facts_of(data, settings["data"]["name"], stages, before)
     resumed_at = iteration_of(latest) if latest else 0
-    compiled = assembly.compile_networks(settings, method, world_size())
+    began = bool(folder.manifest().get("compiled")) if latest else None
+    compiled = assembly.compile_networks(settings, method, world_size(), began)
     if latest is not None:
         preprocessing.check_same_preparation(folder, data.source)
         provenance.check_same_data(folder.manifest_file, facts)

@@ -228,11 +228,14 @@ def test_no_iteration_between_two_points_of_the_curves_waits_for_the_gpu(method:
     assert watched == [1, 2]
 
 
-@pytest.mark.parametrize("method", ["supervised", "mean_teacher", "solo_mix method.pretraining=0"])
+@pytest.mark.parametrize(
+    "method", ["supervised", "mean_teacher", "bcp method.pretraining=0", "solo_mix method.pretraining=0"]
+)
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason=NO_GPU)
 def test_compiled_networks_train_as_they_do_uncompiled(method: str, tmp_path: Path):
-    """In float32, with dropout: first by themselves, then recorded as a CUDA graph, then replayed."""
+    """In float32, with dropout: first by themselves, then recorded as a CUDA graph, then replayed. `bcp` has two passes
+    of a network before the backward one."""
     # patches and steps in which rounding does not grow: BatchNorm of 4 values at the coarsest stage would let it
     words = ["trainer.max_iterations=5", "optimizer.lr=0.001", "data.patch_size=[32,32,32]"]
     states = []

@@ -83,8 +83,8 @@ class SemiSupervisedDataModule(pl.LightningDataModule):
         downsample: see `VolumeReader`.
         augmentation: rotation, scaling and mirroring of each patch, or MONAI dictionary transforms on "image" and
             "label", applied to the whole volume before the random crop.
-        num_workers: processes that prepare batches; the stream does not depend on it. With 0 and a GPU on which the
-            volumes take no more than a quarter of the free memory, patches are cut there.
+        num_workers: processes that prepare batches; which patches they are does not depend on it. With 0, and a GPU on
+            which the volumes take no more than a quarter of the free memory, patches are cut there.
         seed: of the sample stream.
         foreground: share of the labeled patches that are cut around a voxel of the foreground, of a class drawn first;
             the others are cut anywhere.
@@ -129,6 +129,7 @@ class SemiSupervisedDataModule(pl.LightningDataModule):
         check_batch(labeled_per_batch, unlabeled_per_batch, self.split)
         self.volumes: dict[str, tuple[Tensor, Tensor | None]] = {}
         self.cuts_on_gpu = False
+        self._on_gpu: dict[str, tuple[Tensor, Tensor | None]] = {}
         self._validation: EvaluationDataset | None = None
         self._memory: MemoryCheck | None = None
         self._foreground: ForegroundSampling | None = None
@@ -336,7 +337,8 @@ class SemiSupervisedDataModule(pl.LightningDataModule):
     def _volumes_on(self, device: torch.device) -> dict[str, tuple[Tensor, Tensor | None]]:
         """The volumes where patches are cut: on a GPU, if they fit and nothing is asked for that runs on the CPU.
 
-        Else the GPU would wait for one core to cut patches and for their way to it. The patches are the same.
+        Else the GPU would wait for one core to cut patches and for their way to it. The patches are the same: plain and
+        mirrored ones bit by bit, rotated and scaled ones but for rounding.
         """
         on_cpu = self.num_workers or not (isinstance(self.augmentation, SpatialAugmentation) or not self.augmentation)
         if device.type != "cuda" or on_cpu:
@@ -344,10 +346,14 @@ class SemiSupervisedDataModule(pl.LightningDataModule):
         size = sum(tensor.nbytes for pair in self.volumes.values() for tensor in pair if tensor is not None)
         if size > GPU_SHARE * torch.cuda.mem_get_info(device)[0]:
             return self.volumes
-        return {
+        self._on_gpu = {
             case: (image.to(device), None if label is None else label.to(device))
             for case, (image, label) in self.volumes.items()
         }
+        return self._on_gpu
+
+    def teardown(self, stage: str) -> None:
+        self._on_gpu.clear()  # the loop keeps its loader, and with it what patches are cut of
 
     def _cut(self) -> WholeVolumeCut | SpatialCut:
         if isinstance(self.augmentation, SpatialAugmentation):

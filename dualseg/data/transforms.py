@@ -64,7 +64,7 @@ class WholeVolumeCut:
         """
         if not self.augmentation.transforms:
             shape, size = image.shape[1:], self.patch_size
-            start = anywhere(shape, size, seed) if voxel is None else start_around(voxel, shape, size)
+            start = start_anywhere(shape, size, seed) if voxel is None else start_around(voxel, shape, size)
             return cut(image, start, size), None if label is None else cut(label, start, size)
         with plain_tensors():
             if label is not None and voxel is not None:
@@ -90,7 +90,7 @@ class WholeVolumeCut:
         return moved["image"], label, tuple(map(int, torch.unravel_index(marker.argmax(), marker.shape)))
 
 
-def anywhere(shape: Sequence[int], size: Sequence[int], seed: int) -> tuple[int, ...]:
+def start_anywhere(shape: Sequence[int], size: Sequence[int], seed: int) -> tuple[int, ...]:
     """First voxel of the patch that `training_transform` cuts with this seed where there is no augmentation.
 
     MONAI's upkeep of dictionaries and random states takes ten times as long as this, which a GPU would wait for.

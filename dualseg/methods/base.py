@@ -372,7 +372,7 @@ class SegmentationMethod(NetworkEvaluation):
             )
 
     def offered(self, name: str) -> Any:
-        """The method of that name of the run's datamodule; None: it has none."""
+        """What the run's datamodule has of that name; None: nothing."""
         return getattr(getattr(self.trainer, "datamodule", None), name, None)
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:

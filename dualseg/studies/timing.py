@@ -4,6 +4,7 @@ import csv
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
@@ -23,7 +24,8 @@ LEAST = 0.05  # seconds of an iteration on a CPU, however small the patch: 0.06 
 BY_SIZE = "by the size of its patches, without a GPU; a slow or busy machine takes two or three times as long"
 GUESSED_BY = "solo_mix-plain_unet"
 ARCHITECTURES = ("plain_unet", "residual_encoder", "resnet34", "vnet", "segresnet")
-LOOKED_AT = 20  # finished runs, the newest, whose time is taken from an output folder
+LOOKED_AT = 20  # runs, the newest of an output folder
+NVIDIA = Path("/dev/nvidiactl")  # is there where a driver is; torch takes seconds to say so
 FEW = 1000  # iterations, below which a network that begins anew may find hardly anything
 _FOLD = re.compile(r"(data\.(source\.)?)?fold[= ]\d+")  # in the label of a run
 
@@ -74,21 +76,31 @@ def measured_rates(sweep: Sweep, jobs: Iterable[Job], scale: str | None) -> dict
 
 
 def _rates_beside(sweep: Sweep, jobs: Sequence[Job]) -> dict[str, Rate]:
-    """Kind -> rate by the newest finished runs of that kind in the sweep's output folder, whatever trained them."""
+    """Kind -> rate by the newest runs in the sweep's output folder: those that are finished and of that kind.
+
+    Of a machine with a GPU only on such a one, and the other way round.
+    """
     wanted, found = {job.kind: job.work for job in jobs if job.work}, defaultdict[str, list[float]](list)
-    files = sorted(sweep.output.glob("*/metrics.json"), key=lambda file: file.stat().st_mtime, reverse=True)
-    for file in files[:LOOKED_AT]:
-        folder = RunFolder(file.parent)
+    for folder in _newest(sweep.output):
         try:
-            other, seconds = Job.of(folder.config(), (), ""), folder.manifest()["seconds"]
-        except (DualsegError, KeyError, TypeError, AttributeError):
-            continue  # an evaluation, or of an older version
-        if other.kind in wanted and other.work and seconds and folder.finished:
+            other, manifest = Job.of(folder.config(), (), ""), folder.manifest()
+            seconds, on_gpu, finished = manifest["seconds"], bool(manifest["hardware"]["gpu"]), folder.finished
+        except (DualsegError, KeyError, TypeError, AttributeError, OSError):
+            continue  # an evaluation, of an older version, damaged or just removed
+        if finished and seconds and other.work and other.kind in wanted and on_gpu == NVIDIA.exists():
             found[other.kind].append(seconds / other.iterations * wanted[other.kind] / other.work)
     return {
         kind: Rate(mean(values), f"{_count(len(values), 'finished run')} in {sweep.output}")
         for kind, values in found.items()
     }
+
+
+def _newest(output: Path) -> list[RunFolder]:
+    changed = {}
+    for file in output.glob("*/metrics.json"):
+        with suppress(OSError):
+            changed[file.parent] = file.stat().st_mtime
+    return [RunFolder(path) for path in sorted(changed, key=changed.__getitem__, reverse=True)[:LOOKED_AT]]
 
 
 def seconds_left(sweep: Sweep, jobs: Iterable[Job], rates: Mapping[str, Rate]) -> tuple[float, list[str]]:

@@ -71,17 +71,21 @@ def on_cpu(config: Config) -> bool:
     return accelerator == "cpu" or (accelerator == "auto" and not torch.accelerator.is_available())
 
 
-def compile_networks(config: Config, method: SegmentationMethod, processes: int = 1) -> bool:
+def compile_networks(config: Config, method: SegmentationMethod, processes: int = 1, began: bool | None = None) -> bool:
     """`trainer.compile`: auto, for one process on a GPU, where the iterations pay for the minute that it takes.
 
-    Those of the whole run: a resumed one goes on as it began. With several processes nobody has tried it.
+    With several processes nobody has tried it.
+
+    Args:
+        began: whether the run that is resumed was compiled, which `auto` keeps; None: it begins.
 
     Returns:
         Whether the networks are compiled at their first use.
     """
     setting = config["trainer"]["compile"]
     pays = config["trainer"]["max_iterations"] >= WORTH_COMPILING and torch.cuda.is_available() and not on_cpu(config)
-    compiles = setting is True or (setting == "auto" and pays and processes == 1)
+    auto = pays and processes == 1 if began is None else began
+    compiles = setting is True or (setting == "auto" and auto)
     if compiles:
         method.compile_networks(required=setting is True)
     return compiles

@@ -226,7 +226,7 @@ class Throughput(Callback):
         if trainer.global_step % pl_module.log_every == 0:
             seconds = self._ended - self._began
             values = {"time/seconds_per_iteration": seconds / self._iterations}
-            if not getattr(getattr(trainer, "datamodule", None), "cuts_on_gpu", False):
+            if not pl_module.offered("cuts_on_gpu"):
                 values["time/data_wait_share"] = self._waited / seconds
             if pl_module.device.type == "cuda":
                 values["memory/gpu_gib"] = torch.cuda.max_memory_allocated(pl_module.device) / 2**30

@@ -1,8 +1,8 @@
 """What a method does to patches on the device: pure functions of tensors (N, C, W, H, D), in float32.
 
 None changes its argument or waits for the device, and all draw from torch's global generator, which a method seeds anew
-in each iteration. The largest component is the exception: it is found on the CPU. What `Augmentation` does to a batch,
-the host draws.
+in each iteration. The largest component is the exception: it waits. What `Augmentation` does to a batch, the host
+draws.
 """
 
 from dualseg.views.augmentation import Augmentation

@@ -1,5 +1,6 @@
 """The largest connected component of each class of a label map: of an array by SciPy, of a batch where it is."""
 
+import math
 import time
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -41,8 +42,8 @@ def keep_largest(label: np.ndarray, classes: Iterable[int]) -> None:
 def largest_component(label: Tensor, classes: Iterable[int]) -> Components:
     """Turn all but the largest component of each of `classes` to background, patch by patch.
 
-    On the tensor's own device. A GPU is waited for, a few times for each class: the one function of the views with
-    which that is so. What a CPU takes, a method makes a curve of: `time/largest_component`.
+    Of a CUDA tensor on its GPU, else on the CPU. A GPU is waited for, a few times for each class: the one function of
+    the views with which that is so. What a CPU takes, a method makes a curve of: `time/largest_component`.
 
     Args:
         label: (N, W, H, D) int64, below 32,768. Voxels hang together by faces, edges or corners.
@@ -51,14 +52,14 @@ def largest_component(label: Tensor, classes: Iterable[int]) -> Components:
         The labels, in which a class that is nowhere stays so, and the time.
     """
     kept = tuple(classes)
-    if label.device.type != "cpu":
+    if label.is_cuda:
         return Components(keep_largest_on_device(label, kept), None)
     numbers = label.to("cpu", torch.int16, copy=True).numpy()
     begun = time.perf_counter()
     for patch in numbers:
         keep_largest(patch, kept)
     seconds = time.perf_counter() - begun
-    return Components(torch.from_numpy(numbers).to(label.dtype), seconds)
+    return Components(torch.from_numpy(numbers).to(label.device, label.dtype), seconds)
 
 
 def keep_largest_on_device(label: Tensor, classes: Iterable[int]) -> Tensor:
@@ -67,7 +68,7 @@ def keep_largest_on_device(label: Tensor, classes: Iterable[int]) -> Tensor:
     SciPy's search, which a CPU does faster, would have a GPU wait for two copies and for one core: at the size of the
     paper's patches, several times as long as the rest of an iteration.
     """
-    voxels = label[0].numel()
+    voxels = math.prod(label.shape[1:])
     places = torch.arange(voxels, device=label.device)
     for value in classes:
         inside = (label == value).flatten(1)
@@ -90,7 +91,7 @@ def first_of_component(mask: Tensor) -> Tensor:
     Returns:
         (N, W, H, D) int64, flat index in the patch; where the mask is not, W H D.
     """
-    outside = mask[0].numel()
+    outside = math.prod(mask.shape[1:])
     places = torch.arange(outside, device=mask.device)
     number = places.view(mask.shape[1:]).where(mask, outside).flatten(1)
     while True:

@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from dualseg import train
-from dualseg.data import LeftAtrium, Phantom, SemiSupervisedDataModule
+from dualseg.data import LeftAtrium, Phantom, SemiSupervisedDataModule, SpatialAugmentation
 from dualseg.data.left_atrium import case_list
 from dualseg.data.problems import label_problems, whole_numbers
 from dualseg.data.reading import VolumeReader
+from dualseg.data.transforms import flips_and_rotations
 from dualseg.data.volumes import Image, VolumeSource
 from dualseg.errors import DualsegError
 
@@ -64,6 +65,34 @@ def test_every_training_volume_is_read_exactly_once():
         for batch in data.train_dataloader():
             assert batch.image.shape == (4, 2, 16, 16, 16)
     assert sorted(source.read) == [("image", c) for c in "abcdefgh"] + [("label", c) for c in "abc"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "share", "on_gpu"),
+    [
+        ({}, 1.01, True),
+        ({}, 0.99, False),
+        ({"num_workers": 1}, 1.01, False),
+        ({"augmentation": SpatialAugmentation()}, 1.01, True),
+        ({"augmentation": flips_and_rotations()}, 1.01, False),
+        ({"labeled_per_batch": 0}, 1.01, True),
+    ],
+)
+def test_volumes_lie_on_the_gpu_where_they_take_a_quarter_of_it(arguments, share, on_gpu, monkeypatch):
+    """`share`: of the memory that is needed for it. The GPU is made up, and what is moved there stays where it is."""
+    data = module(Counted(), **arguments)
+    data.setup("fit")
+    size = sum(t.nbytes for pair in data.volumes.values() for t in pair if t is not None)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int(4 * size * share), 0))
+    moved = []
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, device: moved.append(device) or tensor)
+    device = torch.device("cuda", 3)
+    volumes = data._volumes_on(device)
+    assert volumes.keys() == data.volumes.keys() and (volumes is not data.volumes) == on_gpu
+    assert {*moved} == ({device} if on_gpu else set())
+    data.teardown("fit")
+    assert data.volumes and bool(volumes) != on_gpu, "the GPU's copies go with the training"
+    assert data._volumes_on(torch.device("cpu")) is data.volumes
 
 
 def test_one_unlabeled_volume_fills_every_place_of_a_larger_batch():

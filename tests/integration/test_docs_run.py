@@ -92,6 +92,8 @@ def test_ones_own_term_is_the_entropy_of_the_unlabeled_half_of_a_mixing_method(w
     label = torch.zeros(2, 16, 16, 16, dtype=torch.int64)
     terms: list[LossTerm] = method.loss_terms(Batch(image, label, []), Time(8, 10))
     (added,) = [term for term in terms if term.name == "certain"]
+    alone = method.loss_terms(Batch(image[:2], label, []), Time(8, 10))
+    assert all(term.name != "certain" and term.value.isfinite() for term in alone), "the labels-only twin"
     p = network(image).logits.detach().double().softmax(dim=1)[2:]
     assert added.value.item() == pytest.approx(-(p * p.log()).sum(dim=1).mean().item(), rel=1e-4)
     assert added.weight == pytest.approx(0.1)

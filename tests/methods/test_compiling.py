@@ -159,3 +159,15 @@ def test_when_networks_are_compiled(monkeypatch, setting, iterations, accelerato
     config = {"trainer": {"compile": setting, "accelerator": accelerator, "max_iterations": iterations}}
     assert assembly.compile_networks(config, method, processes) == bool(expected)  # type: ignore[arg-type]
     assert found == expected
+
+
+@pytest.mark.parametrize(
+    "setting, began, expected", [("auto", True, True), ("auto", False, False), (True, False, True)]
+)
+def test_a_resumed_run_goes_on_as_it_began(monkeypatch, setting, began, expected) -> None:
+    """Whatever `auto` would choose now: for a run that was begun by an older version, or is trained on for longer."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: not began)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: not began)
+    method = SimpleNamespace(compile_networks=lambda *, required: None)
+    config = {"trainer": {"compile": setting, "accelerator": "auto", "max_iterations": 2000}}
+    assert assembly.compile_networks(config, method, 1, began) == expected  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ from dualseg.errors import DualsegError
 from dualseg.files import write_json
 from dualseg.runs.lock import writing
 from dualseg.runs.replaced import place_of
-from dualseg.studies import index, monitor
+from dualseg.studies import index, monitor, timing
 from dualseg.studies.index import Job, Sweep
 from dualseg.studies.monitor import Monitor
 from dualseg.studies.timing import LEAST, measured_rates
@@ -80,12 +80,16 @@ def test_an_iteration_takes_its_time_however_small_the_patch(tmp_path):
 
 
 def test_finished_runs_of_the_output_folder_say_how_long_an_iteration_takes_here(tmp_path, monkeypatch):
-    """Of the same kind, whatever their patch; one that is not finished says nothing, and a guess is for the others."""
-    for name, status in (("x", "finished"), ("y", "failed")):
+    """Of the same kind, whatever their patch; unfinished, damaged and other machines' runs say nothing."""
+    monkeypatch.setattr(timing, "NVIDIA", tmp_path / "no GPU")
+    cpu, gpu = '{"gpu": null}', '{"gpu": "H200"}'
+    for name, status, hardware in (("x", "finished", cpu), ("y", "failed", cpu), ("z", "finished", gpu)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.yaml").write_text("seed: 0\n")
-        (tmp_path / name / "manifest.json").write_text('{"dualseg": "0", "seconds": 100}')
+        (tmp_path / name / "manifest.json").write_text(f'{{"dualseg": "0", "seconds": 100, "hardware": {hardware}}}')
         (tmp_path / name / "metrics.json").write_text(f'{{"status": "{status}"}}')
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "metrics.json").write_text("{")
     theirs = replace(JOB, kind="scans-bcp-plain_unet", iterations=50, work=4.0)
     monkeypatch.setattr(Job, "of", lambda settings, arguments, label: theirs)
     asked = [

@@ -13,9 +13,11 @@ from pytorch_lightning.profilers import SimpleProfiler
 
 from dualseg import train
 from dualseg.configuration import conf_dir
+from dualseg.data import SemiSupervisedDataModule
 from dualseg.errors import DualsegError
 from dualseg.runs.folder import RunFolder
 from dualseg.runs.identity import run_name
+from dualseg.training.curves import read_curves
 from dualseg.training.settings import resolve
 from dualseg.training.tensorboard_logger import TensorBoardLogger
 from dualseg.training.trainer import build_callbacks, build_logger, build_trainer
@@ -155,3 +157,17 @@ def test_deterministic_operations(tmp_path, value, warns):
 def test_values_that_the_trainer_does_not_take(word):
     with pytest.raises(DualsegError, match=word):
         settings(word)
+
+
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_where_patches_are_cut_on_the_gpu_there_is_no_share_of_waiting(
+    on_gpu: bool, command: Any, tiny: Any, phantom: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The GPU is made up: a copy of the volumes stands for those that lie there."""
+    volumes_on = SemiSupervisedDataModule._volumes_on
+    made_up = (lambda data, device: {**data.volumes}) if on_gpu else volumes_on
+    monkeypatch.setattr(SemiSupervisedDataModule, "_volumes_on", made_up)
+    ended = command(train.main, *tiny(phantom.root, tmp_path / "runs"), "name=x", "method=supervised", "evaluate_on=[]")
+    assert ended.code == 0, ended.err
+    curves = {name for _, name, _ in read_curves(RunFolder(tmp_path / "runs" / "x").curves_file)}
+    assert "time/seconds_per_iteration" in curves and ("time/data_wait_share" in curves) != on_gpu

@@ -81,6 +81,7 @@ def test_on_a_device_the_same_voxels_stay(share):
     expected = label.numpy().astype(np.int16)
     for patch in expected:
         keep_largest(patch, [1, 3])
+    assert keep_largest_on_device(label[:0], [1]).shape == (0, 17, 16, 15)
     found = keep_largest_on_device(label, iter([1, 3]))
     assert found.dtype == torch.int64 and found.device == label.device
     np.testing.assert_array_equal(found.numpy(), expected)

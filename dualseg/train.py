@@ -16,7 +16,7 @@ from dualseg.studies.job import run_job
 OUT_OF_MEMORY = (
     "Lower data.patch_size, batch.labeled and batch.unlabeled, inference.batch_size or base_channels, raise "
     "data.downsample, or use trainer.precision=bf16-mixed on a GPU; "
-    "data.num_workers=1 leaves the volumes in the host's memory."
+    "a data.num_workers of 1 leaves the volumes in the host's memory."
 )
 
 

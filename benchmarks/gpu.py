@@ -36,8 +36,7 @@ from dualseg.methods import SegmentationMethod
 from dualseg.methods.compiling import next_iteration
 from dualseg.runs.folder import RunFolder
 
-HERE = Path(__file__).resolve()
-ROOT = HERE.parents[1]
+ROOT = Path(__file__).resolve().parents[1]
 METHODS = {
     "supervised": "method=supervised",
     "dual": "method=dual",
@@ -62,7 +61,7 @@ PATIENCE = 150.0  # seconds that a process waits for the others to have compiled
 LARGEST_FILE = 15 * 2**20  # bytes
 
 
-def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=("check", "run", "step"))
     parser.add_argument("out", type=Path, help="folder for what is measured; step: of one process of check")
@@ -70,9 +69,10 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--la-root", type=Path, help="run: folder of <case>/mri_norm2.h5")
     parser.add_argument("--shared", type=Path, help="step: folder that the processes of check share")
     parser.add_argument("--rehearse", action="store_true", help="tiny, on the CPU")
-    given = parser.parse_intermixed_args(words)
-    rows = [name for name in given.names if "=" not in name]
-    if given.part == "run" and (not rows or given.la_root is None):
+    given = parser.parse_intermixed_args()
+    given.words = [name for name in given.names if "=" in name]
+    given.rows = [name for name in given.names if "=" not in name]
+    if given.part == "run" and (not given.rows or given.la_root is None):
         parser.error("run: needs rows of sweep=la_mix, such as mix_8, and --la-root (make: ROWS=, LA_ROOT=)")
     if given.part == "check" and (unknown := {*given.names} - {*STEPS}):
         parser.error(f"check: no step {', '.join(sorted(unknown))}; choose from {', '.join(STEPS)}")
@@ -176,8 +176,7 @@ class Measured(pl.Callback):
             wait_for_device()
             self.read_profile((time.perf_counter() - self.began) / PROFILED)
             assert isinstance(pl_module, SegmentationMethod)
-            mixes = pl_module.mixes
-            self.found |= bare_passes(pl_module, batch.labeled.image if mixes else batch.image)
+            self.found |= bare_passes(pl_module, batch.labeled.image if pl_module.mixes else batch.image)
             (self.out / f"{self.name}.json").write_text(json.dumps(self.found, indent=1))
             self.alone.__exit__(None, None, None)
 
@@ -189,9 +188,9 @@ class Measured(pl.Callback):
         busy = sum(event.self_device_time_total for event in kernels) / 1e6 / PROFILED
         self.found |= {"seconds profiled": seconds, "seconds of kernels": busy}
         by = "self_device_time_total" if kernels else "self_cpu_time_total"
-        tables = [
+        tables = (
             events.table(sort_by=key, row_limit=40, max_name_column_width=90) for key in (by, "self_cpu_time_total")
-        ]
+        )
         (self.out / f"{self.name}.txt").write_text("\n".join(tables))
 
 
@@ -270,7 +269,7 @@ def check(out: Path, names: Sequence[str], rehearse: bool) -> int:
         training(shared, 1, [*words, "trainer.precision=32-true"])  # makes the volumes
         processes = []
         for name in names:
-            command = [sys.executable, str(HERE), "step", str(out), name, *names, "--shared", folder]
+            command = [sys.executable, __file__, "step", str(out), name, *names, "--shared", folder]
             command += ["--rehearse"] * rehearse
             log = (out / f"{name}.log").open("w")
             processes.append(subprocess.Popen(command, stdout=log, stderr=log, env=environment))
@@ -319,7 +318,7 @@ def run(out: Path, rows: Sequence[str], words: Sequence[str], la_root: Path, reh
 
 
 def pack(run: RunFolder, out: Path) -> None:
-    """A run's folder without checkpoints as OUT/NAME.tar.gz; the record's weights apart, in float16, as OUT/NAME.pt."""
+    """A run's folder without checkpoints as OUT/NAME.tar.gz; the record's weights, in float16, as OUT/NAME.pt.*."""
     with tarfile.open(out / f"{run.path.name}.tar.gz", "w:gz") as archive:
         archive.add(run.path, run.path.name, filter=lambda member: None if member.name.endswith(".ckpt") else member)
     checkpoints = sorted(run.checkpoints.glob("*.ckpt"))
@@ -344,9 +343,7 @@ def main() -> int:
         return 0
     if given.part == "check":
         return check(out, given.names or list(STEPS), given.rehearse)
-    words = [name for name in given.names if "=" in name]
-    rows = [name for name in given.names if "=" not in name]
-    return run(out, rows, words, given.la_root.resolve(), given.rehearse)
+    return run(out, given.rows, given.words, given.la_root.resolve(), given.rehearse)
 
 
 if __name__ == "__main__":

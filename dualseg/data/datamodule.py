@@ -340,8 +340,8 @@ class SemiSupervisedDataModule(pl.LightningDataModule):
         Else the GPU would wait for one core to cut patches and for their way to it. The patches are the same: plain and
         mirrored ones bit by bit, rotated and scaled ones but for rounding.
         """
-        on_cpu = self.num_workers or not (isinstance(self.augmentation, SpatialAugmentation) or not self.augmentation)
-        if device.type != "cuda" or on_cpu:
+        of_monai = self.augmentation and not isinstance(self.augmentation, SpatialAugmentation)
+        if device.type != "cuda" or self.num_workers or of_monai:
             return self.volumes
         size = sum(tensor.nbytes for pair in self.volumes.values() for tensor in pair if tensor is not None)
         if size > GPU_SHARE * torch.cuda.mem_get_info(device)[0]:

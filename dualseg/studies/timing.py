@@ -62,7 +62,6 @@ def measured_rates(sweep: Sweep, jobs: Iterable[Job], scale: str | None) -> dict
             networks = max(1, sum(job.kind.count(name) for name in ARCHITECTURES))
             guessed = max(float(guess["seconds_per_iteration"]) * job.work * networks, LEAST)
             rates[job.kind] = Rate(guessed, f"never measured: a guess, {networks} x {GUESSED_BY}; {BY_SIZE}")
-    rates |= _rates_beside(sweep, jobs)
     own: dict[str, list[float]] = {}
     for job in jobs:
         folder = sweep.run_folder(job)
@@ -72,7 +71,9 @@ def measured_rates(sweep: Sweep, jobs: Iterable[Job], scale: str | None) -> dict
             continue
         if seconds:
             own.setdefault(job.kind, []).append(seconds / job.iterations)
-    return rates | {kind: Rate(mean(values), _count(len(values), "finished run")) for kind, values in own.items()}
+    beside = _rates_beside(sweep, [job for job in jobs if job.kind not in own])
+    here = {kind: Rate(mean(values), _count(len(values), "finished run")) for kind, values in own.items()}
+    return rates | beside | here
 
 
 def _rates_beside(sweep: Sweep, jobs: Sequence[Job]) -> dict[str, Rate]:
@@ -81,7 +82,7 @@ def _rates_beside(sweep: Sweep, jobs: Sequence[Job]) -> dict[str, Rate]:
     Of a machine with a GPU only on such a one, and the other way round.
     """
     wanted, found = {job.kind: job.work for job in jobs if job.work}, defaultdict[str, list[float]](list)
-    for folder in _newest(sweep.output):
+    for folder in _newest(sweep.output) if wanted else ():
         try:
             other, manifest = Job.of(folder.config(), (), ""), folder.manifest()
             seconds, on_gpu, finished = manifest["seconds"], bool(manifest["hardware"]["gpu"]), folder.finished

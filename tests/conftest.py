@@ -165,13 +165,13 @@ def phantom(tmp_path_factory: pytest.TempPathFactory) -> Phantom:
 
 
 def phantom_words(root: Path) -> list[str]:
-    """The `data` of a command line on a copy of `phantom`: two of six volumes labeled, patch 32 x 32 x 32."""
+    """The `data` of a command line on a copy of `phantom`: two of six volumes labeled, patch 16 x 16 x 16."""
     sizes = [f"+data.source.{key}={value}" for key, value in (("train", 6), ("test", 2), ("shape", list(SHAPE)))]
-    return [f"data.root={root}", *sizes, "data.patch_size=[32,32,32]", "data.stride=[32,32,32]", "data.labeled=2"]
+    return [f"data.root={root}", *sizes, "data.patch_size=[16,16,16]", "data.stride=[16,16,16]", "data.labeled=2"]
 
 
 TINY = (
-    "base_channels=4",
+    "base_channels=2",
     "trainer.max_iterations=2",
     "trainer.accelerator=cpu",
     "trainer.threads=1",
@@ -212,7 +212,7 @@ def small_la(tmp_path: Path) -> Path:
 @pytest.fixture
 def tiny_la() -> Callable[..., list[str]]:
     """As `tiny`, on `small_la`: two of six volumes labeled."""
-    data = ("data=la", "data.held_out_test=74", "data.patch_size=[32,32,32]", "data.stride=[32,32,32]")
+    data = ("data=la", "data.held_out_test=74", "data.patch_size=[16,16,16]", "data.stride=[16,16,16]")
     return lambda root, output: [*data, f"data.root={root}", "data.labeled=2", *TINY, f"output={output}"]
 
 

@@ -144,7 +144,7 @@ def test_batches_in_flight_need_room(shared_memory):
 def test_a_run_is_refused_before_it_leaves_anything(command, tiny, phantom, tmp_path, shared_memory):
     """One batch: four images of 32^3 float32, and two labels of int64."""
     shared_memory(1)
-    words = tiny(phantom.root, tmp_path / "runs")
+    words = [word.replace("16,16,16", "32,32,32") for word in tiny(phantom.root, tmp_path / "runs")]
     command(train.main, *words, "data.num_workers=2").complains("/dev/shm", "data.num_workers=2", "need 5.0 MiB")
     assert not (tmp_path / "runs").exists()
 

@@ -19,7 +19,7 @@ def two_rank_words(phantom: Phantom) -> list[str]:
     """A small run on two processes of the CPU, its folder below runs."""
     return [
         f"data.root={phantom.root}", "+data.source.train=6", "+data.source.test=2", "+data.source.shape=[40,36,32]",
-        "data.patch_size=[32,32,32]", "data.stride=[32,32,32]", "data.labeled=2", "base_channels=2",
+        "data.patch_size=[16,16,16]", "data.stride=[16,16,16]", "data.labeled=2", "base_channels=2",
         "trainer.devices=2", "trainer.accelerator=cpu", "trainer.threads=1", "trainer.progress_bar=false",
         "output=runs",
     ]  # fmt: skip

@@ -342,8 +342,8 @@ def trained(phantom, tmp_path_factory):
     output = tmp_path_factory.mktemp("runs")
     words = [
         *(f"data.root={phantom.root}", "+data.source.train=6", "+data.source.test=2"),
-        *("+data.source.shape=[40,36,32]", "data.patch_size=[32,32,32]", "data.stride=[32,32,32]", "data.labeled=2"),
-        *("base_channels=4", "trainer.max_iterations=2", "trainer.accelerator=cpu", "trainer.threads=1"),
+        *("+data.source.shape=[40,36,32]", "data.patch_size=[16,16,16]", "data.stride=[16,16,16]", "data.labeled=2"),
+        *("base_channels=2", "trainer.max_iterations=2", "trainer.accelerator=cpu", "trainer.threads=1"),
         *("trainer.progress_bar=false", "evaluate_on=[]", f"output={output}", "name=done"),
     ]
     with pytest.MonkeyPatch.context() as patch:
@@ -384,7 +384,7 @@ def test_weights_of_another_architecture(command, tiny, phantom, run, tmp_path):
     file = run / "checkpoints" / "iteration-000002.ckpt"
     words = [*tiny(phantom.root, tmp_path / "new"), f"weights={file}"]
     wider = command(train.main, *words, "base_channels=8")
-    wider.complains(file, "another architecture", "network a", "(4,", "(8,", "networks=... and widths")
+    wider.complains(file, "another architecture", "network a", "(2,", "(8,", "networks=... and widths")
     other = command(train.main, *words, "networks=vnet_vnet")
     other.complains(file, "another architecture", "network a", "absent")
     single = command(train.main, *words, "method=supervised")
@@ -702,7 +702,7 @@ def test_the_console_script_answers_in_the_same_way(tiny_la, small_la, runs, tmp
 def test_configurations_of_runs_are_plain_yaml(trained):
     """So that a run folder from elsewhere executes nothing when it is read."""
     assert "!!" not in (trained / "config.yaml").read_text()
-    assert yaml.safe_load((trained / "config.yaml").read_text())["base_channels"] == 4
+    assert yaml.safe_load((trained / "config.yaml").read_text())["base_channels"] == 2
 
 
 # likewise a batch: tests/integration/test_ddp.py

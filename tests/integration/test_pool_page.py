@@ -46,7 +46,7 @@ def words(phantom: Phantom, tmp_path: Path) -> list[str]:
     half = np.asarray(image.dataobj)[:, :, : image.shape[2] // 2]
     nib.save(nib.Nifti1Image(half, image.affine, image.header), path)
     sizes = [f"+data.source.{key}={value}" for key, value in (("train", 6), ("test", 2), ("shape", "[40,36,32]"))]
-    patch = ["data.patch_size=[32,32,32]", "data.stride=[32,32,32]"]
+    patch = ["data.patch_size=[16,16,16]", "data.stride=[16,16,16]"]
     return [f"data.root={root}", *sizes, *patch, "data.labeled=2"]
 
 

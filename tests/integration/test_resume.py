@@ -67,8 +67,8 @@ def words(phantom: Phantom) -> list[str]:
     """Two networks with dropout, 12 iterations, a checkpoint every 3, a validation every 4."""
     return [
         f"data.root={phantom.root}", "+data.source.train=6", "+data.source.test=2",
-        "+data.source.shape=[40,36,32]", "data.patch_size=[32,32,32]", "data.stride=[16,32,32]", "data.labeled=2",
-        "data.held_out_validation=1", "base_channels=4", f"trainer.max_iterations={ITERATIONS}",
+        "+data.source.shape=[40,36,32]", "data.patch_size=[16,16,16]", "data.stride=[8,16,16]", "data.labeled=2",
+        "data.held_out_validation=1", "base_channels=2", f"trainer.max_iterations={ITERATIONS}",
         "trainer.checkpoint_every=3", "trainer.validate_every=4", "trainer.log_every=1", "trainer.threads=1",
         "trainer.accelerator=cpu", "trainer.progress_bar=false",
     ]  # fmt: skip

@@ -68,7 +68,7 @@ class Trap:
 def recorded(phantom: Phantom) -> dict[str, Any]:
     """The configuration of a run of one small V-Net on `phantom`."""
     sizes = ["+data.source.train=6", "+data.source.test=2", "+data.source.shape=[40,36,32]", "data.labeled=2"]
-    patches = ["data.patch_size=[32,32,32]", "data.stride=[32,32,32]", "base_channels=2", "method=supervised"]
+    patches = ["data.patch_size=[16,16,16]", "data.stride=[16,16,16]", "base_channels=2", "method=supervised"]
     tiny = ["trainer.accelerator=cpu", "trainer.threads=1", "trainer.progress_bar=false"]
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         return resolve(compose("train", [f"data.root={phantom.root}", *sizes, *patches, *tiny]))

@@ -26,6 +26,7 @@ from dualseg.training.trusted import to_trust
 
 FOR_THE_SWEEP = ("sweep", "launcher", "dry")  # arguments that are no run's own
 OF_A_STUDY = ("study", "scale", "variant")  # arguments that a study's rows bring themselves
+AXES = ("seed", "data.fold")  # values that choose nothing else of a configuration
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,41 @@ class Combination:
     given: tuple[str, ...] = ()
     shared: tuple[str, ...] = ()
     origin: Path | None = None
+
+
+class Composer:
+    """The checked configurations of a sweep's runs.
+
+    Hydra takes a third of a second to compose one, so runs that differ in `AXES` alone share a composition.
+
+    Args:
+        sweeper: Hydra's.
+        launcher: the argument that chooses one, if it is given.
+    """
+
+    def __init__(self, sweeper: Any, launcher: Sequence[str]) -> None:
+        self._sweeper, self._launcher = sweeper, launcher
+        self._composed: dict[tuple[str, ...], Any] = {}
+
+    def settings(self, arguments: Sequence[str]) -> dict[str, Any]:
+        """Raises: DualsegError, or Hydra's: arguments that make no run."""
+        from hydra.core.override_parser.overrides_parser import OverridesParser
+        from omegaconf import OmegaConf, open_dict
+
+        own = [argument for argument in arguments if argument.startswith(tuple(f"{key}=" for key in AXES))]
+        others = tuple(argument for argument in arguments if argument not in own)
+        if others not in self._composed:
+            loader = self._sweeper.hydra_context.config_loader
+            config = loader.load_sweep_config(self._sweeper.config, [*arguments, *self._launcher])
+            with open_dict(config):
+                del config["hydra"]
+            self._composed[others] = config
+        config = self._composed[others].copy()
+        for override in OverridesParser.create().parse_overrides(own):
+            OmegaConf.update(config, override.key_or_group, override.value())
+        settings = resolve(config)
+        check_data(settings)
+        return settings
 
 
 def sweep(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
@@ -67,9 +103,10 @@ def sweep(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
         study = study_of(config.study, cast(dict[str, Any], OmegaConf.to_container(config.sweep, resolve=True)))
         combinations = _of_study(study, config.scale, overrides)
     launcher = [one for one in arguments if one.startswith("launcher=")]  # hydra.launcher.* fits no other one
+    composer = Composer(sweeper, launcher)
     if study:
-        combinations = [_after_its_origin(sweeper, study, config.scale, one, launcher) for one in combinations]
-    settings = [_settings(sweeper, combination, launcher) for combination in combinations]
+        combinations = [_after_its_origin(composer, study, config.scale, one) for one in combinations]
+    settings = [composer.settings(combination.arguments) for combination in combinations]
     if study and study.verdict:
         _check_unlabeled(study.verdict["with_unlabeled"], settings)
     jobs = [Job.of(own, one.arguments, one.label) for own, one in zip(settings, combinations, strict=True)]
@@ -198,17 +235,15 @@ def _parts(study: Study, given: dict[str, list[str]]) -> list[str]:
     return parts
 
 
-def _after_its_origin(
-    sweeper: Any, study: Study, scale: str, combination: Combination, launcher: Sequence[str]
-) -> Combination:
+def _after_its_origin(composer: Composer, study: Study, scale: str, combination: Combination) -> Combination:
     """With the argument by which the run starts from that of the variant it comes after, where it comes after one."""
     variant = study.after.get(combination.variant or "")
     if variant is None:
         return combination
     arguments = (*study.arguments(variant, scale), *combination.given)
     first = replace(combination, arguments=arguments, variant=variant)
-    first = _after_its_origin(sweeper, study, scale, first, launcher)
-    origin = RunFolder.of(_settings(sweeper, first, launcher)).path
+    first = _after_its_origin(composer, study, scale, first)
+    origin = RunFolder.of(composer.settings(first.arguments)).path
     return replace(combination, arguments=(*combination.arguments, f"weights={quoted(str(origin))}"), origin=origin)
 
 
@@ -230,19 +265,6 @@ def _choices(override: Any) -> list[str]:
     if override.is_sweep_override():
         return [f"{key}={value}" for value in override.sweep_string_iterator()]
     return [f"{key}={override.get_value_element_as_str()}"]
-
-
-def _settings(sweeper: Any, combination: Combination, launcher: Sequence[str]) -> dict[str, Any]:
-    """The checked configuration of one run."""
-    from omegaconf import open_dict
-
-    arguments = [*combination.arguments, *launcher]
-    config = sweeper.hydra_context.config_loader.load_sweep_config(sweeper.config, arguments)
-    with open_dict(config):
-        del config["hydra"]
-    settings = resolve(config)
-    check_data(settings)
-    return settings
 
 
 def _check_unlabeled(row: str, settings: Sequence[Mapping[str, Any]]) -> None:

@@ -11,18 +11,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
 import dualseg.audit
 import dualseg.report
 import dualseg.train
+from dualseg.configuration import conf_dir
 from dualseg.processes import python_of
 from dualseg.runs.folder import RunFolder
+from dualseg.runs.identity import run_name
 from dualseg.runs.lock import writing
 from dualseg.signals import Stop
 from dualseg.studies.index import Sweep
 from dualseg.studies.members import find_study
 from dualseg.studies.study import Study, read_study
 from dualseg.training.group import Ending
+from dualseg.training.settings import resolve
 
 TOY_STUDY = """# @package _global_
 study: toy
@@ -116,6 +121,30 @@ def test_a_study_is_every_variant_with_every_seed_one_seed_after_the_other(train
     index = json.loads((tmp_path / "runs/sweeps/toy-cpu/sweep.json").read_text())
     assert (index["study"], index["scale"], len({job["run"] for job in index["jobs"]})) == ("toy", "cpu", 6)
     assert "[6/6] done   supervised seed 1  Dice 50.00 %  30 s" in outcome.out
+
+
+def test_runs_of_other_seeds_and_folds_are_those_that_hydra_composes_one_by_one(
+    train, launches, reported, tmp_path, volumes, monkeypatch
+) -> None:
+    """Each with the name of the folder that says which configuration it is."""
+    composed = []
+    original = ConfigLoaderImpl.load_sweep_config
+    monkeypatch.setattr(
+        ConfigLoaderImpl, "load_sweep_config", lambda *given: composed.append(given) or original(*given)
+    )
+    assert train("sweep=toy", "data.draw=${seed}").code == 0
+    assert train("seed=3,1", "optimizer.lr=0.02,0.03", "data.fold=1", "data.folds=4").code == 0
+    assert train("sweep=verdict", "data.labeled=3", "seed=1", "experiment=small").code == 0
+    assert len(composed) - len(launches.words) == 3 + 2 + 3, "Hydra's launcher composes each once more"
+    monkeypatch.undo()
+    indices = [json.loads(path.read_text()) for path in (tmp_path / "runs" / "sweeps").glob("*/sweep.json")]
+    jobs = [job for index in indices for job in index["jobs"]]
+    assert len(jobs) == 6 + 4 + 9 == len({job["run"] for job in jobs})
+    here = f"hydra.searchpath=[file://{tmp_path / 'conf'}]"
+    for job in jobs:
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            alone = resolve(compose("train", overrides=[here, *job["arguments"]]))
+        assert run_name(alone) == job["run"], job["arguments"]
 
 
 def test_finished_runs_are_known_by_their_configuration(train, launches):

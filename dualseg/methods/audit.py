@@ -1,5 +1,6 @@
 """Gradient audit: which loss term sends how much gradient into which network (method.md section 4)."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -51,7 +52,7 @@ def _norm(gradients: list[Tensor | None]) -> float:
 
 
 def audit(method: SegmentationMethod, batches: list[Batch], max_iterations: int) -> list[AuditRow]:
-    """Audit every term of the objective on `batches` at full ramp, and name the known terms that are absent.
+    """Audit every term of the objective on `batches` at full ramp, whatever a guard says, and name the absent ones.
 
     Weights do not change; BatchNorm statistics and drawn voxels do, as in training. Gradients are not scaled: under
     float16 autocast weak ones would be rounded to zero.
@@ -65,14 +66,15 @@ def audit(method: SegmentationMethod, batches: list[Batch], max_iterations: int)
     networks = list(method.takes)
     norms: dict[tuple[str, str | None], dict[str, float]] = {}
     empty: dict[tuple[str, str | None], int] = {}
-    for iteration, batch in enumerate(batches):
-        method.seed_iteration(iteration)
-        for term in method.loss_terms(batch, Time(max_iterations, max_iterations)):
-            key = (term.name, term.network)
-            largest = norms.setdefault(key, dict.fromkeys(networks, 0.0))
-            for name, norm in gradient_norms(method, term).items():
-                largest[name] = max(largest[name], norm)
-            empty[key] = empty.get(key, 0) + int(term.support is not None and int(term.support) == 0)
+    with method.guard.held_open() if method.guard is not None else nullcontext():
+        for iteration, batch in enumerate(batches):
+            method.seed_iteration(iteration)
+            for term in method.loss_terms(batch, Time(max_iterations, max_iterations)):
+                key = (term.name, term.network)
+                largest = norms.setdefault(key, dict.fromkeys(networks, 0.0))
+                for name, norm in gradient_norms(method, term).items():
+                    largest[name] = max(largest[name], norm)
+                empty[key] = empty.get(key, 0) + int(term.support is not None and int(term.support) == 0)
     rows = [
         AuditRow(
             term, network, values, empty[term, network], _verdict(network, values, empty[term, network], len(batches))

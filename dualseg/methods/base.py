@@ -108,8 +108,10 @@ class SegmentationMethod(NetworkEvaluation):
     ) -> None:
         if sorted(networks) != sorted(self.takes):
             wanted = " and ".join(self.takes)
+            spare = [f"networks.{name}=null" for name in sorted({*networks} - {*self.takes})]
             raise DualsegError(
                 f"networks: {type(self).__name__} takes {wanted}, not {sorted(networks)}; choose another networks=..."
+                + (f", or leave out: {' '.join(spare)}" if spare else "")
             )
         for network in networks.values():
             if isinstance(network, PlannedUNet) and not self.deep_supervision:

@@ -111,7 +111,7 @@ class SegmentationMethod(NetworkEvaluation):
             spare = [f"networks.{name}=null" for name in sorted({*networks} - {*self.takes})]
             raise DualsegError(
                 f"networks: {type(self).__name__} takes {wanted}, not {sorted(networks)}; choose another networks=..."
-                + (f", or leave out: {' '.join(spare)}" if spare else "")
+                + (f", or give {' '.join(spare)}" if spare else "")
             )
         for network in networks.values():
             if isinstance(network, PlannedUNet) and not self.deep_supervision:

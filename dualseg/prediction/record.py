@@ -105,7 +105,7 @@ class PredictionRecord:
         if different:
             raise DualsegError(
                 f"output={self.file.parent}: is not empty; its predictions were made otherwise "
-                f"({'; '.join(different)}). Give the same to go on with them, or choose another output=..."
+                f"({'; '.join(different)}). Choose another output=..., or give what they were made with, to go on."
             )
 
     def check_device(self, device: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 ENOUGH = 5  # points of the curves in the last tenth of a run, below which chance decides what its patches hold
 COLLAPSED = 0.25  # a run is told of when its share of foreground is below that part of the labels'
 FLOODED = 3.0  # or above as many times of it
-TOLD = 0.05  # of a run: a guard that was closed for less, as at first for rare classes, is not told of
+TOLD = 0.05  # of a run: a guard that was closed for less, and is open at the end, is not told of
 # the same of a class, averaged over iterations: those of the guard, which needs torch
 LOW, HIGH = 0.25, 4.0
 _CURVES = re.compile(rb'^(\d+),"?(foreground|pseudo_share|guard)/([^\r\n]+?)"?,([0-9.e+-]+)\r?\n', re.MULTILINE)
@@ -22,8 +22,8 @@ def collapse(path: Path) -> str | None:
     """What to say of a run whose pseudo-labels had far less or more foreground than the labels.
 
     One class everywhere minimises every unlabeled loss, so no loss shows it; see docs/method.md. Of a run with a guard:
-    whether that had to act. Of others: whether over the last tenth of the run the shares were unlike those of the
-    labels, of all foreground for each network where a method logs them, else of each class.
+    whether that had to act for long, or at the end. Of others: whether over the last tenth of the run the shares were
+    unlike those of the labels, of all foreground for each network where a method logs them, else of each class.
 
     Args:
         path: curves.csv of the run.
@@ -71,10 +71,10 @@ def _advice(method: Mapping[str, Any]) -> str:
 def _held_back(states: Rows, ratios: Rows) -> str | None:
     """What to say of a run with a guard, of its states and of the ratios that it judged; None: it was hardly closed."""
     closed = {iteration for iteration, _, state in states if not state}
-    if len(closed) < TOLD * len(states):
+    if states[-1][2] and len(closed) < TOLD * len(states):
         return None
     found = _means([row for row in ratios if row[0] in closed and not LOW <= row[2] <= HIGH])
-    share = 100 * len(closed) / len(states)
+    share = max(100 * len(closed) / len(states), 1)
     return f"the guard left pseudo-labels without weight in {share:.0f} % of the run, in which they had {_told(found)}"
 
 

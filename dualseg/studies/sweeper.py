@@ -65,13 +65,16 @@ class Composer:
 
         own = [argument for argument in arguments if argument.startswith(tuple(f"{key}=" for key in AXES))]
         others = tuple(argument for argument in arguments if argument not in own)
-        if others not in self._composed:
+        if any(argument.startswith(tuple(f"++{key}=" for key in AXES)) for argument in others):
+            own, others = [], tuple(arguments)  # which of the two counts is for Hydra to say
+        shared = (*others, *(argument.partition("=")[0] for argument in own))
+        if shared not in self._composed:
             loader = self._sweeper.hydra_context.config_loader
             config = loader.load_sweep_config(self._sweeper.config, [*arguments, *self._launcher])
             with open_dict(config):
                 del config["hydra"]
-            self._composed[others] = config
-        config = self._composed[others].copy()
+            self._composed[shared] = config
+        config = self._composed[shared].copy()
         for override in OverridesParser.create().parse_overrides(own):
             OmegaConf.update(config, override.key_or_group, override.value())
         settings = resolve(config)

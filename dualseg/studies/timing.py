@@ -25,6 +25,7 @@ BY_SIZE = "by the size of its patches, without a GPU; a slow or busy machine tak
 GUESSED_BY = "solo_mix-plain_unet"
 ARCHITECTURES = ("plain_unet", "residual_encoder", "resnet34", "vnet", "segresnet")
 LOOKED_AT = 20  # runs, the newest of an output folder
+SETTLED = 50  # iterations, below which a run's time is mostly its start and its evaluation
 NVIDIA = Path("/dev/nvidiactl")  # is there where a driver is; torch takes seconds to say so
 FEW = 1000  # iterations, below which a network that begins anew may find hardly anything
 _FOLD = re.compile(r"(data\.(source\.)?)?fold[= ]\d+")  # in the label of a run
@@ -77,7 +78,7 @@ def measured_rates(sweep: Sweep, jobs: Iterable[Job], scale: str | None) -> dict
 
 
 def _rates_beside(sweep: Sweep, jobs: Sequence[Job]) -> dict[str, Rate]:
-    """Kind -> rate by the newest runs in the sweep's output folder: those that are finished and of that kind.
+    """Kind -> rate by the newest runs in the sweep's output folder: those that are finished, of that kind, not brief.
 
     Of a machine with a GPU only on such a one, and the other way round.
     """
@@ -88,7 +89,8 @@ def _rates_beside(sweep: Sweep, jobs: Sequence[Job]) -> dict[str, Rate]:
             seconds, on_gpu, finished = manifest["seconds"], bool(manifest["hardware"]["gpu"]), folder.finished
         except (DualsegError, KeyError, TypeError, AttributeError, OSError):
             continue  # an evaluation, of an older version, damaged or just removed
-        if finished and seconds and other.work and other.kind in wanted and on_gpu == NVIDIA.exists():
+        like_them = other.work and other.kind in wanted and on_gpu == NVIDIA.exists()
+        if finished and seconds and like_them and other.iterations >= SETTLED:
             found[other.kind].append(seconds / other.iterations * wanted[other.kind] / other.work)
     return {
         kind: Rate(mean(values), f"{_count(len(values), 'finished run')} in {sweep.output}")

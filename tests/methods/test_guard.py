@@ -25,6 +25,7 @@ from dualseg.methods import (
     TwoNetworks,
 )
 from dualseg.methods import guard as guards
+from dualseg.methods.audit import audit
 from dualseg.methods.guard import Guard
 from dualseg.runs import collapse as told
 from dualseg.runs.collapse import collapse
@@ -46,20 +47,19 @@ def guard_for(*shares):
     return guard
 
 
-def test_ratios_are_moving_averages_that_begin_with_the_first_iteration():
+def test_ratios_are_means_of_a_hundred_iterations_and_then_moving_averages():
     guard = guard_for(0.1, 0.02)
     assert guard.open == 1, "nothing was seen yet"
-    expected = np.array([2.0, 0.5])
-    for share in ((0.2, 0.01), (0.0, 0.05), (0.1, 0.02)):
-        guard.see(labels_with(*share))
-        if share != (0.2, 0.01):
-            expected = 0.99 * expected + 0.01 * np.array(share) / [0.1, 0.02]
-        np.testing.assert_allclose(guard.ratio.numpy(), expected, rtol=1e-5)
+    found, expected = np.random.default_rng(0).uniform(0.5, 2, (120, 2)).round(2), np.zeros(2)
+    for n, one in enumerate(found, start=1):
+        guard.see(labels_with(*one * [0.1, 0.02]))
+        expected = found[:n].mean(axis=0) if n <= 100 else 0.99 * expected + 0.01 * one
+        np.testing.assert_allclose(guard.ratio.numpy(), expected, rtol=1e-4)
     assert guard.open == 1
 
 
 def test_a_teacher_that_finds_nothing_yet_is_not_believed_before_it_does():
-    """Its empty pseudo-labels would teach that there is nothing: r is 0, then 1 - 0.99^n."""
+    """Its empty pseudo-labels would teach that there is nothing: r is 0, then n / (50 + n)."""
     guard = guard_for(0.1, 0.02)
     for _ in range(50):
         guard.see(labels_with(0.1, 0.0))
@@ -68,13 +68,14 @@ def test_a_teacher_that_finds_nothing_yet_is_not_believed_before_it_does():
     while not guard.open:
         guard.see(labels_with(0.1, 0.02))
         steps += 1
-    assert steps == 29
+    assert steps == 17
 
 
 @pytest.mark.parametrize("wrong", [0.0, 1.0])
 def test_it_closes_when_a_class_drains_or_floods_and_opens_when_it_is_back(wrong):
     guard = guard_for(0.1, 0.02)
-    guard.see(labels_with(0.1, 0.02))
+    for _ in range(100):
+        guard.see(labels_with(0.1, 0.02))
     steps = 0
     while guard.open:
         guard.see(labels_with(0.1, wrong * 0.9))
@@ -90,14 +91,14 @@ def test_it_closes_when_a_class_drains_or_floods_and_opens_when_it_is_back(wrong
     assert back > 0
 
 
-@pytest.mark.parametrize(("holding", "at_first", "later"), [(0.05, 46, 0.0), (0.01, 66, 0.036)])
+@pytest.mark.parametrize(("holding", "at_first", "later"), [(0.05, 10, 0.0), (0.01, 50, 0.035)])
 def test_chance_alone(holding, at_first, later):
     """Right pseudo-labels of 2 patches an iteration, of which so many hold the class at all: 200 runs of 4,500."""
     hits = np.random.default_rng(0).binomial(2, holding, (4500, 200)) / (2 * holding)
-    ratio, outside = hits[0], []
-    for hit in hits:
-        if outside:
-            ratio = guards.DECAY * ratio + (1 - guards.DECAY) * hit
+    ratio, outside = np.ones(200), []
+    for n, hit in enumerate(hits, start=1):
+        weight = max(1 - guards.DECAY, 1 / n)
+        ratio = (1 - weight) * ratio + weight * hit
         outside.append(((ratio < guards.LOW) | (ratio > guards.HIGH)).mean())
     assert sum(outside[:300]) == pytest.approx(at_first, abs=1), "iterations"
     assert np.mean(outside[300:]) == pytest.approx(later, abs=0.005 * (later > 0))
@@ -181,6 +182,7 @@ def test_a_run_survives_a_flood_and_a_drain(bias, monkeypatch):
 def test_closed_it_takes_the_weight_of_unlabeled_terms_alone():
     method = made()
     method.guard.ratio.fill_(5.0)
+    method.guard.seen.fill_(100)
     method.guard.expect(torch.tensor([0.9, 0.1]))
     batch = Batch(torch.randn(8, 1, 8, 8, 8), torch.randint(2, (4, 8, 8, 8)), list("abcdefgh"))
     weights = {term.name: float(term.weight) for term in method.loss_terms(batch, Time(9, 10))}
@@ -208,7 +210,7 @@ def test_it_is_resumed_to_the_last_bit(tmp_path):
     """From the share of the run on labels alone into the guarded one."""
     whole, resumed = whole_and_resumed(lambda: made(pretraining=0.5), tmp_path, iterations=8, at=3)
     assert not differing(whole.state_dict(), resumed.state_dict())
-    assert whole.state_dict()["guard.ratio"] >= 0
+    assert whole.state_dict()["guard.seen"] == 4
 
 
 def test_a_checkpoint_from_before_the_guard_is_taken():
@@ -216,6 +218,29 @@ def test_a_checkpoint_from_before_the_guard_is_taken():
     state = {name: value for name, value in method.state_dict().items() if not name.startswith("guard.")}
     assert len(state) < len(method.state_dict())
     method.load_state_dict(state)
+    assert method.guard.seen == 0
+
+
+def test_a_guard_that_began_at_one_goes_on_as_it_would_have():
+    method = made()
+    state = {name: value for name, value in method.state_dict().items() if name != "guard.seen"}
+    state["guard.ratio"] = torch.tensor([0.8])
+    method.load_state_dict(state)
+    method.guard.expect(torch.tensor([0.9, 0.1]))
+    method.guard.see(labels_with(0.0))
+    assert float(method.guard.ratio) == pytest.approx(0.99 * 0.8)
+
+
+def test_the_audit_is_of_all_terms_whatever_the_guard_says():
+    method = made()
+    method.guard.expect(torch.tensor([0.9, 0.1]))
+    method.guard.ratio.fill_(9.0)
+    method.guard.seen.fill_(100)
+    batch = Batch(torch.randn(8, 1, 8, 8, 8), torch.randint(2, (4, 8, 8, 8)), list("abcdefgh"))
+    assert method.guard.open == 0
+    rows = audit(method, [batch], 10)
+    assert {row.verdict for row in rows if row.term in ("pseudo_ce", "pseudo_dice")} == {"live"}
+    assert (float(method.guard.ratio), float(method.guard.seen), method.guard.acts) == (9.0, 100.0, True)
 
 
 WATCHED = [
@@ -237,6 +262,7 @@ def test_every_method_with_pseudo_labels_measures_and_may_be_guarded(method):
         assert curves.get("guard/open") == (float(0.25 <= curves["pseudo_share/atrium"] <= 4) if guard else None)
         if guard:
             own.guard.ratio.fill_(9.0)
+            own.guard.seen.fill_(100)
             batch = Batch(torch.randn(4, 1, 8, 8, 8), torch.randint(2, (2, 8, 8, 8)), list("abcd"))
             weights = {t.name: float(t.weight) for t in own.loss_terms(batch, Time(9, 10))}
             on_unlabeled = {name for name, term in own.TERMS.items() if term.on == "unlabeled"}
@@ -287,6 +313,7 @@ def test_a_guard_that_was_closed_is_told_of(tmp_path):
     assert "25 % of the run" in found and "6 times as much atrium" in found and "vein" not in found
     assert collapse(curves_file(tmp_path, **{"guard/open": lambda i: 1.0}, **ratio)) is None, "the guard is asked alone"
     assert collapse(curves_file(tmp_path, **{"guard/open": lambda i: float(i > 40)}, **ratio)) is None, "at first"
+    assert collapse(curves_file(tmp_path, **{"guard/open": lambda i: float(i <= 990)}, **ratio)), "at the end"
     assert collapse(tmp_path / "none.csv") is None
 
 

@@ -216,7 +216,7 @@ def test_stored_networks_keep_the_contract():
 
 
 def test_supervised_refuses_networks_that_it_would_not_train():
-    with pytest.raises(DualsegError, match=r"takes a, not \['a', 'b'\]"):
+    with pytest.raises(DualsegError, match=r"takes a, not \['a', 'b'\].* or give networks\.b=null"):
         Supervised(**tiny_parts(a=Tiny(), b=Tiny()))
 
 

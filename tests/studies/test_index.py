@@ -80,18 +80,20 @@ def test_an_iteration_takes_its_time_however_small_the_patch(tmp_path):
 
 
 def test_finished_runs_of_the_output_folder_say_how_long_an_iteration_takes_here(tmp_path, monkeypatch):
-    """Of the same kind, whatever their patch; unfinished, damaged and other machines' runs say nothing."""
+    """Of the same kind, whatever their patch; unfinished, damaged, brief and other machines' runs say nothing."""
     monkeypatch.setattr(timing, "NVIDIA", tmp_path / "no GPU")
     cpu, gpu = '{"gpu": null}', '{"gpu": "H200"}'
-    for name, status, hardware in (("x", "finished", cpu), ("y", "failed", cpu), ("z", "finished", gpu)):
+    kinds = (("x", "finished", cpu), ("y", "failed", cpu), ("z", "finished", gpu), ("brief", "finished", cpu))
+    for name, status, hardware in kinds:
         (tmp_path / name).mkdir()
-        (tmp_path / name / "config.yaml").write_text("seed: 0\n")
+        (tmp_path / name / "config.yaml").write_text(f"name: {name}\n")
         (tmp_path / name / "manifest.json").write_text(f'{{"dualseg": "0", "seconds": 100, "hardware": {hardware}}}')
         (tmp_path / name / "metrics.json").write_text(f'{{"status": "{status}"}}')
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / "metrics.json").write_text("{")
     theirs = replace(JOB, kind="scans-bcp-plain_unet", iterations=50, work=4.0)
-    monkeypatch.setattr(Job, "of", lambda settings, arguments, label: theirs)
+    brief = replace(theirs, iterations=49)
+    monkeypatch.setattr(Job, "of", lambda settings, *_: brief if settings["name"] == "brief" else theirs)
     asked = [
         replace(theirs, run="new", work=1.0),
         replace(theirs, run="other", kind="scans-mean_teacher-vnet", work=1.0),

@@ -288,6 +288,7 @@ def test_dry_says_what_there_would_be_and_writes_nothing(train, launches, tmp_pa
         (["seed=0,1", "trainer.devices=2"], ["trainer.devices=2: this machine has no GPU", "trainer.accelerator=cpu"]),
         (["seed=0,1", "name=same"], ["seed=0 and seed=1: both runs would be written to", "leave name=... out"]),
         (["seed=0,-1"], ["seed=-1: give a whole number"]),
+        (["sweep=toy", "++seed=5"], ["seed 0 and ", "both runs would be written to"]),
     ],
 )
 def test_mistakes_are_said_once_and_before_anything_is_launched(train, launches, tmp_path, words, parts):

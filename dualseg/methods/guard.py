@@ -16,7 +16,7 @@ DECAY = 0.99
 class Guard(nn.Module):
     """Compares each foreground class's share of the pseudo-labels with its share of the labels.
 
-        r_k <- (1 - w) r_k + w (share of k in the pseudo-labels / its share in the labels),   w = max(0.01, 1/n)
+        r_k <- r_k + max(0.01, 1/n) (share of k in the pseudo-labels / its share in the labels - r_k)
 
     in the n-th iteration with pseudo-labels: the mean of the first hundred, then a moving average. So of a teacher that
     does not find k yet, r_k is 0 until it does. The guard is open while every r_k lies in [1/4, 4]. Pseudo-labels that
@@ -67,7 +67,7 @@ class Guard(nn.Module):
     @property
     def open(self) -> Tensor:
         """What the unlabeled weights are multiplied by: 1 or 0, a scalar on the device; 1 before anything was seen."""
-        return (((self.ratio >= LOW) & (self.ratio <= HIGH)) | (self.seen == 0)).all().float()
+        return ((self.ratio >= LOW) & (self.ratio <= HIGH)).all().float()
 
     @contextmanager
     def held_open(self) -> Iterator[None]:

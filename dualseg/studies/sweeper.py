@@ -63,11 +63,12 @@ class Composer:
         from hydra.core.override_parser.overrides_parser import OverridesParser
         from omegaconf import OmegaConf, open_dict
 
-        own = [argument for argument in arguments if argument.startswith(tuple(f"{key}=" for key in AXES))]
-        others = tuple(argument for argument in arguments if argument not in own)
-        if any(argument.startswith(tuple(f"++{key}=" for key in AXES)) for argument in others):
+        keys = {argument: argument.partition("=")[0] for argument in arguments}
+        own = [argument for argument in arguments if keys[argument] in AXES]
+        others = tuple(argument for argument in arguments if keys[argument] not in AXES)
+        if any(keys[argument].lstrip("+") in AXES for argument in others):
             own, others = [], tuple(arguments)  # which of the two counts is for Hydra to say
-        shared = (*others, *(argument.partition("=")[0] for argument in own))
+        shared = (*others, *(keys[argument] for argument in own))
         if shared not in self._composed:
             loader = self._sweeper.hydra_context.config_loader
             config = loader.load_sweep_config(self._sweeper.config, [*arguments, *self._launcher])

@@ -194,10 +194,6 @@ def test_a_bad_evaluation_volume_is_found_before_the_run(phantom_fails, phantom_
         (["optimizer.lr=fast"], ["optimizer.lr=fast: give a number of at least 0"]),
         (["evaluate_on=[training]"], ["evaluate_on", "training", "validation and test"]),
         (["networks=vnet"], ["networks: DualNetwork takes a and b, not ['a']; choose another networks=..."]),
-        (
-            ["method._target_=dualseg.methods.Supervised", "~method.terms"],
-            ["takes a, not ['a', 'b']", "networks.b=null"],
-        ),
         (["method=dual_gentle", "networks=vnet"], ["networks: DualNetwork takes a and b", "choose another"]),
         (
             ["method=supervised", "+network@networks.c=vnet"],

@@ -29,7 +29,7 @@ which none of the papers does.
 
 Passes: patches that go through a network in an iteration with the batch of the configuration, `+` without gradient.
 
-| `method=` | idea | networks | batch, labeled + unlabeled | passes | stands for the run |
+| `method=` | idea | networks | batch, labeled + unlabeled | passes | result |
 | --- | --- | --- | --- | --- | --- |
 """
 

@@ -44,7 +44,9 @@ def train(config: Any) -> None:
 
         if not is_locked(folder.path):  # how far a run is may be asked while it is written
             check_claim(folder, settings)
-        print(plan_of_run(settings))
+        print(plan_of_run(settings), flush=True)
+        if not folder.finished or folder.changes_length(settings):
+            _try(settings)
         return
     if settings["overwrite"] and folder.resumes_in_slurm(settings):
         settings["overwrite"] = False
@@ -58,6 +60,25 @@ def train(config: Any) -> None:
     recover(folder.path, reading=False)  # the first rank may have been killed
     if ending.code:
         raise SystemExit(ending.code)
+
+
+def _try(settings: dict[str, Any]) -> None:
+    """`dry=true`: the data are there, and what is to be trained can be built, also what is the user's own.
+
+    Raises:
+        DualsegError: as training would before its first iteration; what only a volume or a forward pass shows remains.
+    """
+    from dualseg.training.dataset import check_data
+    from dualseg.training.settings import check_weights
+
+    check_weights(settings)
+    check_data(settings)
+
+    from dualseg.training import assembly
+
+    method = assembly.build_method(settings, assembly.build_source(settings))
+    for name in method.takes:
+        print(f"network {name}: {sum(weight.numel() for weight in method.networks[name].parameters()):,} parameters")
 
 
 def _is_to_do(settings: dict[str, Any]) -> bool:
@@ -188,7 +209,8 @@ def _train(settings: dict[str, Any], folder: Any) -> None:
         if left := data.source.not_read:
             more = f" dualseg-check names {len(left) - 1} more such." if len(left) > 1 else ""
             print(f"warning: {left[0]}{more}", file=sys.stderr)
-        print(f"Resuming {folder.path} from iteration {resumed_at}" if latest else f"Training {folder.path}")
+        start = f", from the weights of {origin.checkpoint}" if origin else ""
+        print(f"Resuming {folder.path} from iteration {resumed_at}" if latest else f"Training {folder.path}{start}")
         if plan is not None and not folder.plan_file.exists():
             _record_plan(plan, folder.plan_file, settings, data.split.labeled)
         if data.augmentation_note:

@@ -111,7 +111,7 @@ def configured(
 def progress(terms: Sequence[LossTerm], settings: Mapping[str, Term]) -> dict[str, float]:
     """What the progress bar shows of a batch: the loss, its labeled and unlabeled part, Dice of the labeled.
 
-    `train_dice` is the loss term's soft one, averaged over the networks; `dice` beside it is the last validation's.
+    `soft_dice` is the loss term's, averaged over the networks; `dice` beside it is the last validation's.
     """
     parts: dict[str, list[float]] = {}
     for term in terms:
@@ -123,5 +123,5 @@ def progress(terms: Sequence[LossTerm], settings: Mapping[str, Term]) -> dict[st
     shown = {"loss": sum(sums.values())} | {part: sums[part] for part in ("labeled", "unlabeled") if part in sums}
     dice = [1 - float(term.value.detach()) for term in terms if term.name == "supervised_dice"]
     if dice:
-        shown["train_dice"] = sum(dice) / len(dice)
+        shown["soft_dice"] = sum(dice) / len(dice)
     return shown

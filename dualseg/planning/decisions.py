@@ -75,6 +75,7 @@ def decide(
         patch, why_patch = list(given["patch_size"]), "given"
     else:
         patch, why_patch = _patch(shape, edges.tolist(), base, classes, memory, multiple)
+        why_patch += f", in multiples of {multiple} for networks that are not planned" if multiple > 1 else ""
     unet = topology_of(patch, edges.tolist())
     batch = _batch(patch, unet, base, classes, memory)
     intensity, why_intensity = _intensity(found.foreground)

@@ -132,24 +132,26 @@ def labeled_volumes(path: Path) -> dict[str, tuple[float, float]]:
 
 
 def shown(plan: Plan, settings: Mapping[str, Any]) -> str:
-    """A plan for the console: its file, and a line a decision, as a resolved configuration has it."""
+    """A plan for the console: its file, and a line a decision of which a resolved configuration makes use."""
     return "\n".join([f"Plan: {settings['plan']}", *_lines(plan, settings)])
 
 
 def _lines(plan: Plan, settings: Mapping[str, Any]) -> list[str]:
     values = {**plan.values, **_in_use(settings)}
-    widths = "-".join(map(str, values["channels"]))
     shown = {
         "spacing": _spacing_text(values["spacing"]),
         "intensity": _intensity_text(values["intensity"]),
         "patch_size": by_text(values["patch_size"]),
         "stride": by_text(values["stride"]),
         "batch": str(values["batch"]),
-        "channels": widths,
-        "strides": " ".join(by_text(stride) for stride in values["strides"]),
-        "kernels": " ".join(by_text(kernel) for kernel in values["kernels"]),
-        "blocks": "-".join(map(str, values["blocks"])),
     }
+    if any("kernels" in network for network in settings["networks"].values()):
+        shown |= {
+            "channels": "-".join(map(str, values["channels"])),
+            "strides": " ".join(by_text(stride) for stride in values["strides"]),
+            "kernels": " ".join(by_text(kernel) for kernel in values["kernels"]),
+            "blocks": "-".join(map(str, values["blocks"])),
+        }
     given = {name: "given" for name in values if values[name] != plan.values[name]}
     reasons = {name: f"   ({why})" for name, why in (plan.reasons | given).items()}
     return [f"  {name:<10} {text}{reasons.get(name, '')}" for name, text in shown.items()]

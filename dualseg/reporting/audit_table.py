@@ -20,10 +20,10 @@ def audit_table(rows: Sequence[AuditRow], networks: Sequence[str], batches: int)
     """Loss term x network -> largest weighted gradient norm over the batches, at full ramp."""
     table = Table(title=f"Gradient audit: largest norm of the weighted gradient in {batches} batches, full ramp")
     table.add_column("term", no_wrap=True)
-    table.add_column("of")
+    table.add_column("network")
     for network in networks:
         table.add_column(f"into {network}", justify="right")
-    table.add_column("empty", justify="right")
+    table.add_column("empty masks", justify="right")
     table.add_column("verdict")
     for row in rows:
         norms = [f"{row.norms[n]:.3e}" if row.norms.get(n) else "-" for n in networks]

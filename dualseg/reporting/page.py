@@ -120,6 +120,7 @@ def _summary(run: RunContents) -> str:
     parts += [" + ".join(counts) + " volumes" if counts else None]
     seed = run.manifest.get("seed", config.get("seed"))
     parts += [f"seed {seed}" if seed is not None else None]
+    parts += ["starts from the weights of another run" if run.manifest.get("weights") else None]
     parts += [f"unlabeled scans {run.verification}" if run.verification else None]
     return " · ".join(part for part in parts if part)
 

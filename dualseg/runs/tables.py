@@ -22,15 +22,16 @@ def distance_unit(config: Mapping[str, Any]) -> str:
 
 
 def results_of(folder: RunFolder) -> str:
-    """The table of a finished run or evaluation; below it what stands for the run, and classes never found or there.
+    """The table of a finished run or evaluation; below it which network is its result, and classes never found or there.
 
     Raises:
         DualsegError: a file of the folder is damaged.
     """
     rows, metrics = _cases_of(folder), folder.metrics()
     networks = {network for stage in STAGES for network in metrics.get(stage, {})}
-    standing = [f"{record_of(metrics.get('record'), networks)} stands for the run."] if len(networks) > 1 else []
-    return "\n".join([results_table(metrics, folder.config(), rows), *standing, *absences(rows)])
+    record = record_of(metrics.get("record"), networks)
+    chosen = [f"Result: {record}, which dualseg-predict takes."] if len(networks) > 1 else []
+    return "\n".join([results_table(metrics, folder.config(), rows), *chosen, *absences(rows)])
 
 
 def poorly_found_of(folder: RunFolder) -> str | None:

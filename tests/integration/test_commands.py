@@ -97,7 +97,7 @@ def test_training_says_what_it_does(trained, run):
     assert lines[0] == f"Training runs/{run.path.name}"
     assert lines[1] == f"Finished: runs/{run.path.name}"
     assert [line.split()[:2] for line in lines[3:9]] == [[s, n] for s in ("validation", "test") for n in NETWORKS]
-    assert lines[9] == "ensemble stands for the run."
+    assert lines[9] == "Result: ensemble, which dualseg-predict takes."
     for line, command in zip(lines[10:], ("dualseg-report run ", "dualseg-predict run="), strict=True):
         assert f"{command}runs/{run.path.name}" in line
     assert "Traceback" not in trained.stderr
@@ -291,9 +291,25 @@ def test_dry_says_what_training_would_do_and_trains_nothing(run, phantom, away, 
     where, how, *_ = outcome.out.splitlines()
     assert where == f"runs/{run.path.name}: to do"
     assert how == "12 iterations; cases: 2 labeled, 3 unlabeled, 1 validation, 2 test"
+    assert re.findall(r"^network (\w): [1-9][\d,]+ parameters$", outcome.out, re.MULTILINE) == ["a", "b"]
     assert list(away.iterdir()) == []
     outcome = command(dualseg.train.main, *words, f"output={run.path.parent}", "dry=true")
     assert outcome.out.startswith(f"{run.path}: done, iteration 12 of 12\n")
+
+
+@pytest.mark.parametrize(
+    ("word", "named"),
+    [
+        ("method._target_=my_methods.Absent", "my_methods.Absent"),
+        ("method.confidence=2", "confidence"),
+        ("batch.unlabeled=0", "batch.unlabeled=0"),
+        ("weights=nowhere", "weights=nowhere"),
+    ],
+)
+def test_dry_refuses_what_training_would(phantom, away, command, word, named):
+    outcome = command(dualseg.train.main, f"data.root={phantom.root}", *TRAIN_WORDS, word, "dry=true")
+    outcome.complains(named)
+    assert list(away.iterdir()) == []
 
 
 def test_supervised_training_leaves_a_run_of_one_network(phantom, away, command):

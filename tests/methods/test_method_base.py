@@ -226,8 +226,8 @@ def test_the_bar_shows_the_parts_of_the_loss_and_a_dice():
 
     labeled = [term("supervised_dice", "a", 0.25, 2.0), term("supervised_dice", "b", 0.75, 1.0)]
     shown = progress([*labeled, term("cosine", "a", 4.0, 0.5)], DualNetwork.TERMS)
-    assert shown == {"loss": 3.25, "labeled": 1.25, "unlabeled": 2.0, "train_dice": 0.5}
-    assert progress(labeled, DualNetwork.TERMS) == {"loss": 1.25, "labeled": 1.25, "train_dice": 0.5}
+    assert shown == {"loss": 3.25, "labeled": 1.25, "unlabeled": 2.0, "soft_dice": 0.5}
+    assert progress(labeled, DualNetwork.TERMS) == {"loss": 1.25, "labeled": 1.25, "soft_dice": 0.5}
 
 
 @pytest.mark.parametrize("name", ["dual", "dual_isbi", "rcps", "semsim", "ssl_contrastive", "supervised"])

@@ -235,6 +235,7 @@ def test_networks_that_are_not_planned_get_a_patch_that_they_can_halve(tmp_path,
         shown = command(plan.main, *WORDS, f"data.root={root}", f"networks={networks}", "method=supervised")
         sides = [int(side) for side in re.search(r"patch_size (\d+)x(\d+)x(\d+)", shown.out).groups()]
         assert all(side % 16 == 0 for side in sides)
+        assert "in multiples of 16" in shown.out and "channels" not in shown.out, "no decision that no network takes"
 
 
 def test_what_is_given_is_shown_as_it_trains(tmp_path, command):
@@ -249,7 +250,7 @@ def test_a_dry_training_shows_the_plan_that_it_would_follow(tmp_path, command):
     root = write_nnunet(tmp_path / "data", 3, 1)
     words = [*WORDS, f"data.root={root}", f"output={tmp_path / 'runs'}"]
     planned = command(plan.main, *words).out
-    assert "spacing" in planned and command(train.main, *words, "dry=true").out.endswith(planned)
+    assert "spacing" in planned and planned in command(train.main, *words, "dry=true").out
 
 
 def test_no_plan_is_made_where_none_is_wanted(tmp_path, command):

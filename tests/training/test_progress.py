@@ -66,7 +66,7 @@ def test_a_training_whose_output_is_no_terminal(command: Any, tiny: Any, phantom
     ended = command(train.main, *words, "trainer.max_iterations=3", "trainer.log_every=1")
     assert ended.code == 0, ended.err
     assert re.findall(r"^Iteration (\d) of 3", ended.out, re.MULTILINE) == ["2", "3"]
-    assert "\r" not in ended.out + ended.err and "train_dice" in ended.out
+    assert "\r" not in ended.out + ended.err and "soft_dice" in ended.out
 
 
 class Terminal(io.StringIO):

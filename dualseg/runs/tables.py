@@ -22,7 +22,7 @@ def distance_unit(config: Mapping[str, Any]) -> str:
 
 
 def results_of(folder: RunFolder) -> str:
-    """The table of a finished run or evaluation; below it which network is its result, and classes never found or there.
+    """The table of a finished run or evaluation; below it which one is the result, and classes never found or there.
 
     Raises:
         DualsegError: a file of the folder is damaged.

@@ -34,7 +34,7 @@ verdict: $(INSTALLED) ## do the unlabeled scans of DATA_ROOT= help? (SEEDS=0,1 L
 
 # One thread a process: test processes that each start several would slow one another down.
 test: $(INSTALLED) ## run all tests, WORKERS=2 processes at a time
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --max-worker-restart 0
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 quick: $(INSTALLED) ## the tests that need a moment each: about a minute
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "not slow"

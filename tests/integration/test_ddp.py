@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from wandb_records import OfflineRun
 
 import dualseg.evaluate
+import dualseg.train
 from dualseg.data import Phantom
 from dualseg.errors import DualsegError
 from dualseg.processes import GROUP
@@ -190,15 +192,26 @@ def test_what_all_ranks_complain_of_is_said_once(words, cwd) -> None:
     assert not (cwd / "runs" / "uneven").exists()
 
 
-def test_no_rank_waits_for_a_head_that_nothing_trains(words, cwd) -> None:
-    """bcp leaves the coarser logits of the planned networks out."""
+@pytest.fixture
+def no_group() -> Iterator[None]:
+    """What is left of a process group that a test began in this process is ended."""
+    yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def test_no_rank_waits_for_a_head_that_nothing_trains(words, command, no_group, tmp_path) -> None:
+    """bcp leaves the coarser logits of the planned networks out. DDP of one rank complains as well as that of two."""
     own = [
         "networks=planned", "plan.channels=[2,2,4,4]", "plan.strides=[[1,1,1],[2,2,2],[2,2,2],[2,2,2]]",
         "plan.kernels=[[3,3,3],[3,3,3],[3,3,3],[3,3,3]]", "plan.blocks=[1,1,1,1]",
     ]  # fmt: skip
-    length = ["trainer.max_iterations=3", "evaluate_on=[]", "name=planned-bcp"]
-    code, _, err = run(cwd, *words, *own, *length, "method=bcp", "batch.labeled=4", "batch.unlabeled=4")
-    assert code == 0, err
+    length = ["trainer.max_iterations=3", "evaluate_on=[]", f"output={tmp_path}"]
+    one = ["trainer.devices=1", "trainer.strategy=ddp"]
+    method = ["method=bcp", "batch.labeled=4", "batch.unlabeled=4"]
+    outcome = command(dualseg.train.main, *words, *own, *length, *one, *method)
+    assert outcome.code == 0, outcome.err
+    assert torch.distributed.is_initialized(), "DDP was used"
 
 
 # how the trainer is built

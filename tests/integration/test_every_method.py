@@ -4,6 +4,7 @@ Some of them with the planned networks as well: tests/methods/test_deep_supervis
 """
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,9 @@ CASES = [
     *(pytest.param(method, [], id=method) for method in METHODS),
     *(pytest.param(method, PLANNED, id=f"{method}-planned") for method in ("supervised", "dual_gentle", "bcp")),
 ]
+
+
+exported: set[str] = set()
 
 
 def words_of(
@@ -96,8 +100,7 @@ def through_all_commands(words: list[str], command: Callable[..., Any], phantom:
     metrics = json.loads(whole.metrics_file.read_text())
     checkpoint = read_checkpoint(whole.checkpoint())
 
-    resumed = RunFolder(tmp_path / "resumed")
-    ran(dualseg.train.main, *words, *length, "name=resumed")
+    resumed = RunFolder(shutil.copytree(whole.path, tmp_path / "resumed"))
     resumed.checkpoint().unlink()
     resumed.metrics_file.unlink()
     assert "iteration 2" in ran(dualseg.train.main, *words, *length, "name=resumed")
@@ -114,8 +117,12 @@ def through_all_commands(words: list[str], command: Callable[..., Any], phantom:
     assert nib.load(tmp_path / "maps" / "labels" / scan.name).shape == (40, 36, 32)
     assert set(metrics["test"]) >= {record, *members}
 
-    ran(dualseg.export.main, f"run={whole.path}", "format=bundle", f"output={tmp_path / 'bundle'}")
-    assert sorted(path.stem for path in (tmp_path / "bundle" / "models").glob("*.pt2")) == sorted(members)
+    architectures = [whole.config()["networks"][checkpoint["dualseg"]["averages"].get(name, name)] for name in members]
+    kind = str((architectures, members))
+    if kind not in exported:  # what is exported knows no method: once for each kind of networks
+        exported.add(kind)
+        ran(dualseg.export.main, f"run={whole.path}", "format=bundle", f"output={tmp_path / 'bundle'}")
+        assert sorted(path.stem for path in (tmp_path / "bundle" / "models").glob("*.pt2")) == sorted(members)
 
     ran(dualseg.report.main, "run", whole.path)
     assert record in (whole.path / "report.html").read_text()

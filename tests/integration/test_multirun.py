@@ -20,6 +20,9 @@ pytestmark = pytest.mark.timeout(1500)  # a minute of work, but on a busy machin
 LAUNCHERS = {"basic": ["launcher=basic"], "joblib": ["launcher=joblib", "hydra.launcher.n_jobs=2"]}
 
 
+ONE_RANK = ["trainer.devices=1"]  # two runs at a time: one rank each, for the time that it takes to start more
+
+
 def sweep_words(phantom: Phantom, launcher: str) -> list[str]:
     return ["-m", *LAUNCHERS[launcher], "seed=0,1", "evaluate_on=[]", *two_rank_words(phantom)]
 
@@ -34,8 +37,9 @@ def the_sweep(cwd: Path) -> Sweep:
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_two_runs_of_two_ranks(phantom, tmp_path, launcher) -> None:
-    code, out, err = run(tmp_path, *sweep_words(phantom, launcher), "trainer.max_iterations=2")
+def test_two_runs(phantom, tmp_path, launcher) -> None:
+    length = ["trainer.max_iterations=2", *({"basic": [], "joblib": ONE_RANK}[launcher])]
+    code, out, err = run(tmp_path, *sweep_words(phantom, launcher), *length)
     assert code == 0, err
     assert processes_in(tmp_path) == set()
     folders = run_folders(tmp_path)
@@ -91,8 +95,8 @@ def test_a_killed_sweep_leaves_no_process(phantom, tmp_path, launcher) -> None:
 def long_sweep(phantom: Phantom, cwd: Path, launcher: str, runs: int) -> Iterator[subprocess.Popen[str]]:
     """A sweep of which so many runs are training; it ends with the block."""
     lasting = ["trainer.max_iterations=100000", "trainer.checkpoint_every=100000", "trainer.log_every=1"]
-    if launcher == "joblib":  # two runs at a time: one rank each, for the time that it takes to start more
-        lasting.append("trainer.devices=1")
+    if launcher == "joblib":
+        lasting += ONE_RANK
     with started(cwd, *sweep_words(phantom, launcher), *lasting) as process:
         wait_for(lambda: sum(iterations_done(folder) > 0 for folder in run_folders(cwd)) == runs, process)
         yield process

@@ -33,6 +33,7 @@ LABELED = DESIGN["labeled"][:10]
 POOL = sorted(DESIGN["labeled"][10:] + DESIGN["unlabeled"])
 EMPTIED = POOL[1::2]
 SLICES = 5  # of the first axis, at its right end; at least seven there are free of the organ in the ten labels
+LENGTH = "trainer.max_iterations=1000"  # half of the study's
 MIX = ("method=solo_mix", "networks=plain_unet")
 ROWS = {  # row: (its folder, its words)
     "all": ("all", MIX),
@@ -96,11 +97,12 @@ def trained(source: Path, work: Path, row: str) -> dict[str, object]:
     kind, words = ROWS[row]
     root, run = work / kind, work / "runs" / row
     pool = write_set(source, root, kind)
-    words = ("experiment=hippocampus", *words, "evaluate_on=[validation]", "trainer.accelerator=cpu")
+    words = ("experiment=hippocampus", *words, LENGTH, "evaluate_on=[validation]")
+    words += ("trainer.accelerator=cpu", "trainer.threads=1")
     command = [sys.executable, "-m", "dualseg.train", f"data.root={root}", f"data.source.splits={root / 'split.json'}"]
     subprocess.run([*command, f"output={run.parent}", f"name={run.name}", *words], check=True)
     found = json.loads((run / "metrics.json").read_text())
-    (scores,) = found["validation"].values()
+    scores = found["validation"][found["record"]]
     curves = read_curves(run / "logs" / "curves.csv")
     shares = [value for _, name, value in curves if name.startswith(SHARE)]
     opened = [value for _, name, value in curves if name == "guard/open"]

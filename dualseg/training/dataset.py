@@ -49,19 +49,9 @@ def check_data(settings: Mapping[str, Any]) -> None:
     """The dataset is there, without faults that show before a volume is read, and can be split as asked.
 
     Raises:
-        DualsegError: as `source_and_split` and `check_source`.
+        DualsegError: as `source_and_split`; such a fault; the split cannot serve the batch or the validation.
     """
-    source, _ = source_and_split(settings)
-    check_source(settings, source)
-
-
-def check_source(settings: Mapping[str, Any], source: VolumeSource) -> None:
-    """The source of `data` has no faults that show before a volume is read, and can be split as asked.
-
-    Raises:
-        DualsegError: such a fault; the split cannot serve the batch or the validation.
-    """
-    split = split_source(source, settings["data"])
+    source, split = source_and_split(settings)
     source.check_cases()
     check_batch(settings["batch"]["labeled"], settings["batch"]["unlabeled"], split)
     every = settings["trainer"]["validate_every"]

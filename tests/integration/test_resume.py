@@ -235,7 +235,7 @@ def test_weights_start_another_run_from_this_ones_networks(whole, words, command
     arguments = [*words, f"output={tmp_path}", *short]
     outcome = command(dualseg.train.main, *arguments, f"weights={given}", "name=from")
     assert outcome.code == 0, outcome.err
-    assert outcome.out.startswith("Training "), "a new run, not a resumed one"
+    assert outcome.out.startswith(f"Training {tmp_path / 'from'}, from the weights of {given}\n"), "not a resumed one"
     run = RunFolder(tmp_path / "from")
     checkpoint, origin = read_checkpoint(run.checkpoint()), read_checkpoint(given)
     assert checkpoint["global_step"] == 1

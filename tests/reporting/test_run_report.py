@@ -246,6 +246,15 @@ def test_summary_and_cases_do_not_need_each_other(tmp_path: Path, make_run: Call
     assert "Best: case_01" in page.text
 
 
+def test_a_start_from_another_run_is_said_on_top(tmp_path: Path, make_run: Callable[..., Path]) -> None:
+    run = make_run(tmp_path / "run", slices=False)
+    said = "starts from the weights of another run"
+    assert said not in Page(write_run_report(run)).text
+    manifest = json.loads((run / "manifest.json").read_text())
+    (run / "manifest.json").write_text(json.dumps(manifest | {"weights": {"checkpoint": "c", "sha256": "0"}}))
+    assert said in Page(write_run_report(run)).text
+
+
 def test_three_classes(tmp_path: Path, make_run: Callable[..., Path]) -> None:
     run = make_run(tmp_path / "run", classes=("ventricle", "myocardium"))
     page = Page(write_run_report(run))

@@ -129,6 +129,8 @@ def _predict(
         record.write()
     elif options.report and not is_finished(folder.report_file):
         page = new_page()
+    elif options.report:
+        print(f"To look through: {folder.report_file}")
     rows = record.rows(failed)
     folder.write_summary(rows)
     if page is not None:
@@ -142,10 +144,14 @@ def _predict(
         raise DualsegError(f"{what} failed, see above: {', '.join(failed)}. All others are in {folder.path}.")
 
 
+def _say_where(folder: Path) -> None:
+    print(f"Label maps: {folder / 'labels'}", f"Volumes:    {folder / 'summary.csv'}", sep="\n")
+
+
 def main() -> None:
     """Console script."""
     run_with_arguments(
-        lambda options: print(f"Predictions: {predict(options)}"),
+        lambda options: _say_where(predict(options)),
         PredictionOptions,
         USAGE,
         note=NOTE,

@@ -93,8 +93,8 @@ def decide(
         "intensity": why_intensity,
         "patch_size": f"{why_patch}; the median volume has {by_text(shape)} voxels at this spacing",
         "stride": "half a patch",
-        "batch": f"labeled patches an iteration; with as many unlabeled ones, two networks take about {taken} of "
-        f"{size_text(memory)}",
+        "batch": f"labeled patches an iteration, with as many unlabeled ones; two networks would take about {taken} "
+        f"of plan.memory {size_text(memory)}",
         "strides": f"{len(unet.strides)} stages; halved along axes of similar edges, down to 4 voxels at least",
     }
     return Plan(values, reasons)

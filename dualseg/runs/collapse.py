@@ -75,7 +75,9 @@ def _held_back(states: Rows, ratios: Rows) -> str | None:
         return None
     found = _means([row for row in ratios if row[0] in closed and not LOW <= row[2] <= HIGH])
     share = max(100 * len(closed) / len(states), 1)
-    return f"the guard left pseudo-labels without weight in {share:.0f} % of the run, in which they had {_told(found)}"
+    end = "; at its end they count" if states[-1][2] else ""
+    held = f"unlabeled scans did not count in {share:.0f} % of the run"
+    return f"{held}: pseudo-labels had {_told(found)}, so the guard held them back{end}"
 
 
 def _outside(ratios: Mapping[str, float]) -> dict[str, float]:
@@ -83,7 +85,7 @@ def _outside(ratios: Mapping[str, float]) -> dict[str, float]:
 
 
 def _told(ratios: Mapping[str, float]) -> str:
-    return " and ".join(f"{ratio:.2g} times as much {name} as the labels" for name, ratio in ratios.items())
+    return " and ".join(f"{ratio:.2g} times as much of class {name} as the labels" for name, ratio in ratios.items())
 
 
 def _at_the_end(rows: Rows) -> dict[str, float]:

@@ -11,6 +11,7 @@ from dualseg.runs.identity import flatten
 from dualseg.runs.reading import CaseRow, case_row, read_rows
 
 STAGES = ("validation", "test")
+NOTHING_SCORED = "Nothing is scored: no case validates or tests; data.fold=0 holds a fifth of the labeled cases back."
 POOR = 0.1  # mean Dice of a class, below which a network has not learned it
 # split, network, class -> cases in which it is found, cases that contain it
 Found = dict[tuple[str, str, str], tuple[int, int]]
@@ -29,6 +30,8 @@ def results_of(folder: RunFolder) -> str:
     """
     rows, metrics = _cases_of(folder), folder.metrics()
     networks = {network for stage in STAGES for network in metrics.get(stage, {})}
+    if not networks:
+        return NOTHING_SCORED if folder.config().get("evaluate_on") else "Nothing is scored: evaluate_on=[]."
     record = record_of(metrics.get("record"), networks)
     chosen = [f"Result: {record}, which dualseg-predict takes."] if len(networks) > 1 else []
     return "\n".join([results_table(metrics, folder.config(), rows), *chosen, *absences(rows)])

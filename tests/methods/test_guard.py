@@ -304,13 +304,17 @@ def test_a_class_that_floods_or_drains_is_told_of(tmp_path):
             },
         )
     )
-    assert "9 times as much arch, aorta" in found and "0.12 times as much vein" in found and "atrium" not in found
+    assert (
+        "9 times as much of class arch, aorta" in found
+        and "0.12 times as much of class vein" in found
+        and "atrium" not in found
+    )
 
 
 def test_a_guard_that_was_closed_is_told_of(tmp_path):
     ratio = {"pseudo_share/atrium": lambda i: 6.0 if i <= 250 else 1.0, "pseudo_share/vein": lambda i: 1.0}
     found = collapse(curves_file(tmp_path, **{"guard/open": lambda i: float(i > 250)}, **ratio))
-    assert "25 % of the run" in found and "6 times as much atrium" in found and "vein" not in found
+    assert "25 % of the run" in found and "6 times as much of class atrium" in found and "vein" not in found
     assert collapse(curves_file(tmp_path, **{"guard/open": lambda i: 1.0}, **ratio)) is None, "the guard is asked alone"
     assert collapse(curves_file(tmp_path, **{"guard/open": lambda i: float(i > 40)}, **ratio)) is None, "at first"
     assert collapse(curves_file(tmp_path, **{"guard/open": lambda i: float(i <= 990)}, **ratio)), "at the end"

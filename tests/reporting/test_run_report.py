@@ -19,7 +19,9 @@ from PIL import Image
 from dualseg.errors import DualsegError
 from dualseg.reporting import figures, write_run_report
 from dualseg.reporting.contents import example_cases, read_contents
+from dualseg.runs.folder import RunFolder
 from dualseg.runs.reading import PlaneSlice
+from dualseg.runs.tables import NOTHING_SCORED, results_of
 
 
 class Page(HTMLParser):
@@ -225,7 +227,7 @@ def test_what_is_to_be_doubted_stands_on_top(tmp_path: Path, make_run: Callable[
         file.write("3,pseudo_share/atrium,1e-")
     text = Page(write_run_report(run)).text
     assert "Hardly found in the test cases: atrium (Dice 2.0 %)" in text
-    assert "9 times as much atrium as the labels" in text
+    assert "9 times as much of class atrium as the labels" in text
     assert "0 where the guard was closed, since a class was outside 0.25 to 4 times its share" in text
     assert "A class's share of the pseudo-labels divided by its share of the labels" in text
 
@@ -244,6 +246,14 @@ def test_summary_and_cases_do_not_need_each_other(tmp_path: Path, make_run: Call
     assert "stopped" in page.text and "4 of 12 iterations" in page.text
     assert "No summary" in page.text and "metrics.json: does not name" in page.text
     assert "Best: case_01" in page.text
+
+
+def test_a_run_that_scored_nothing_says_what_would(tmp_path: Path, make_run: Callable[..., Path]) -> None:
+    run = make_run(tmp_path / "run", slices=False)
+    (run / "metrics.json").write_text(json.dumps({"status": "finished", "iterations": 12}))
+    (run / "cases.csv").write_text((run / "cases.csv").read_text().splitlines()[0] + "\n")
+    assert NOTHING_SCORED in Page(write_run_report(run)).text
+    assert results_of(RunFolder(run)) == NOTHING_SCORED
 
 
 def test_a_start_from_another_run_is_said_on_top(tmp_path: Path, make_run: Callable[..., Path]) -> None:

@@ -611,3 +611,9 @@ def root_of(job: Any) -> Path:
 def test_what_gives_no_verdict_is_said_before_anything_is_launched(words, named, train, launches, reported):
     outcome = train("sweep=verdict", *words, "seed=0", "experiment=small")
     assert outcome.code == 2 and named in outcome.err and not launches.words and not reported
+
+
+def test_a_verdict_is_on_scans_that_are_named(train, launches):
+    """The default is the phantom of the demo."""
+    outcome = train("sweep=verdict", "dry=true")
+    assert outcome.code == 2 and "data=folder data.root=DIR" in outcome.err and not launches.words

@@ -138,7 +138,7 @@ class ReviewPage:
         reasons = dict(zip((row.scan for row in rows), reasons_to_look(rows), strict=True))
         numbers = {scan: number for number, scan in enumerate(shown)}
         scans = [
-            _entry(row, reasons[row.scan], numbers[row.scan], self._shown(row.scan))
+            _entry(row, reasons[row.scan], numbers[row.scan], self._shown(row.scan), len(networks) > 1)
             for row in sorted((row for row in rows if row.scan in numbers), key=_doubt)
         ]
         largest = max((self._file(scan).stat().st_size for scan in shown), default=0)  # of a page with fewer scans
@@ -175,16 +175,18 @@ def _scans_of(page: Path) -> dict[str, tuple[str, dict[str, Any]]]:
     return {}
 
 
-def _entry(row: Row, reasons: Sequence[str], number: int, shown: Mapping[str, Any]) -> dict[str, Any]:
+def _entry(
+    row: Row, reasons: Sequence[str], number: int, shown: Mapping[str, Any], several_networks: bool
+) -> dict[str, Any]:
     uncertainty = _share(row.measures["mean_entropy_foreground"])
-    disagreement = _share(row.measures["disagreement_foreground"])
+    disagreement = f"networks disagree on {_share(row.measures['disagreement_foreground'])}"
     volumes = [f"{name} {ml:.2f} ml" for name, ml in row.volumes.items()]
     return {
         "name": row.scan,
         "number": number,
         "reasons": list(reasons),
         "uncertainty": uncertainty,
-        "facts": [f"uncertainty {uncertainty}", f"networks disagree on {disagreement}", *volumes],
+        "facts": [f"uncertainty {uncertainty}", *([disagreement] if several_networks else []), *volumes],
         **shown,
     }
 

@@ -29,7 +29,7 @@ def train(config: Any) -> None:
         DualsegError: whatever the user can fix; nothing half-written is left behind.
         SystemExit: a group failed, and has said why.
     """
-    from dualseg.processes import in_group, is_slurm_task, processes_of
+    from dualseg.processes import in_group, is_slurm_task, processes_of, rank
     from dualseg.runs.folder import RunFolder
     from dualseg.runs.replaced import recover
     from dualseg.training.group import run_group
@@ -42,11 +42,13 @@ def train(config: Any) -> None:
         from dualseg.runs.lock import is_locked
         from dualseg.studies.timing import plan_of_run
 
-        if not is_locked(folder.path):  # how far a run is may be asked while it is written
+        locked = is_locked(folder.path)
+        if not locked:  # how far a run is may be asked while it is written
             check_claim(folder, settings)
-        print(plan_of_run(settings), flush=True)
-        if not folder.finished or folder.changes_length(settings):
-            _try(settings)
+        if rank() == 0:  # of the tasks of `srun`
+            print(plan_of_run(settings), flush=True)
+            if not locked and (settings["overwrite"] or folder.changes_length(settings) or not folder.finished):
+                _try(settings, settings["overwrite"] or folder.latest_checkpoint() is None)
         return
     if settings["overwrite"] and folder.resumes_in_slurm(settings):
         settings["overwrite"] = False
@@ -62,21 +64,29 @@ def train(config: Any) -> None:
         raise SystemExit(ending.code)
 
 
-def _try(settings: dict[str, Any]) -> None:
-    """`dry=true`: the data are there, and what is to be trained can be built, also what is the user's own.
+def _try(settings: dict[str, Any], anew: bool) -> None:
+    """`dry=true`: the data are there, and the method and its networks can be built, also the user's own.
+
+    Args:
+        anew: training would begin, rather than resume.
 
     Raises:
-        DualsegError: as training would before its first iteration; what only a volume or a forward pass shows remains.
+        DualsegError: as training would of data, networks, method and starting weights; trainer, logger and callbacks
+            are not built, no volume is read.
     """
     from dualseg.training.dataset import check_data
     from dualseg.training.settings import check_weights
 
-    check_weights(settings)
+    if anew:
+        check_weights(settings)
     check_data(settings)
 
     from dualseg.training import assembly
+    from dualseg.training.weights import start_from
 
-    method = assembly.build_method(settings, assembly.build_source(settings))
+    method = assembly.build_method(settings, assembly.build_data(settings).source)
+    if anew and settings["weights"]:
+        start_from(settings["weights"], method, settings["weights_as"])
     for name in method.takes:
         print(f"network {name}: {sum(weight.numel() for weight in method.networks[name].parameters()):,} parameters")
 

@@ -316,6 +316,28 @@ def test_a_given_port_is_taken_and_a_taken_port_is_refused(ranks, tmp_path, monk
         run_group([], 2)
 
 
+def test_two_groups_at_a_time_have_a_port_each(ranks, tmp_path) -> None:
+    """As the runs of a sweep that joblib starts: each waits here for the other's ranks."""
+    ranks("""
+        (here / f"{words[0]}.{rank}.port").write_text(os.environ["MASTER_PORT"])
+        while len([*here.glob("*.port")]) < 4:
+            time.sleep(0.02)
+    """)
+    stop, ended = Stop(), {}
+
+    def group_of(name: str) -> None:
+        ended[name] = run_group([name], 2, tmp_path / f"{name}.log", stop)
+
+    threads = [threading.Thread(target=group_of, args=(name,)) for name in ("first", "second")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert ended == {"first": Ending(0), "second": Ending(0)}
+    first, second = ({(tmp_path / f"{name}.{rank}.port").read_text() for rank in (0, 1)} for name in ended)
+    assert len(first) == len(second) == 1 and first != second
+
+
 def test_rank_0_can_listen_at_the_port_and_nobody_else_is_given_it(ranks, tmp_path) -> None:
     ranks("""
         import socket

@@ -21,7 +21,7 @@ from dualseg.reporting.curve_panels import curve_networks, loss_panels, schedule
 from dualseg.reporting.html import render
 from dualseg.runs.identity import flatten
 from dualseg.runs.reading import METRICS, CaseRow, PlaneSlice
-from dualseg.runs.tables import NOTHING_SCORED, distance_unit, poorly_found
+from dualseg.runs.tables import distance_unit, nothing_scored, poorly_found
 
 ABSENT = "\N{EN DASH}"
 UNREADABLE = ("data.images.", "started_from")  # of the manifest: one hash a case
@@ -53,7 +53,7 @@ def render_run(run: RunContents) -> str:
         status=_status(run),
         splits=splits,
         unit=distance_unit(run.config),
-        nothing_scored=NOTHING_SCORED,
+        nothing_scored=nothing_scored(run.config),
         losses=loss_panels(run),
         schedules=schedule_panels(run),
         curve_networks=curve_networks(run),

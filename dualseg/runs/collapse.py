@@ -77,7 +77,7 @@ def _held_back(states: Rows, ratios: Rows) -> str | None:
     share = max(100 * len(closed) / len(states), 1)
     end = "; at its end they count" if states[-1][2] else ""
     held = f"unlabeled scans did not count in {share:.0f} % of the run"
-    return f"{held}: pseudo-labels had {_told(found)}, so the guard held them back{end}"
+    return f"{held}: pseudo-labels had {_told(found)}, so the guard held them back{end}" if found else held
 
 
 def _outside(ratios: Mapping[str, float]) -> dict[str, float]:

@@ -11,7 +11,6 @@ from dualseg.runs.identity import flatten
 from dualseg.runs.reading import CaseRow, case_row, read_rows
 
 STAGES = ("validation", "test")
-NOTHING_SCORED = "Nothing is scored: no case validates or tests; data.fold=0 holds a fifth of the labeled cases back."
 POOR = 0.1  # mean Dice of a class, below which a network has not learned it
 # split, network, class -> cases in which it is found, cases that contain it
 Found = dict[tuple[str, str, str], tuple[int, int]]
@@ -31,10 +30,21 @@ def results_of(folder: RunFolder) -> str:
     rows, metrics = _cases_of(folder), folder.metrics()
     networks = {network for stage in STAGES for network in metrics.get(stage, {})}
     if not networks:
-        return NOTHING_SCORED if folder.config().get("evaluate_on") else "Nothing is scored: evaluate_on=[]."
+        return nothing_scored(folder.config())
     record = record_of(metrics.get("record"), networks)
     chosen = [f"Result: {record}, which dualseg-predict takes."] if len(networks) > 1 else []
     return "\n".join([results_table(metrics, folder.config(), rows), *chosen, *absences(rows)])
+
+
+def nothing_scored(config: Mapping[str, Any]) -> str:
+    """Why a run scores nothing, and what would make it; `config`: of a run that has no case to score."""
+    stages = config.get("evaluate_on", STAGES)
+    if not stages:
+        return "Nothing is scored: evaluate_on=[]."
+    fix = "data.fold=0 validates on one of data.folds=N parts of the labeled cases"
+    if "validation" not in stages:
+        fix = "data.held_out_test=N holds labeled cases back"
+    return f"Nothing is scored: there are no {' or '.join(stages)} cases; {fix}."
 
 
 def poorly_found_of(folder: RunFolder) -> str | None:

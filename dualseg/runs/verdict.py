@@ -13,7 +13,7 @@ from dualseg.names import check_folder_name
 from dualseg.runs.folder import VERDICT, RunFolder
 
 LEAST_CASES = 6  # with fewer no sign-flip test reaches 5 %: 2 / 2**5 is more. A bootstrap of 2 of one sign excludes 0
-NOT_VERIFIED = "not verified: no verdict was made, see dualseg-train -m sweep=verdict data=folder data.root=DIR"
+NOT_VERIFIED = "not verified: no verdict was made, see dualseg-train -m sweep=verdict with its data=... data.root=..."
 
 
 def training_of(config: Mapping[str, Any]) -> dict[str, Any]:

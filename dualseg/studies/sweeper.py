@@ -66,8 +66,10 @@ def sweep(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
     else:
         study = study_of(config.study, cast(dict[str, Any], OmegaConf.to_container(config.sweep, resolve=True)))
         combinations = _of_study(study, config.scale, overrides)
-    if study and study.verdict and not {one.get_key_element() for one in overrides} & {"data", "experiment"}:
-        raise DualsegError(f"sweep={study.name}: on which scans? Give data=folder data.root=DIR.")
+    if study and study.verdict and not study.experiments:
+        named = {one.get_key_element() for one in overrides}.union(*study.variants.values())
+        if not named & {"data", "experiment"}:
+            raise DualsegError(f"sweep={study.name}: on which scans? Give data=folder data.root=DIR.")
     launcher = [one for one in arguments if one.startswith("launcher=")]  # hydra.launcher.* fits no other one
     composer = Composer(sweeper, launcher)
     if study:

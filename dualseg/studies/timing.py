@@ -16,7 +16,7 @@ from dualseg.files import read_json
 from dualseg.machine import duration
 from dualseg.planning import plan_file
 from dualseg.runs.folder import RunFolder, iteration_of
-from dualseg.runs.tables import NOTHING_SCORED
+from dualseg.runs.tables import nothing_scored
 from dualseg.studies.index import STATES, Job, State, Sweep, dice_of, iterations_done
 from dualseg.studies.members import ensemble_folder, ensemble_problem
 from dualseg.training.dataset import source_and_split
@@ -177,8 +177,8 @@ def plan_of_run(settings: Mapping[str, Any]) -> str:
         f"{job.iterations:,} iterations; cases: {cases}",
         time_left(sweep, [job], measured_rates(sweep, [job], settings["scale"])).replace(" one after the other", ""),
     ]
-    if settings["evaluate_on"] and not split.validation and not split.test:
-        lines.append(f"note: {NOTHING_SCORED}")
+    if settings["evaluate_on"] and not any(getattr(split, stage) for stage in settings["evaluate_on"]):
+        lines.append(f"note: {nothing_scored(settings)}")
     if job.iterations < FEW and not settings["weights"] and state == "to do":
         lines.append(f"note: {job.iterations:,} iterations are few for networks that begin anew; see docs/own-data.md")
     if file := settings.get("plan"):

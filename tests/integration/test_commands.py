@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -310,6 +311,24 @@ def test_dry_refuses_what_training_would(phantom, away, command, word, named):
     outcome = command(dualseg.train.main, f"data.root={phantom.root}", *TRAIN_WORDS, word, "dry=true")
     outcome.complains(named)
     assert list(away.iterdir()) == []
+
+
+def test_dry_asks_of_a_run_what_training_would(run, phantom, command, monkeypatch, tmp_path):
+    """A finished one is not built again but to overwrite it; one that is resumed needs its first weights no more."""
+    words = [f"data.root={phantom.root}", *TRAIN_WORDS, f"output={run.path.parent}", "dry=true"]
+    wrong = "method._target_=my_methods.Absent"
+    named = [*words, wrong, f"name={run.path.name}"]
+    assert "network" not in command(dualseg.train.main, *words).out
+    command(dualseg.train.main, *named, "overwrite=true").complains("my_methods.Absent")
+    tried = []
+    monkeypatch.setattr("dualseg.training.settings.check_weights", lambda _: tried.append("weights"))
+    begun = shutil.copytree(run.path, tmp_path / run.path.name)
+    (begun / "metrics.json").unlink()
+    outcome = command(dualseg.train.main, *words, f"output={tmp_path}")
+    assert outcome.code == 0 and "network a" in outcome.out and not tried, outcome.err
+    monkeypatch.setattr("dualseg.runs.lock.is_locked", lambda _: True)
+    outcome = command(dualseg.train.main, *named, f"output={tmp_path}")
+    assert outcome.code == 0 and "network" not in outcome.out, "it is being written"
 
 
 def test_supervised_training_leaves_a_run_of_one_network(phantom, away, command):

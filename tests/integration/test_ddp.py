@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -194,8 +195,9 @@ def test_what_all_ranks_complain_of_is_said_once(words, cwd) -> None:
 
 @pytest.fixture
 def no_group() -> Iterator[None]:
-    """What is left of a process group that a test began in this process is ended."""
-    yield
+    """What is left of a process group that a test began in this process is ended, and its environment gone."""
+    with patch.dict(os.environ):
+        yield
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 

@@ -120,9 +120,9 @@ def through_all_commands(words: list[str], command: Callable[..., Any], phantom:
     architectures = [whole.config()["networks"][checkpoint["dualseg"]["averages"].get(name, name)] for name in members]
     kind = str((architectures, members))
     if kind not in exported:  # what is exported knows no method: once for each kind of networks
-        exported.add(kind)
         ran(dualseg.export.main, f"run={whole.path}", "format=bundle", f"output={tmp_path / 'bundle'}")
         assert sorted(path.stem for path in (tmp_path / "bundle" / "models").glob("*.pt2")) == sorted(members)
+        exported.add(kind)
 
     ran(dualseg.report.main, "run", whole.path)
     assert record in (whole.path / "report.html").read_text()

@@ -315,9 +315,11 @@ def test_a_guard_that_was_closed_is_told_of(tmp_path):
     ratio = {"pseudo_share/atrium": lambda i: 6.0 if i <= 250 else 1.0, "pseudo_share/vein": lambda i: 1.0}
     found = collapse(curves_file(tmp_path, **{"guard/open": lambda i: float(i > 250)}, **ratio))
     assert "25 % of the run" in found and "6 times as much of class atrium" in found and "vein" not in found
+    assert found.endswith("; at its end they count")
     assert collapse(curves_file(tmp_path, **{"guard/open": lambda i: 1.0}, **ratio)) is None, "the guard is asked alone"
     assert collapse(curves_file(tmp_path, **{"guard/open": lambda i: float(i > 40)}, **ratio)) is None, "at first"
-    assert collapse(curves_file(tmp_path, **{"guard/open": lambda i: float(i <= 990)}, **ratio)), "at the end"
+    closed = collapse(curves_file(tmp_path, **{"guard/open": lambda i: float(i <= 990)}, **ratio))
+    assert closed == "unlabeled scans did not count in 1 % of the run", "at the end, by no class that is known"
     assert collapse(tmp_path / "none.csv") is None
 
 

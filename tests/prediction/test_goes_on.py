@@ -332,6 +332,8 @@ def test_the_page_gets_the_scans_that_are_added(predict, watch, scans, out, tmp_
     assert predict(*words).code == 0 and watch.seen == ["b"]
     assert predict(*words, f"output={tmp_path / 'whole'}").code == 0
     assert content(out) == content(tmp_path / "whole")
+    again = predict(*words).out
+    assert all(f": {out / name}\n" in again.replace(":   ", ":") for name in ("report.html", "labels", "summary.csv"))
     (out / "report.html").unlink()  # and with it the copies
     watch.seen.clear()
     assert predict(*words).code == 0 and watch.seen == ["a", "b", "c"]

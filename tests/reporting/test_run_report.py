@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from dualseg.errors import DualsegError
@@ -21,7 +22,7 @@ from dualseg.reporting import figures, write_run_report
 from dualseg.reporting.contents import example_cases, read_contents
 from dualseg.runs.folder import RunFolder
 from dualseg.runs.reading import PlaneSlice
-from dualseg.runs.tables import NOTHING_SCORED, results_of
+from dualseg.runs.tables import results_of
 
 
 class Page(HTMLParser):
@@ -252,8 +253,15 @@ def test_a_run_that_scored_nothing_says_what_would(tmp_path: Path, make_run: Cal
     run = make_run(tmp_path / "run", slices=False)
     (run / "metrics.json").write_text(json.dumps({"status": "finished", "iterations": 12}))
     (run / "cases.csv").write_text((run / "cases.csv").read_text().splitlines()[0] + "\n")
-    assert NOTHING_SCORED in Page(write_run_report(run)).text
-    assert results_of(RunFolder(run)) == NOTHING_SCORED
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    for stages, said in (
+        (["validation", "test"], "no validation or test cases; data.fold=0"),
+        (["test"], "no test cases; data.held_out_test=N"),
+        ([], "evaluate_on=[]"),
+    ):
+        (run / "config.yaml").write_text(yaml.safe_dump(config | {"evaluate_on": stages}))
+        told = results_of(RunFolder(run))
+        assert said in told and told in Page(write_run_report(run)).text
 
 
 def test_a_start_from_another_run_is_said_on_top(tmp_path: Path, make_run: Callable[..., Path]) -> None:

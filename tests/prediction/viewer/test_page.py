@@ -50,6 +50,7 @@ def test_the_uncertain_first_and_nobody_named(page: str) -> None:
     assert [scan["name"] for scan in state["scans"]] == ["doubtful", "middle", "sure <b>"]
     assert [scan["number"] for scan in state["scans"]] == [2, 1, 0]
     assert state["scans"][0]["reasons"] == ["networks disagree"]
+    assert "mean of a, b" in page and state["scans"][0]["facts"][1].startswith("networks disagree on ")
     assert "sure <b>" not in page and "sure &lt;b&gt;" in page
     assert "see summary.csv: failed" in page and "Mrs Doe" not in page
     assert "8-bit display copies, of at most 10 MB" in page
@@ -66,6 +67,8 @@ def test_a_scan_without_foreground_comes_first(tmp_path: Path) -> None:
     state = json.loads(re.findall(r'id="state">(.*?)</script>', page.path.read_text())[0])
     assert [scan["name"] for scan in state["scans"]] == ["none", "some"]
     assert state["scans"][0]["uncertainty"] == "none"
+    text = page.path.read_text()
+    assert "network a</p>" in text and [fact.split()[0] for fact in state["scans"][0]["facts"]] == ["uncertainty", "ball"]
 
 
 def test_many_scans_share_the_page(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import hashlib
 import json
 import shutil
 import signal
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -285,6 +286,8 @@ def test_a_run_is_of_the_code_that_it_was_started_with(command, home, monkeypatc
     module = home / "own_method.py"
     module.write_text("from dualseg.methods import Supervised\n\n\nclass Mine(Supervised):\n    factor = 1\n")
     monkeypatch.syspath_prepend(home)
+    monkeypatch.setitem(sys.modules, "own_method", None)  # after this test it is gone, for others of that name
+    del sys.modules["own_method"]
     words = [*WORDS, f"data.root={home}/site1", f"output={home}", "name=own", "method._target_=own_method.Mine"]
     words += ["trainer.max_iterations=1", "evaluate_on=[]"]
     assert command(train.main, *words).code == 0

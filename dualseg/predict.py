@@ -129,13 +129,12 @@ def _predict(
         record.write()
     elif options.report and not is_finished(folder.report_file):
         page = new_page()
-    elif options.report:
-        print(f"To look through: {folder.report_file}")
     rows = record.rows(failed)
     folder.write_summary(rows)
     if page is not None:
         page.write(rows, record.content["networks"])
-        print(f"To look through: {page.path}")
+    if options.report:
+        print(f"To look through: {folder.report_file}")
     for row, reasons in zip(rows, reasons_to_look(rows), strict=True):
         if reasons:
             print(f"Look at {row.scan}: {', '.join(reasons)}")

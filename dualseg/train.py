@@ -47,8 +47,8 @@ def train(config: Any) -> None:
             check_claim(folder, settings)
         if rank() == 0:  # of the tasks of `srun`
             print(plan_of_run(settings), flush=True)
-            if not locked and (settings["overwrite"] or folder.changes_length(settings) or not folder.finished):
-                _try(settings, settings["overwrite"] or folder.latest_checkpoint() is None)
+            if not locked and not _is_finished(settings, folder):
+                _try(settings, folder)
         return
     if settings["overwrite"] and folder.resumes_in_slurm(settings):
         settings["overwrite"] = False
@@ -64,28 +64,20 @@ def train(config: Any) -> None:
         raise SystemExit(ending.code)
 
 
-def _try(settings: dict[str, Any], anew: bool) -> None:
+def _try(settings: dict[str, Any], folder: Any) -> None:
     """`dry=true`: the data are there, and the method and its networks can be built, also the user's own.
-
-    Args:
-        anew: training would begin, rather than resume.
 
     Raises:
         DualsegError: as training would of data, networks, method and starting weights; trainer, logger and callbacks
             are not built, no volume is read.
     """
-    from dualseg.training.dataset import check_data
-    from dualseg.training.settings import check_weights
-
-    if anew:
-        check_weights(settings)
-    check_data(settings)
+    _check_start(settings, folder)
 
     from dualseg.training import assembly
     from dualseg.training.weights import start_from
 
     method = assembly.build_method(settings, assembly.build_data(settings).source)
-    if anew and settings["weights"]:
+    if settings["weights"] and _begins(settings, folder):
         start_from(settings["weights"], method, settings["weights_as"])
     for name in method.takes:
         print(f"network {name}: {sum(weight.numel() for weight in method.networks[name].parameters()):,} parameters")
@@ -97,22 +89,37 @@ def _is_to_do(settings: dict[str, Any]) -> bool:
     from dualseg.runs.claim import check_claim
     from dualseg.runs.folder import RunFolder
     from dualseg.runs.replaced import recover
-    from dualseg.training.dataset import check_data
-    from dualseg.training.settings import check_weights
 
     folder = RunFolder.of(settings)
     if rank() == 0:  # which may be writing the folder while another rank looks at it
         recover(folder.path, reading=False)
         check_claim(folder, settings)
-    # `changes_length` first: after it, rank 0 may be opening the folder
-    if not (settings["overwrite"] or folder.changes_length(settings)) and folder.finished:
+    if _is_finished(settings, folder):
         if rank() == 0:
             _show(folder)
         return False
-    if settings["overwrite"] or folder.latest_checkpoint() is None:
+    _check_start(settings, folder)
+    return True
+
+
+def _is_finished(settings: dict[str, Any], folder: Any) -> bool:
+    # `changes_length` first: after it, rank 0 may be opening the folder
+    return not (settings["overwrite"] or folder.changes_length(settings)) and folder.finished
+
+
+def _begins(settings: dict[str, Any], folder: Any) -> bool:
+    """Training would begin rather than resume, which needs no starting weights any more."""
+    return settings["overwrite"] or folder.latest_checkpoint() is None
+
+
+def _check_start(settings: dict[str, Any], folder: Any) -> None:
+    """Raises: DualsegError for weights or data that cannot be trained from or on, as far as it shows without torch."""
+    from dualseg.training.dataset import check_data
+    from dualseg.training.settings import check_weights
+
+    if _begins(settings, folder):
         check_weights(settings)
     check_data(settings)
-    return True
 
 
 def train_here(settings: dict[str, Any]) -> None:

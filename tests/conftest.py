@@ -65,7 +65,7 @@ def parse_once() -> None:
 
 
 def map_choices_where_asked() -> None:
-    """For each file of conf/ Hydra maps all choices, a quarter of its time; defaults with ${...} alone look into it."""
+    """For each file of conf/ Hydra maps all choices, which takes time; defaults with ${...} alone look into the map."""
     original = defaults_list._create_interpolation_map
 
     def create(overrides: Any, defaults: Sequence[Any], self_added: bool) -> Any:

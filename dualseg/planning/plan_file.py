@@ -137,7 +137,8 @@ def shown(plan: Plan, settings: Mapping[str, Any]) -> str:
 
 
 def _lines(plan: Plan, settings: Mapping[str, Any]) -> list[str]:
-    values = {**plan.values, **_in_use(settings)}
+    used = _in_use(settings)
+    values = {**plan.values, **used}
     shown = {
         "spacing": _spacing_text(values["spacing"]),
         "intensity": _intensity_text(values["intensity"]),
@@ -145,7 +146,7 @@ def _lines(plan: Plan, settings: Mapping[str, Any]) -> list[str]:
         "stride": by_text(values["stride"]),
         "batch": str(values["batch"]),
     }
-    if any("kernels" in network for network in settings["networks"].values()):
+    if "kernels" in used:
         shown |= {
             "channels": "-".join(map(str, values["channels"])),
             "strides": " ".join(by_text(stride) for stride in values["strides"]),

@@ -17,14 +17,15 @@ from dualseg.runs.lock import is_locked
 from dualseg.studies.index import Sweep, iterations_done
 
 pytestmark = pytest.mark.timeout(1500)  # a minute of work, but on a busy machine
-LAUNCHERS = {"basic": ["launcher=basic"], "joblib": ["launcher=joblib", "hydra.launcher.n_jobs=2"]}
-
-
-ONE_RANK = ["trainer.devices=1"]  # two runs at a time: one rank each, for the time that it takes to start more
+LAUNCHERS = {
+    "basic": ["launcher=basic"],
+    # two runs at a time: one rank each, for the time that it takes to start more
+    "joblib": ["launcher=joblib", "hydra.launcher.n_jobs=2", "trainer.devices=1"],
+}
 
 
 def sweep_words(phantom: Phantom, launcher: str) -> list[str]:
-    return ["-m", *LAUNCHERS[launcher], "seed=0,1", "evaluate_on=[]", *two_rank_words(phantom)]
+    return ["-m", "seed=0,1", "evaluate_on=[]", *two_rank_words(phantom), *LAUNCHERS[launcher]]
 
 
 def run_folders(cwd: Path) -> list[RunFolder]:
@@ -38,8 +39,7 @@ def the_sweep(cwd: Path) -> Sweep:
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_two_runs(phantom, tmp_path, launcher) -> None:
-    length = ["trainer.max_iterations=2", *({"basic": [], "joblib": ONE_RANK}[launcher])]
-    code, out, err = run(tmp_path, *sweep_words(phantom, launcher), *length)
+    code, out, err = run(tmp_path, *sweep_words(phantom, launcher), "trainer.max_iterations=2")
     assert code == 0, err
     assert processes_in(tmp_path) == set()
     folders = run_folders(tmp_path)
@@ -95,8 +95,6 @@ def test_a_killed_sweep_leaves_no_process(phantom, tmp_path, launcher) -> None:
 def long_sweep(phantom: Phantom, cwd: Path, launcher: str, runs: int) -> Iterator[subprocess.Popen[str]]:
     """A sweep of which so many runs are training; it ends with the block."""
     lasting = ["trainer.max_iterations=100000", "trainer.checkpoint_every=100000", "trainer.log_every=1"]
-    if launcher == "joblib":
-        lasting += ONE_RANK
     with started(cwd, *sweep_words(phantom, launcher), *lasting) as process:
         wait_for(lambda: sum(iterations_done(folder) > 0 for folder in run_folders(cwd)) == runs, process)
         yield process
